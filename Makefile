@@ -1,0 +1,44 @@
+# `make` alone lists what can be made.
+PYTHON ?= python3
+ENVIRONMENT := integration/.venv/celery-5.7/bin/python
+SERVICES := $(PYTHON) integration/services.py run --
+
+.DEFAULT_GOAL := help
+.PHONY: help build release demo test test-rust test-integration lint bench environments clean
+
+help: ## Lists what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+build: ## Builds the daemon for development
+	cargo build --locked
+
+release: ## Builds the daemon as it is installed
+	cargo build --locked --release
+
+demo: build ## Shows it at work: a Django project, a stock Celery worker, SQLite
+	CELERIAC_BIN=target/debug/celeriac $(PYTHON) integration/demo.py
+
+test: build environments ## Runs every test, with servers that run already or private ones
+	$(SERVICES) $(MAKE) --no-print-directory test-rust test-integration
+
+test-rust:
+	cargo test --locked --quiet
+
+test-integration:
+	CELERIAC_BIN=target/debug/celeriac $(ENVIRONMENT) -m pytest integration
+
+lint: ## Checks formatting, lints and licences
+	cargo fmt --check
+	cargo clippy --locked --all-targets --quiet -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --quiet
+	$(PYTHON) .ci/licences.py
+
+bench: release environments ## Measures it against django-celery-results
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench.py $(BENCH)
+
+environments: ## Makes the virtual environments of the tests
+	$(PYTHON) integration/environments.py
+
+clean: ## Removes what was built and the virtual environments
+	cargo clean
+	rm -rf integration/.venv

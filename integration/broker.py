@@ -1,0 +1,181 @@
+"""A virtual host seen from outside: publishing results by hand, counting, taking messages out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import amqp
+
+RESULTS = "celeriac.results"
+DEAD = "celeriac.dead"
+
+#: How the daemon declares its queues.
+QUEUES = {
+    RESULTS: {
+        "x-queue-type": "quorum",
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": DEAD,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+        "x-delivery-limit": 100,
+    },
+    DEAD: {"x-queue-type": "quorum"},
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as RabbitMQ gives it, without what belongs to one delivery."""
+
+    body: bytes
+    properties: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, received: amqp.Message) -> Message:
+        properties = dict(received.properties)
+        headers = properties.pop("application_headers", None) or {}
+        return cls(bytes(received.body or b""), properties, headers)
+
+    def to_amqp(self) -> amqp.Message:
+        return amqp.Message(self.body, application_headers=self.headers, **self.properties)
+
+
+def connect(url: str, *, confirm: bool = True) -> amqp.Connection:
+    parts = urlsplit(url)
+    connection = amqp.Connection(
+        host=f"{parts.hostname}:{parts.port or 5672}",
+        userid=unquote(parts.username or "guest"),
+        password=unquote(parts.password or "guest"),
+        virtual_host=unquote(parts.path[1:]) or "/",
+        confirm_publish=confirm,
+        connect_timeout=10,
+        read_timeout=20,
+        write_timeout=20,
+    )
+    connection.connect()
+    return connection
+
+
+def open_channel(connection: amqp.Connection) -> amqp.Channel:
+    """A channel that leaves bodies as they are; the client would decode them by their label."""
+    channel = connection.channel()
+    channel.auto_decode = False
+    return channel
+
+
+class Broker:
+    """One virtual host by its URL; every act has a connection of its own and leaves none behind."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @contextmanager
+    def channel(self) -> Iterator[amqp.Channel]:
+        connection = connect(self.url)
+        try:
+            yield open_channel(connection)
+        finally:
+            connection.close()
+
+    def declare(self, queue: str, arguments: Mapping[str, Any] | None = None) -> None:
+        """As the daemon declares it, where nothing else is said."""
+        if arguments is None:
+            arguments = QUEUES[queue]
+        with self.channel() as channel:
+            channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+
+    def delete(self, queue: str) -> None:
+        with self.channel() as channel:
+            channel.queue_delete(queue)
+
+    def exists(self, queue: str) -> bool:
+        try:
+            self.depth(queue)
+        except amqp.NotFound:
+            return False
+        return True
+
+    def depth(self, queue: str) -> int:
+        """Messages that nobody has been handed; those in a consumer's hands do not count."""
+        with self.channel() as channel:
+            return channel.queue_declare(queue, passive=True).message_count
+
+    def publish(self, *messages: Message, queue: str = RESULTS) -> None:
+        """Publishes and waits for the broker's word; a queue that is missing is an error."""
+        returned: list[object] = []
+        with self.channel() as channel:
+            channel.events["basic_return"].add(lambda *details: returned.append(details))
+            for message in messages:
+                channel.basic_publish(message.to_amqp(), routing_key=queue, mandatory=True)
+        assert not returned, f"the queue {queue} is missing"
+
+    def take(self, queue: str) -> list[Message]:
+        """Takes all messages out of a queue."""
+        taken = []
+        with self.channel() as channel:
+            while received := channel.basic_get(queue, no_ack=True):
+                taken.append(Message.of(received))
+        return taken
+
+
+class Forwarder:
+    """Hands every message of one queue on, as it is and as it comes, to the queues of others.
+
+    A stock worker can name one reply queue only; with this one run of the tasks feeds the
+    daemons of all three databases with the same bytes at the same time.
+    """
+
+    def __init__(self, source: str, targets: list[str]) -> None:
+        self._source = source
+        self._targets = targets
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._error: BaseException | None = None
+        self.messages: list[Message] = []
+
+    def __enter__(self) -> Forwarder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._error:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._forward()
+        except BaseException as error:  # handed to whoever leaves the block
+            self._error = error
+
+    def _forward(self) -> None:
+        source = connect(self._source, confirm=False)
+        targets = [connect(url) for url in self._targets]
+        channels = [open_channel(target) for target in targets]
+
+        def forward(received: amqp.Message) -> None:
+            message = Message.of(received)
+            self.messages.append(message)
+            for channel in channels:
+                channel.basic_publish(message.to_amqp(), routing_key=RESULTS)
+
+        open_channel(source).basic_consume(RESULTS, no_ack=True, callback=forward)
+        while not self._stop.is_set():
+            drain(source, seconds=0.1)
+        for connection in (source, *targets):
+            connection.close()
+
+
+def drain(connection: amqp.Connection, seconds: float) -> None:
+    """Handles what arrives within a moment."""
+    try:
+        connection.drain_events(timeout=seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Shows Celeriac at work, from nothing: `make demo`.
+
+A real Django project on a new SQLite file, a stock Celery worker on `rpc://`, a RabbitMQ, and
+`celeriac run` between them. A mix of tasks is sent; at the end every row as Django's ORM sees it
+stands next to what Celery's `AsyncResult` says, and the two have to agree. Everything that is
+started is stopped again. Standard library only: its virtual environment comes with the run.
+
+    python integration/demo.py [CELERIAC]      (or CELERIAC_BIN, or what Cargo has built)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import environments
+from daemon import Daemon, binary
+from processes import Failure, end_on_terminate
+from project import Project
+from services import say, service
+
+#: How long the tasks may take until their rows are there.
+DEADLINE_SECONDS = 60
+
+COLUMNS = {"task": 38, "status": 8, "result (ORM)": 44, "AsyncResult": 40}
+
+
+def step(text: str) -> None:
+    print(f"• {text}", flush=True)
+
+
+def cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def line(*cells: str) -> str:
+    widths = COLUMNS.values()
+    return "  ".join(cut(cell, width).ljust(width) for cell, width in zip(cells, widths)).rstrip()
+
+
+def call(task: str, row: dict[str, Any]) -> str:
+    """The task as it was called: its name and arguments are in the row since Celery 5.7."""
+    name = (row["task_name"] or task).rpartition(".")[2]
+    args = json.loads(row["task_args"] or "[]")
+    kwargs = json.loads(row["task_kwargs"] or "{}")
+    arguments = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
+    return f"{task}: {name}({', '.join(arguments)})"
+
+
+def disagreements(task: str, wanted: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """Where a row, AsyncResult and what the task is known to do differ."""
+    row, seen = stored["row"], stored["async_result"]
+    if "error" in seen:
+        return [f"{task}: AsyncResult cannot read its row: {seen['error']}"]
+    found = {
+        "status": (row["status"], seen["state"], wanted["status"]),
+        "result": (seen["result"], wanted["result"]),
+        "traceback": (row["traceback"], seen["traceback"]),
+    }
+    return [
+        f"{task}: its {what} differs: {' / '.join(map(repr, values))}"
+        for what, values in found.items()
+        if any(value != values[0] for value in values)
+    ]
+
+
+def show(tasks: dict[str, dict[str, Any]], rows: dict[str, Any]) -> list[str]:
+    """Prints the table and returns what is wrong with it."""
+    problems = []
+    print()
+    print(line(*COLUMNS))
+    print(line(*("─" * width for width in COLUMNS.values())))
+    for task, wanted in tasks.items():
+        stored = rows.get(wanted["task_id"])
+        if stored is None:
+            problems.append(f"{task}: there is no row")
+            continue
+        row, seen = stored["row"], stored["async_result"]
+        print(line(call(task, row), row["status"], row["result"], seen.get("result", "unreadable")))
+        problems += disagreements(task, wanted, stored)
+    print()
+    return problems
+
+
+def run(celeriac: Path) -> list[str]:
+    os.environ["CELERIAC_BIN"] = str(celeriac)
+    step("a virtual environment with Celery 5.7, Django 5.2 and django-celery-results 2.6")
+    python = environments.python("celery-5.7")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="celeriac-demo-")))
+        step("RabbitMQ: one that answers, or else a private one")
+        broker = stack.enter_context(service("rabbitmq")).create()
+        database = f"sqlite:///{folder / 'db.sqlite3'}"
+        project = Project(python, database, broker)
+        step(f"python manage.py migrate   ({database})")
+        project.migrate()
+        step("celeriac run --broker amqp://… --database sqlite:///…")
+        daemon = Daemon(folder / "celeriac.log", broker, database)
+        stack.callback(daemon.kill)
+        daemon.start_consuming()
+        step("celery -A shop --result-backend rpc:// worker --concurrency 2")
+        worker = project.worker(folder / "worker.log", result_backend="rpc://")
+        stack.callback(worker.kill)
+        worker.start()
+        worker.wait_for("ready.", 60)
+        step("sending tasks: success, failure, retry, custom state, chain, group")
+        tasks = json.loads(project.manage("send_demo"))
+        halfway = tasks["custom state"]["task_id"]
+        began = time.monotonic()
+
+        def statuses() -> dict[str, str]:
+            rows = project.rows()
+            return {task_id: stored["row"]["status"] for task_id, stored in rows.items()}
+
+        daemon.wait_while_alive(
+            lambda: statuses().get(halfway) == "PROGRESS", "row in a custom state", DEADLINE_SECONDS
+        )
+        seen = project.rows()[halfway]["async_result"]
+        step(f"seen while it is running: {seen['state']} {seen['result']}")
+        wanted = {task["task_id"]: task["status"] for task in tasks.values()}
+        try:
+            daemon.wait_while_alive(
+                lambda: wanted.items() <= statuses().items(), "row for every task", DEADLINE_SECONDS
+            )
+        except Failure as failure:
+            say(str(failure))
+        else:
+            step(f"all rows are there after {time.monotonic() - began:.1f} s")
+        problems = show(tasks, project.rows())
+        for process in (worker, daemon):
+            exit_code = process.stop()
+            if exit_code != 0:
+                problems.append(f"{process.name} ended with {exit_code}:\n{process.last_words()}")
+        step("stopped everything that was started")
+        return problems
+
+
+def main() -> int:
+    end_on_terminate()
+    try:
+        problems = run(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else binary())
+    except Failure as failure:
+        problems = [str(failure)]
+    except KeyboardInterrupt:
+        return 130
+    if problems:
+        say("the demo failed:\n" + "\n".join(problems))
+        return 1
+    print("Every row agrees with what AsyncResult says.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

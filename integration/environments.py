@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Makes the virtual environments that `requirements/` describes. Standard library only.
+
+    python integration/environments.py [NAME…]      (all of them without a name)
+
+makes `.venv/NAME` for each `requirements/NAME.txt` unless it is there and up to date, and prints
+the path of its Python.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+from processes import Failure
+from services import install, say
+
+HERE = Path(__file__).resolve().parent
+REQUIREMENTS = HERE / "requirements"
+ENVIRONMENTS = HERE / ".venv"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
+
+
+def python(name: str) -> Path:
+    """The Python of an environment that has exactly what its requirements file says."""
+    requirements = REQUIREMENTS / f"{name}.txt"
+    if not requirements.exists():
+        raise Failure(f"there is no environment `{name}`: choose from {', '.join(names())}")
+    folder = ENVIRONMENTS / name
+    interpreter = folder / "bin" / "python"
+    wanted = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    # Make may ask for the same environment twice at once.
+    with (ENVIRONMENTS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamp = folder / "stamp"
+        if not stamp.exists() or stamp.read_text() != wanted:
+            say(f"making the virtual environment {name}")
+            make(folder, requirements)
+            stamp.write_text(wanted)
+    return interpreter
+
+
+def make(folder: Path, requirements: Path) -> None:
+    # Debian and Ubuntu keep ensurepip in a package of its own.
+    if importlib.util.find_spec("ensurepip") is None:
+        install("python3-venv")
+    for command in (
+        [sys.executable, "-m", "venv", "--clear", folder],
+        [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", requirements],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Failure(f"could not make {folder}:\n{done.stdout}{done.stderr}")
+
+
+def main() -> int:
+    try:
+        for name in sys.argv[1:] or names():
+            print(python(name))
+    except Failure as failure:
+        say(f"environments.py: {failure}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""The Celery application, and the three lines that send results to Celeriac."""
+
+import os
+
+from celery import Celery
+from celery.signals import before_task_publish
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
+
+app = Celery("shop")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+app.autodiscover_tasks(related_name="zoo")
+
+
+@before_task_publish.connect
+def send_results_to_celeriac(properties, **_):
+    properties["reply_to"] = "celeriac.results"

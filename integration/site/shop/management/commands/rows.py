@@ -1,0 +1,42 @@
+"""Every stored result as the ORM gives it, next to what Celery's `AsyncResult` says."""
+
+import datetime
+import json
+
+from celery.result import AsyncResult
+from django.core.management.base import BaseCommand
+from django_celery_results.models import TaskResult
+
+
+def column(value):
+    if isinstance(value, datetime.datetime):
+        return value.isoformat(timespec="microseconds")
+    return value
+
+
+def async_result(task_id):
+    """What a caller sees; a row that cannot be read is told as such, so that tests can compare."""
+    try:
+        result = AsyncResult(task_id)
+        return {
+            "state": result.state,
+            "result": repr(result.result),
+            "traceback": result.traceback,
+            "children": [child.id for child in result.children or []],
+        }
+    except Exception as error:
+        return {"error": repr(error)}
+
+
+class Command(BaseCommand):
+    help = "Print all task results as one JSON object by task id."
+
+    def handle(self, *args, **options):
+        rows = {}
+        for task in TaskResult.objects.order_by("id"):
+            fields = task._meta.concrete_fields
+            rows[task.task_id] = {
+                "row": {field.name: column(field.value_from_object(task)) for field in fields},
+                "async_result": async_result(task.task_id),
+            }
+        self.stdout.write(json.dumps(rows))

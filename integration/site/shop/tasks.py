@@ -1,0 +1,40 @@
+"""What a shop does in the background: the tasks of the demo."""
+
+import time
+
+from celery import shared_task
+
+
+class OutOfStock(Exception):
+    pass
+
+
+@shared_task
+def add(left, right):
+    return left + right
+
+
+@shared_task
+def price(article, quantity=1):
+    return {"article": article, "quantity": quantity, "total": f"{quantity * 9.99:.2f}"}
+
+
+@shared_task
+def reserve(article):
+    raise OutOfStock(article, 0)
+
+
+@shared_task(bind=True, max_retries=3)
+def charge_card(self, card):
+    """The bank answers at the third attempt."""
+    if self.request.retries < 2:
+        raise self.retry(exc=ConnectionError("the bank is busy"), countdown=0.2)
+    return f"charged {card}"
+
+
+@shared_task(bind=True)
+def import_catalogue(self, seconds):
+    """Tells how far it is, and stays there long enough for somebody to look."""
+    self.update_state(state="PROGRESS", meta={"done": 50, "of": 100})
+    time.sleep(seconds)
+    return {"done": 100, "of": 100}

@@ -1,0 +1,342 @@
+"""Messages that nobody should send: the neighbours are stored, the daemon lives.
+
+A bad message ends in one of two ways. Either nothing of it can be stored, and it stands in the
+dead-letter queue as it came, with the reason in its headers; or its result can be kept, and the
+row has it in the form that the case states.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import results
+from broker import DEAD, RESULTS, Message
+from pipeline import Pipeline
+from processes import wait_until
+
+Row = dict[str, Any]
+
+#: The reason for what is well-formed and yet says nothing of a task's result.
+NO_RESULT = "not-a-result"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`message` is made for a task id. Without `stored` the message has to be dead-lettered, for
+    one of `reasons`; without `reasons` it has to be stored; with both, either will do."""
+
+    message: Callable[[str], Message]
+    reasons: tuple[str, ...] = ()
+    stored: Callable[[Row], bool] | None = None
+
+
+def encoded(task_id: str, **fields: Any) -> bytes:
+    return json.dumps(results.body(task_id, **fields)).encode()
+
+
+def dead(data: bytes | Callable[[str], bytes], *reasons: str, **properties: Any) -> Case:
+    """Has to be dead-lettered; `undecodable` where no other reason is named."""
+
+    def message(task_id: str) -> Message:
+        return results.raw(task_id, data(task_id) if callable(data) else data, **properties)
+
+    return Case(message, reasons or ("undecodable",))
+
+
+def with_fields(*reasons: str, stored: Callable[[Row], bool] | None = None, **fields: Any) -> Case:
+    return Case(lambda task_id: results.result(task_id, **fields), reasons, stored)
+
+
+def truncated(share: float) -> Case:
+    def cut(task_id: str) -> bytes:
+        whole = encoded(task_id)
+        return whole[: int(len(whole) * share)]
+
+    return dead(cut)
+
+
+def without(key: str) -> Callable[[str], bytes]:
+    def lacking(task_id: str) -> bytes:
+        body = results.body(task_id)
+        del body[key]
+        return json.dumps(body).encode()
+
+    return lacking
+
+
+def with_member(text: str) -> Callable[[str], bytes]:
+    """A body with one more member, written out since no encoder would."""
+    return lambda task_id: encoded(task_id)[:-1] + f", {text}}}".encode()
+
+
+def with_result(text: str) -> Callable[[str], bytes]:
+    """A body whose result is this very text."""
+    return lambda task_id: encoded(task_id, result="HERE").replace(b'"HERE"', text.encode())
+
+
+def kept(row: Row) -> bool:
+    """The outcome of the ordinary result is there, whatever became of a detail."""
+    return row["status"] == "SUCCESS" and row["result"] == "42"
+
+
+def traceback_with(*parts: str) -> Callable[[Row], bool]:
+    return lambda row: kept(row) and all(part in row["traceback"] for part in parts)
+
+
+MALFORMED = {
+    "empty": dead(b""),
+    "space": dead(b"  \n"),
+    "not JSON": dead(b"hello"),
+    "NUL bytes": dead(b"\0" * 100),
+    "not UTF-8": dead(lambda id: encoded(id).replace(b"two", b"t\xffo")),
+    "UTF-16": dead(lambda id: encoded(id).decode().encode("utf-16")),
+    "a list": dead(b"[1, 2]"),
+    "a string": dead(b'"text"'),
+    "null": dead(b"null"),
+    "a number": dead(b"42"),
+    "empty object": dead(b"{}", NO_RESULT),
+    "two objects": dead(lambda id: encoded(id) * 2),
+    "garbage after it": dead(lambda id: encoded(id) + b" x"),
+    "trailing comma": dead(lambda id: encoded(id)[:-1] + b",}"),
+    "single quotes": dead(lambda id: encoded(id).replace(b'"', b"'")),
+    "a bare word": dead(with_result("undefined")),
+    "a bad escape": dead(with_result(r'"\x41"')),
+    "a bad number": dead(with_result("01")),
+    "a raw control character": dead(with_result('"a\x01b"')),
+    **{f"truncated at {share} %": truncated(share / 100) for share in range(3, 100, 6)},
+    "deep and open": dead(with_result("[" * 200_000)),
+}
+
+MISLABELLED = {
+    "unknown content type": dead(encoded, "unsupported-content-type", content_type="text/plain"),
+    "empty content type": dead(encoded, "unsupported-content-type", content_type=""),
+    "pickle": dead(
+        b"\x80\x04}\x94.",
+        "unsupported-content-type",
+        "undecodable",
+        content_type="application/x-python-serialize",
+        content_encoding="binary",
+    ),
+    "unknown encoding": dead(
+        encoded, "undecodable", "unsupported-content-encoding", content_encoding="klingon"
+    ),
+    "unknown compression": Case(
+        lambda id: Message(
+            encoded(id), results.properties(id), {"compression": "application/x-rar"}
+        ),
+        ("undecodable", "unsupported-compression"),
+    ),
+    "compression that is not": Case(
+        lambda id: Message(
+            encoded(id), results.properties(id), {"compression": "application/x-gzip"}
+        ),
+        ("undecodable", "unsupported-compression"),
+    ),
+    "compressed": Case(
+        lambda id: Message(
+            zlib.compress(encoded(id)),
+            results.properties(id),
+            {"compression": "application/x-gzip"},
+        ),
+        ("unsupported-compression",),
+        kept,
+    ),
+    "compressed and not told": dead(lambda id: gzip.compress(encoded(id))),
+}
+
+TASK_IDS = {
+    "no task_id": dead(without("task_id"), NO_RESULT),
+    "task_id null": dead(
+        lambda id: encoded(id).replace(json.dumps(id).encode(), b"null"), NO_RESULT
+    ),
+    "task_id a number": dead(
+        lambda id: encoded(id).replace(json.dumps(id).encode(), b"7"), NO_RESULT
+    ),
+    "task_id a list": dead(
+        lambda id: encoded(id).replace(json.dumps(id).encode(), b"[]"), NO_RESULT
+    ),
+    "task_id empty": dead(lambda _id: encoded(""), NO_RESULT),
+    # SQLite knows no limit, and only PostgreSQL refuses NUL.
+    "task_id too long": Case(
+        lambda id: results.raw(id, encoded(id + "i" * 220)), ("unstorable",), kept
+    ),
+    "task_id far too long": Case(
+        lambda id: results.raw(id, encoded(id + "i" * 100_000)), ("unstorable",), kept
+    ),
+    "task_id with NUL": Case(
+        lambda id: results.raw(id, encoded(f"a\0{id}")), (NO_RESULT, "unstorable"), kept
+    ),
+    "task_id half a character": dead(lambda id: encoded(f"{id}\ud800"), NO_RESULT),
+}
+
+FIELDS = {
+    "no status": dead(without("status"), NO_RESULT),
+    "no result": Case(
+        lambda id: results.raw(id, without("result")(id)), (), lambda row: row["result"] == "null"
+    ),
+    "no traceback": Case(lambda id: results.raw(id, without("traceback")(id)), (), kept),
+    "no children": Case(lambda id: results.raw(id, without("children")(id)), (), kept),
+    "status null": with_fields(NO_RESULT, status=None),
+    "status a number": with_fields(NO_RESULT, status=1),
+    "status empty": with_fields(NO_RESULT, status=""),
+    "status half a character": with_fields(NO_RESULT, status="SUC\ud800"),
+    "status of 80 characters": with_fields(
+        stored=lambda row: row["status"][:50] == "S" * 50 and row["result"] == "42",
+        status="S" * 80,
+    ),
+    "status with NUL": with_fields(
+        "unstorable",
+        stored=lambda row: row["status"].startswith("SUC") and row["result"] == "42",
+        status="SUC\0CESS",
+    ),
+    "traceback a number": with_fields(NO_RESULT, stored=kept, traceback=5),
+    "traceback an object": with_fields(NO_RESULT, stored=kept, traceback={"a": 1}),
+    "traceback with NUL": with_fields(
+        stored=traceback_with("before", "after"), traceback="before\0after"
+    ),
+    "traceback with half a character": with_fields(
+        stored=traceback_with("before", "after"), traceback="before\ud800after"
+    ),
+    "traceback with both halves": with_fields(
+        stored=traceback_with("before🥬after"), traceback="before🥬after"
+    ),
+    "traceback of a megabyte": with_fields(
+        stored=lambda row: kept(row) and len(row["traceback"]) == 1_000_000,
+        traceback="t" * 1_000_000,
+    ),
+    "children a text": with_fields(NO_RESULT, stored=kept, children="none"),
+    "children an object": with_fields(NO_RESULT, stored=kept, children={"a": 1}),
+    "date_done a word": with_fields(NO_RESULT, stored=kept, date_done="yesterday"),
+    "date_done a number": with_fields(NO_RESULT, stored=kept, date_done=1767225600),
+    "date_done impossible": with_fields(
+        NO_RESULT, stored=kept, date_done="2026-02-30T00:00:00+00:00"
+    ),
+    "date_done in the year 0": with_fields(
+        NO_RESULT, "unstorable", stored=kept, date_done="0000-01-01T00:00:00+00:00"
+    ),
+    "date_done far away": with_fields(
+        NO_RESULT, "unstorable", stored=kept, date_done="+99999-01-01T00:00:00+00:00"
+    ),
+    "date_done without a zone": with_fields(
+        NO_RESULT, stored=kept, date_done="2026-03-04T05:06:07"
+    ),
+    "name a number": with_fields(NO_RESULT, stored=kept, name=7),
+    "name of 300 characters": with_fields(stored=kept, name="n" * 300),
+    "name with NUL": with_fields(stored=kept, name="na\0me"),
+    "name half a character": with_fields(stored=kept, name="na\ud800me"),
+    "worker a list": with_fields(NO_RESULT, stored=kept, worker=["w"]),
+    "worker of 300 characters": with_fields(
+        stored=lambda row: kept(row) and row["worker"][:100] == "w" * 100, worker="w" * 300
+    ),
+    "worker of 300 wide characters": with_fields(stored=kept, worker="🥬" * 300),
+    "worker with NUL": with_fields(stored=kept, worker="work\0er"),
+    "args a text": with_fields(NO_RESULT, stored=kept, args="(1, 2)"),
+    "kwargs a list": with_fields(NO_RESULT, stored=kept, kwargs=[1]),
+    "args with odd text": with_fields(stored=kept, args=["\0", "\ud800"]),
+    "retries a text": with_fields(NO_RESULT, stored=kept, retries="many"),
+    "unknown members": with_fields(stored=kept, customer={"id": 7}, stamped_headers=["customer"]),
+    # Python's decoder, which every Celery client is, takes the last of them.
+    "result twice": Case(
+        lambda id: results.raw(id, with_member('"result": 43')(id)),
+        (NO_RESULT,),
+        lambda row: row["result"] == "43",
+    ),
+    "status twice": Case(
+        lambda id: results.raw(id, with_member('"status": "FAILURE"')(id)),
+        (NO_RESULT,),
+        lambda row: row["status"] == "FAILURE",
+    ),
+    "result of 100 levels": Case(
+        lambda id: results.raw(id, with_result("[" * 100 + "]" * 100)(id)),
+        (),
+        lambda row: row["result"] == "[" * 100 + "]" * 100,
+    ),
+    "result of 50000 levels": Case(
+        lambda id: results.raw(id, with_result("[" * 50_000 + "]" * 50_000)(id)),
+        ("undecodable",),
+        lambda row: row["result"] == "[" * 50_000 + "]" * 50_000,
+    ),
+    "result with its own spaces": Case(
+        lambda id: results.raw(id, with_result('{ "a" :1 ,"b":[ ] }')(id)),
+        (),
+        lambda row: row["result"] == '{ "a" :1 ,"b":[ ] }',
+    ),
+    "result an escaped key": Case(
+        lambda id: results.raw(id, encoded(id).replace(b'"result"', b'"\\u0072esult"')), (), kept
+    ),
+    "space around it": Case(lambda id: results.raw(id, b" \r\n" + encoded(id) + b"\t\n"), (), kept),
+}
+
+CASES = MALFORMED | MISLABELLED | TASK_IDS | FIELDS
+
+
+def task_id_in(message: Message, otherwise: str) -> str:
+    """The id that a row for this message would have."""
+    try:
+        task_id = json.loads(message.body)["task_id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return otherwise
+    return task_id if isinstance(task_id, str) else otherwise
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_message(pipeline: Pipeline, name: str) -> None:
+    case = CASES[name]
+    before, task_id, after = (results.new_id() for _ in range(3))
+    bad = case.message(task_id)
+    task_id = task_id_in(bad, task_id)
+    # GIVEN a queue of dead letters with nothing in it
+    assert pipeline.broker.depth(DEAD) == 0
+    # WHEN the bad message comes between two good ones
+    pipeline.broker.publish(results.result(before), bad, results.result(after))
+    # THEN these are stored
+    pipeline.wait_for_rows({before: "SUCCESS", after: "SUCCESS"}, timeout_seconds=10)
+
+    # THEN the bad one is either a row or a dead letter, and neither comes twice
+    def is_settled() -> bool:
+        return pipeline.database.row(task_id) is not None or pipeline.broker.depth(DEAD) > 0
+
+    wait_until(is_settled, "the bad message to end somewhere", 15)
+    row = pipeline.database.row(task_id)
+    letters = pipeline.broker.take(DEAD)
+    assert (row is None) == bool(letters)
+    assert pipeline.broker.depth(RESULTS) == 0
+    if row is not None:
+        assert case.stored is not None, f"stored, not dead-lettered: {row}"
+        assert case.stored(row), f"stored otherwise: {row}"
+        return
+    # THEN the dead letter is the message as it came, and says why it is there
+    [letter] = letters
+    assert letter.headers.get("x-celeriac-reason") in case.reasons, letter.headers
+    assert letter.headers.get("x-celeriac-error"), letter.headers
+    assert letter.body == bad.body
+    for key, value in bad.properties.items():
+        assert letter.properties.get(key) == value, key
+    for key, value in bad.headers.items():
+        assert letter.headers.get(key) == value, key
+
+
+def test_many_bad_among_good(pipeline: Pipeline) -> None:
+    # GIVEN what cannot be stored at all, scattered over results that can
+    unstorable = [name for name, case in CASES.items() if case.stored is None]
+    good = [results.new_id() for _ in range(1000)]
+    messages = []
+    for number, task_id in enumerate(good):
+        messages.append(results.result(task_id))
+        if number % 10 == 0:
+            name = unstorable[number // 10 % len(unstorable)]
+            messages.append(CASES[name].message(results.new_id()))
+    # WHEN they come as one burst, so that they share batches
+    pipeline.broker.publish(*messages)
+    # THEN the good ones are stored and the bad ones stand aside
+    pipeline.wait_for_rows(dict.fromkeys(good, "SUCCESS"))
+    pipeline.wait_until_handled()
+    wait_until(lambda: pipeline.broker.depth(DEAD) == 100, "100 dead letters", 15)
+    assert len(pipeline.broker.take(DEAD)) == 100

@@ -1,0 +1,129 @@
+//! Messages gathered for one write: rows by `task_id`, and the messages that they came from.
+//! No clock and no I/O.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use crate::message::Message;
+use crate::task_result::TaskResult;
+
+/// How much one batch may hold. It is full when either limit is reached, and holds at least one
+/// message however large that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most messages in a batch.
+    pub max_rows: usize,
+    /// The most bytes of message bodies in a batch.
+    pub max_bytes: usize,
+}
+
+/// What is written, dead-lettered and acknowledged together.
+///
+/// Every message that was pushed is either the source of a row or refused; acknowledging the
+/// last one on its channel, with all before it, therefore settles exactly this batch.
+#[derive(Debug, Default)]
+pub struct Batch {
+    messages: Vec<Message>,
+    rows: BTreeMap<String, Row>,
+    refused: Vec<Refused>,
+    size_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Row {
+    result: TaskResult,
+    /// Places in `messages`.
+    sources: Vec<usize>,
+}
+
+/// A message that cannot be stored, by its place in the batch, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    message: usize,
+    /// Why, for people and programs.
+    pub reason: Reason,
+}
+
+/// Why a message is a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// A stable short code.
+    pub code: &'static str,
+    /// What exactly was wrong, without any value of the message.
+    pub error: String,
+}
+
+impl Batch {
+    /// Adds a message and what was read from it, merging it into the row of its task.
+    pub fn push(&mut self, message: Message, read: Result<TaskResult, Reason>) {
+        let place = self.messages.len();
+        self.size_bytes += message.body.len();
+        self.messages.push(message);
+        match read {
+            Ok(result) => match self.rows.entry(result.task_id.clone()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Row { result, sources: vec![place] });
+                }
+                Entry::Occupied(mut entry) => {
+                    entry.get_mut().result.merge(result);
+                    entry.get_mut().sources.push(place);
+                }
+            },
+            Err(reason) => self.refused.push(Refused { message: place, reason }),
+        }
+    }
+
+    /// Whether nothing was pushed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Whether the batch should be written before more is pushed.
+    #[must_use]
+    pub fn is_full(&self, limits: Limits) -> bool {
+        self.messages.len() >= limits.max_rows || self.size_bytes >= limits.max_bytes
+    }
+
+    /// How many messages were pushed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// The bytes of all bodies.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+
+    /// The rows in the order of their `task_id`, so that concurrent writers lock in one order.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &TaskResult> {
+        self.rows.values().map(|row| &row.result)
+    }
+
+    /// The messages that the row of a task was merged from, in the order of their arrival.
+    pub fn sources<'batch>(
+        &'batch self,
+        task_id: &str,
+    ) -> impl Iterator<Item = (usize, &'batch Message)> + use<'batch> {
+        let sources = self.rows.get(task_id).map(|row| row.sources.as_slice()).unwrap_or_default();
+        sources.iter().map(|&place| (place, &self.messages[place]))
+    }
+
+    /// Marks the message at a place, as [`Batch::sources`] gives it, as one that cannot be stored.
+    pub fn refuse(&mut self, place: usize, reason: Reason) {
+        self.refused.push(Refused { message: place, reason });
+    }
+
+    /// The messages that cannot be stored, each with its reason.
+    pub fn refused(&self) -> impl ExactSizeIterator<Item = (&Message, &Reason)> {
+        self.refused.iter().map(|refused| (&self.messages[refused.message], &refused.reason))
+    }
+
+    /// The number of the last delivery in the batch.
+    #[must_use]
+    pub fn last_delivery_tag(&self) -> Option<u64> {
+        self.messages.last().map(|message| message.delivery_tag)
+    }
+}

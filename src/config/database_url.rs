@@ -1,0 +1,213 @@
+//! The database's URL, in the spellings of dj-database-url.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+/// Which database a URL names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatabaseKind {
+    /// PostgreSQL.
+    Postgres,
+    /// MySQL or MariaDB.
+    Mysql,
+    /// SQLite.
+    Sqlite,
+}
+
+/// Where the database is and how to log in. Its `Debug` and `Display` never show the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl {
+    kind: DatabaseKind,
+    url: Url,
+    path: PathBuf,
+}
+
+const EXAMPLE: &str = "write for example postgres://user:password@host:5432/name, \
+                       mysql://user:password@host:3306/name or sqlite:////path/to/db.sqlite3";
+
+/// Parameters that Django or its drivers take and that mean nothing here.
+const DJANGO_ONLY: [&str; 8] = [
+    "conn_max_age",
+    "conn_health_checks",
+    "disable_server_side_cursors",
+    "atomic_requests",
+    "init_command",
+    "charset",
+    "engine",
+    "pool",
+];
+
+impl DatabaseUrl {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong and what to write, without repeating the URL.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let (scheme, rest) =
+            text.split_once("://").ok_or_else(|| format!("has no scheme: {EXAMPLE}"))?;
+        let kind = match scheme {
+            "postgres" | "postgresql" | "pgsql" | "postgis" => DatabaseKind::Postgres,
+            "mysql" | "mysql2" | "mysqlgis" | "mariadb" => DatabaseKind::Mysql,
+            "sqlite" | "sqlite3" | "spatialite" => return Self::sqlite(rest),
+            _ => return Err(format!("{scheme}:// is not a database that is supported: {EXAMPLE}")),
+        };
+        let scheme = if kind == DatabaseKind::Mysql { "mysql" } else { "postgres" };
+        let mut url = Url::parse(&format!("{scheme}://{rest}"))
+            .map_err(|error| format!("is not a URL ({error}): {EXAMPLE}"))?;
+        if url.path().trim_matches('/').is_empty() {
+            return Err(format!("names no database after the host: {EXAMPLE}"));
+        }
+        let parameters = parameters(&url, kind)?;
+        url.set_query(None);
+        if !parameters.is_empty() {
+            url.query_pairs_mut().extend_pairs(parameters);
+        }
+        Ok(Self { kind, url, path: PathBuf::new() })
+    }
+
+    /// `sqlite:///relative` and `sqlite:////absolute`.
+    fn sqlite(rest: &str) -> Result<Self, String> {
+        let path = rest.split('?').next().unwrap_or_default();
+        let path = percent_decode_str(path.strip_prefix('/').unwrap_or_default())
+            .decode_utf8()
+            .map_err(|_| "has an escape that is not UTF-8: encode it with %XX".to_owned())?;
+        if path.is_empty() || path == ":memory:" {
+            return Err("names no file, and a database in memory cannot be shared with Django: \
+                        write sqlite:///relative/path or sqlite:////absolute/path"
+                .to_owned());
+        }
+        let url = Url::parse("sqlite://").map_err(|error| error.to_string())?;
+        Ok(Self { kind: DatabaseKind::Sqlite, url, path: PathBuf::from(&*path) })
+    }
+
+    /// Which database it is.
+    #[must_use]
+    pub fn kind(&self) -> DatabaseKind {
+        self.kind
+    }
+
+    /// The file of an SQLite database.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether to try without TLS first: on the loopback interface, which nobody else can listen
+    /// to, and where the URL does not ask for it. There TLS costs both sides dearly: sqlx sends
+    /// it in pieces of 16 KiB without `TCP_NODELAY`, and each larger write waits some 40 ms.
+    pub(crate) fn prefers_plain(&self) -> bool {
+        let is_loopback = matches!(
+            self.url.host_str().unwrap_or_default(),
+            "" | "localhost" | "127.0.0.1" | "[::1]"
+        );
+        is_loopback && !self.url.query_pairs().any(|(name, _)| name.starts_with("ssl"))
+    }
+
+    /// The URL of a server, password included: for its driver and nobody else.
+    pub(crate) fn expose(&self) -> &str {
+        self.url.as_str()
+    }
+}
+
+/// The URL's parameters in the spelling of sqlx.
+fn parameters(url: &Url, kind: DatabaseKind) -> Result<Vec<(String, String)>, String> {
+    let mut parameters = Vec::new();
+    for (name, value) in url.query_pairs() {
+        let lower = name.to_ascii_lowercase().replace('_', "-");
+        let known = match (kind, lower.as_str()) {
+            (DatabaseKind::Postgres, "sslmode" | "ssl-mode") => "sslmode",
+            (DatabaseKind::Postgres, "sslrootcert" | "ssl-root-cert" | "ssl-ca") => "sslrootcert",
+            (_, "sslcert" | "ssl-cert") => "ssl-cert",
+            (_, "sslkey" | "ssl-key") => "ssl-key",
+            (DatabaseKind::Postgres, "options") => "options",
+            (DatabaseKind::Postgres, "host") => "host",
+            (DatabaseKind::Postgres, "application-name") => continue,
+            (DatabaseKind::Mysql, "sslmode" | "ssl-mode") => "ssl-mode",
+            (DatabaseKind::Mysql, "sslca" | "ssl-ca") => "ssl-ca",
+            (DatabaseKind::Mysql, "socket" | "unix-socket") => "socket",
+            (_, other) if DJANGO_ONLY.contains(&other.replace('-', "_").as_str()) => continue,
+            _ => {
+                return Err(format!(
+                    "has a parameter {name:?} that Celeriac does not know: remove it"
+                ));
+            }
+        };
+        parameters.push((known.to_owned(), value.into_owned()));
+    }
+    Ok(parameters)
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind == DatabaseKind::Sqlite {
+            return write!(formatter, "sqlite:///{}", self.path.display());
+        }
+        let mut shown = self.url.clone();
+        if shown.password().is_some() {
+            // Only a URL without a host refuses a password, and this one has one.
+            let _ = shown.set_password(Some("***"));
+        }
+        shown.set_query(None);
+        formatter.write_str(shown.as_str())
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_as_dj_database_url_reads_them() {
+        for (url, kind, shown) in [
+            ("postgres://u:p@h/n", DatabaseKind::Postgres, "postgres://u:***@h/n"),
+            ("postgresql://h:1/n", DatabaseKind::Postgres, "postgres://h:1/n"),
+            ("mysql://u:p%40@h/n?ssl_mode=REQUIRED", DatabaseKind::Mysql, "mysql://u:***@h/n"),
+            ("postgres://%2Frun%2Fpg/n", DatabaseKind::Postgres, "postgres://%2Frun%2Fpg/n"),
+            ("sqlite:///db.sqlite3", DatabaseKind::Sqlite, "sqlite:///db.sqlite3"),
+            ("sqlite:////var/db.sqlite3", DatabaseKind::Sqlite, "sqlite:////var/db.sqlite3"),
+        ] {
+            let database = DatabaseUrl::parse(url).expect(url);
+            assert_eq!((database.kind(), database.to_string().as_str()), (kind, shown), "{url}");
+            assert_eq!(format!("{database:?}"), shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn parameters_take_the_drivers_spelling() {
+        let query = |url| DatabaseUrl::parse(url).expect(url).url.query().map(str::to_owned);
+        assert_eq!(query("mysql://h/n?ssl_ca=/ca.pem"), Some("ssl-ca=%2Fca.pem".to_owned()));
+        assert_eq!(query("postgres://h/n?conn_max_age=60"), None);
+        assert_eq!(
+            query("postgres://h/n?sslmode=require&CONN_MAX_AGE=0"),
+            Some("sslmode=require".to_owned())
+        );
+    }
+
+    #[test]
+    fn errors_name_the_fix_and_not_the_password() {
+        for (url, fix) in [
+            ("db.sqlite3", "write for example postgres://"),
+            ("oracle://u:secret@h/n", "oracle:// is not a database"),
+            ("postgres://u:secret@h", "names no database"),
+            ("postgres://u:secret@h:port/n", "write for example postgres://"),
+            ("postgres://u:secret@h/n?sslmod=require", "remove it"),
+            ("sqlite://", "sqlite:///relative/path"),
+            ("sqlite://:memory:", "sqlite:///relative/path"),
+        ] {
+            let error = DatabaseUrl::parse(url).expect_err(url);
+            assert!(error.contains(fix), "{url}: {error}");
+            assert!(!error.contains("secret"), "{url}: {error}");
+        }
+    }
+}

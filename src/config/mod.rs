@@ -1,0 +1,492 @@
+//! Settings: what users write, and the types that it becomes, which cannot be wrong.
+//!
+//! A setting has one name: `--max-rows` on the command line, `CELERIAC_MAX_ROWS` in the
+//! environment, `max-rows` in the TOML file. The command line wins over the environment, and that
+//! over the file. `CELERY_BROKER_URL` and `DATABASE_URL` come after the file: they are there for
+//! others as well.
+
+mod broker_url;
+mod database_url;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono_tz::Tz;
+use serde::{Deserialize, Deserializer};
+
+pub use self::broker_url::{BrokerUrl, TlsFiles};
+pub use self::database_url::{DatabaseKind, DatabaseUrl};
+use crate::batch::Limits;
+
+/// The settings of `celeriac run` as users write them, each optional.
+#[derive(Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Settings {
+    /// RabbitMQ, as Celery's broker URL.
+    ///
+    /// `amqp://`, `pyamqp://` or `amqps://` (TLS), a virtual host after the slash (`//` is the
+    /// default one), several URLs with `;` between them for failover, `?heartbeat=SECONDS`. TLS
+    /// files go into `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile`. Without this setting
+    /// `CELERY_BROKER_URL` counts.
+    ///
+    /// Default: `amqp://guest:guest@localhost:5672//`
+    #[arg(long, value_name = "URL", env = "CELERIAC_BROKER", hide_env_values = true)]
+    broker: Option<String>,
+
+    /// The Django project's database, as a URL.
+    ///
+    /// `postgres://USER:PASSWORD@HOST:PORT/NAME`, `mysql://…` (MariaDB too),
+    /// `sqlite:///relative/path` or `sqlite:////absolute/path`. TLS as the database names it:
+    /// `?sslmode=verify-full&sslrootcert=FILE` (PostgreSQL), `?ssl-mode=VERIFY_IDENTITY&ssl-ca=FILE`
+    /// (MySQL). Without this setting `DATABASE_URL` counts.
+    ///
+    /// Default: `sqlite:///db.sqlite3`
+    #[arg(long, value_name = "URL", env = "CELERIAC_DATABASE", hide_env_values = true)]
+    database: Option<String>,
+
+    /// The queue that workers send results to.
+    ///
+    /// Declared durable and quorum; a queue that is there already is used as it is.
+    ///
+    /// Default: celeriac.results
+    #[arg(long, value_name = "NAME", env = "CELERIAC_RESULTS_QUEUE")]
+    results_queue: Option<String>,
+
+    /// The queue for messages that cannot be stored.
+    ///
+    /// Declared durable and quorum. Each message has the reason in its headers.
+    ///
+    /// Default: celeriac.dead
+    #[arg(long, value_name = "NAME", env = "CELERIAC_DEAD_QUEUE")]
+    dead_queue: Option<String>,
+
+    /// How many lanes work side by side, 1 to 64.
+    ///
+    /// A lane has its own connection to the broker and to the database. SQLite has one writer and
+    /// so takes one lane.
+    ///
+    /// Default: 1
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_LANES")]
+    #[serde(deserialize_with = "text")]
+    lanes: Option<String>,
+
+    /// The most messages that one write takes in, 1 to 65535.
+    ///
+    /// Default: 1000
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_ROWS")]
+    #[serde(deserialize_with = "text")]
+    max_rows: Option<String>,
+
+    /// The most bytes of message bodies that one write takes in, such as 512KiB or 4MiB.
+    ///
+    /// A single message may be larger and is then written alone.
+    ///
+    /// Default: 4MiB
+    #[arg(long, value_name = "SIZE", env = "CELERIAC_MAX_BYTES")]
+    #[serde(deserialize_with = "text")]
+    max_bytes: Option<String>,
+
+    /// How long rows may gather under load, such as 20ms, 1s or 0s.
+    ///
+    /// A message that comes to an idle lane is written at once. While writes follow each other, a
+    /// batch waits until it is full or its first message is this old. 0s never waits.
+    ///
+    /// Default: 20ms
+    #[arg(long, value_name = "DURATION", env = "CELERIAC_MAX_WAIT")]
+    max_wait: Option<String>,
+
+    /// The most messages that a lane holds without having acknowledged them, 1 to 65535.
+    ///
+    /// With their sizes this bounds the memory of a lane: lower it where results are large.
+    ///
+    /// Default: twice max-rows
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_PREFETCH")]
+    #[serde(deserialize_with = "text")]
+    prefetch: Option<String>,
+
+    /// The zone of times in SQLite, MySQL and MariaDB, such as Europe/Paris.
+    ///
+    /// UTC where Django's `USE_TZ` is true; where it is false, Django's `TIME_ZONE`. PostgreSQL
+    /// keeps the zone itself.
+    ///
+    /// Default: UTC
+    #[arg(long, value_name = "ZONE", env = "CELERIAC_TIME_ZONE")]
+    time_zone: Option<String>,
+
+    /// How log lines look: text or json. They go to standard error.
+    ///
+    /// Default: text
+    #[arg(long, value_name = "FORMAT", env = "CELERIAC_LOG_FORMAT")]
+    log_format: Option<String>,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,celeriac=debug.
+    ///
+    /// Batches are logged at debug, messages at trace.
+    ///
+    /// Default: info
+    #[arg(long, value_name = "LEVEL", env = "CELERIAC_LOG_LEVEL")]
+    log_level: Option<String>,
+}
+
+/// Everything `celeriac run` needs to know, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The brokers, tried in order.
+    pub brokers: Vec<BrokerUrl>,
+    /// The database.
+    pub database: DatabaseUrl,
+    /// The queue that is consumed.
+    pub results_queue: String,
+    /// The queue that dead letters go to.
+    pub dead_queue: String,
+    /// How many lanes there are, at least 1.
+    pub lanes: usize,
+    /// What one batch may hold.
+    pub limits: Limits,
+    /// How long a batch may gather under load.
+    pub max_wait: Duration,
+    /// The most unacknowledged messages of a lane, at least 1.
+    pub prefetch: u16,
+    /// The zone of times in columns without one.
+    pub time_zone: Tz,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A setting that cannot be, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct ConfigError {
+    setting: String,
+    problem: String,
+}
+
+impl ConfigError {
+    fn new(setting: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { setting: setting.into(), problem: problem.into() }
+    }
+}
+
+impl Settings {
+    /// Reads the settings in a TOML file.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, is not TOML, or has a setting that does not exist.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let setting = || format!("the file {}", path.display());
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::new(setting(), format!("cannot be read: {error}")))?;
+        // The error's own display quotes the line, which may hold a password.
+        toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            ConfigError::new(setting(), format!("line {line}: {}", error.message()))
+        })
+    }
+
+    /// These settings, and where one is not given that of `other`. An empty text gives nothing,
+    /// as in an environment whose variables are always there.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let or = |one: Option<String>, other| one.filter(|text| !text.is_empty()).or(other);
+        Self {
+            broker: or(self.broker, other.broker),
+            database: or(self.database, other.database),
+            results_queue: or(self.results_queue, other.results_queue),
+            dead_queue: or(self.dead_queue, other.dead_queue),
+            lanes: or(self.lanes, other.lanes),
+            max_rows: or(self.max_rows, other.max_rows),
+            max_bytes: or(self.max_bytes, other.max_bytes),
+            max_wait: or(self.max_wait, other.max_wait),
+            prefetch: or(self.prefetch, other.prefetch),
+            time_zone: or(self.time_zone, other.time_zone),
+            log_format: or(self.log_format, other.log_format),
+            log_level: or(self.log_level, other.log_level),
+        }
+    }
+
+    /// The settings that the environment has under other programs' names.
+    #[must_use]
+    pub fn from_shared_environment(variable: impl Fn(&str) -> Option<String>) -> Self {
+        Self {
+            broker: variable("CELERY_BROKER_URL"),
+            database: variable("DATABASE_URL"),
+            ..Self::default()
+        }
+    }
+
+    /// Checks every setting and fills in the defaults.
+    ///
+    /// # Errors
+    ///
+    /// Names the first setting that cannot be, and what to write instead.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let broker = self.broker.as_deref().unwrap_or("amqp://guest:guest@localhost:5672//");
+        let brokers =
+            BrokerUrl::parse_list(broker).map_err(|problem| ConfigError::new("broker", problem))?;
+        let database = self.database.as_deref().unwrap_or("sqlite:///db.sqlite3");
+        let database = DatabaseUrl::parse(database)
+            .map_err(|problem| ConfigError::new("database", problem))?;
+
+        let lanes = number("lanes", self.lanes.as_deref(), 1, 64)?.unwrap_or(1);
+        if lanes > 1 && database.kind() == DatabaseKind::Sqlite {
+            return Err(ConfigError::new(
+                "lanes",
+                "SQLite has one writer: write 1, or use PostgreSQL, MySQL or MariaDB",
+            ));
+        }
+        let max_rows = number("max-rows", self.max_rows.as_deref(), 1, 65_535)?.unwrap_or(1_000);
+        let prefetch = number("prefetch", self.prefetch.as_deref(), 1, 65_535)?;
+        let prefetch = prefetch.unwrap_or_else(|| max_rows.saturating_mul(2));
+
+        let results_queue = queue("results-queue", self.results_queue, "celeriac.results")?;
+        let dead_queue = queue("dead-queue", self.dead_queue, "celeriac.dead")?;
+        if results_queue == dead_queue {
+            return Err(ConfigError::new(
+                "dead-queue",
+                "is the same as results-queue, so dead letters would come back for ever: write \
+                 another name",
+            ));
+        }
+        Ok(Config {
+            brokers,
+            database,
+            results_queue,
+            dead_queue,
+            lanes: usize::from(lanes),
+            limits: Limits {
+                max_rows: usize::from(max_rows),
+                max_bytes: size("max-bytes", self.max_bytes.as_deref(), 4 << 20)?,
+            },
+            max_wait: duration("max-wait", self.max_wait.as_deref(), Duration::from_millis(20))?,
+            prefetch,
+            time_zone: time_zone(self.time_zone.as_deref())?,
+            log_format: match self.log_format.as_deref() {
+                None | Some("text") => LogFormat::Text,
+                Some("json") => LogFormat::Json,
+                Some(other) => {
+                    return Err(ConfigError::new(
+                        "log-format",
+                        format!("{other:?} is not a format: write text or json"),
+                    ));
+                }
+            },
+            log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+fn number(
+    setting: &str,
+    text: Option<&str>,
+    least: u16,
+    most: u16,
+) -> Result<Option<u16>, ConfigError> {
+    let Some(text) = text else { return Ok(None) };
+    match text.trim().parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(Some(number)),
+        _ => Err(ConfigError::new(
+            setting,
+            format!("{text:?} is out of range: write a number from {least} to {most}"),
+        )),
+    }
+}
+
+fn size(setting: &str, text: Option<&str>, default: usize) -> Result<usize, ConfigError> {
+    let Some(text) = text else { return Ok(default) };
+    let bytes = text.trim().parse::<bytesize::ByteSize>().ok();
+    match bytes.and_then(|size| usize::try_from(size.as_u64()).ok()) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err(ConfigError::new(
+            setting,
+            format!("{text:?} is not a size: write a number of bytes above 0, 512KiB or 4MiB"),
+        )),
+    }
+}
+
+fn duration(setting: &str, text: Option<&str>, default: Duration) -> Result<Duration, ConfigError> {
+    let Some(text) = text else { return Ok(default) };
+    match humantime::parse_duration(text.trim()) {
+        Ok(duration) if duration <= Duration::from_mins(1) => Ok(duration),
+        _ => Err(ConfigError::new(
+            setting,
+            format!("{text:?} is not a duration up to 60s: write for example 20ms, 1s or 0s"),
+        )),
+    }
+}
+
+fn time_zone(text: Option<&str>) -> Result<Tz, ConfigError> {
+    let text = text.unwrap_or("UTC");
+    text.trim().parse().map_err(|_| {
+        ConfigError::new(
+            "time-zone",
+            format!("{text:?} is not a time zone: write Django's TIME_ZONE, such as Europe/Paris"),
+        )
+    })
+}
+
+/// RabbitMQ takes names of up to 255 bytes, and keeps those that begin with `amq.` for itself.
+fn queue(setting: &str, name: Option<String>, default: &str) -> Result<String, ConfigError> {
+    let name = name.unwrap_or_else(|| default.to_owned());
+    let problem = match name.len() {
+        0 => "is empty",
+        256.. => "is longer than 255 bytes",
+        _ if name.starts_with("amq.") => "begins with `amq.`, which RabbitMQ keeps for itself",
+        _ => return Ok(name),
+    };
+    Err(ConfigError::new(setting, format!("the name {problem}: write for example {default}")))
+}
+
+/// Takes a number in the file as well as a text, so that both may be written there.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a whole number")]
+    enum TextOrNumber {
+        Number(i64),
+        Text(String),
+    }
+    Ok(Some(match TextOrNumber::deserialize(deserializer)? {
+        TextOrNumber::Number(number) => number.to_string(),
+        TextOrNumber::Text(text) => text,
+    }))
+}
+
+/// The path of the settings file, where one is given.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ConfigFile {
+    /// A TOML file with settings, under the same names: `max-rows = 500`.
+    #[arg(long, value_name = "FILE", env = "CELERIAC_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(toml: &str) -> Settings {
+        toml::from_str(toml).expect(toml)
+    }
+
+    fn error(toml: &str) -> String {
+        settings(toml).check().expect_err(toml).to_string()
+    }
+
+    #[test]
+    fn the_defaults_are_celerys_and_djangos() {
+        let config = Settings::default().check().expect("the defaults are good");
+        assert_eq!(config.brokers[0].to_string(), "amqp://guest:***@localhost:5672//");
+        assert_eq!(config.brokers[0].password, "guest");
+        assert_eq!(config.database.to_string(), "sqlite:///db.sqlite3");
+        assert_eq!(config.results_queue, "celeriac.results");
+        assert_eq!(config.dead_queue, "celeriac.dead");
+        assert_eq!(config.limits, Limits { max_rows: 1_000, max_bytes: 4 << 20 });
+        assert_eq!(config.max_wait, Duration::from_millis(20));
+        assert_eq!((config.lanes, config.prefetch), (1, 2_000));
+        assert_eq!(config.time_zone, Tz::UTC);
+        assert_eq!((config.log_format, config.log_level.as_str()), (LogFormat::Text, "info"));
+    }
+
+    #[test]
+    fn the_help_names_the_defaults() {
+        use clap::Args;
+        let command = Settings::augment_args(clap::Command::new("celeriac"));
+        let default = |name: &str| {
+            let argument = command.get_arguments().find(|argument| argument.get_id() == name);
+            let help = argument.and_then(|argument| argument.get_long_help()).expect(name);
+            let help = help.to_string();
+            help.rsplit("Default: ").next().expect(name).trim_matches('`').to_owned()
+        };
+        let named = Settings {
+            broker: Some(default("broker")),
+            database: Some(default("database")),
+            results_queue: Some(default("results_queue")),
+            dead_queue: Some(default("dead_queue")),
+            lanes: Some(default("lanes")),
+            max_rows: Some(default("max_rows")),
+            max_bytes: Some(default("max_bytes")),
+            max_wait: Some(default("max_wait")),
+            prefetch: None,
+            time_zone: Some(default("time_zone")),
+            log_format: Some(default("log_format")),
+            log_level: Some(default("log_level")),
+        };
+        let named = format!("{:?}", named.check().expect("the named defaults are good"));
+        let real = format!("{:?}", Settings::default().check().expect("the defaults are good"));
+        assert_eq!(named, real);
+    }
+
+    #[test]
+    fn a_layer_wins_over_the_next_unless_it_is_empty() {
+        let flags = settings("lanes = 2\nresults-queue = ''\ndatabase = 'mysql://h/n'");
+        let file = settings("lanes = '3'\nresults-queue = 'r'\nmax-rows = 7");
+        let shared = Settings::from_shared_environment(|name| match name {
+            "CELERY_BROKER_URL" => Some("amqp://shared//".to_owned()),
+            "DATABASE_URL" => Some("postgres://shared/n".to_owned()),
+            _ => None,
+        });
+        let config = flags.or(file).or(shared).check().expect("all are good");
+        assert_eq!((config.lanes, config.results_queue.as_str()), (2, "r"));
+        assert_eq!((config.limits.max_rows, config.prefetch), (7, 14));
+        assert_eq!(config.brokers[0].host, "shared");
+        assert_eq!(config.database.to_string(), "mysql://h/n");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_the_fix() {
+        for (toml, expected) in [
+            ("lanes = 0", "lanes: \"0\" is out of range: write a number from 1 to 64"),
+            ("lanes = 'two'", "lanes: \"two\" is out of range: write a number from 1 to 64"),
+            ("lanes = 2", "lanes: SQLite has one writer: write 1, or use PostgreSQL"),
+            ("max-rows = 0", "max-rows: \"0\" is out of range: write a number from 1 to 65535"),
+            ("max-bytes = 0", "max-bytes: \"0\" is not a size: write a number of bytes above 0"),
+            ("max-bytes = 'big'", "max-bytes: \"big\" is not a size"),
+            ("max-wait = 'soon'", "max-wait: \"soon\" is not a duration up to 60s"),
+            ("max-wait = '1h'", "max-wait: \"1h\" is not a duration up to 60s"),
+            ("prefetch = 0", "prefetch: \"0\" is out of range"),
+            ("prefetch = 70000", "prefetch: \"70000\" is out of range"),
+            ("results-queue = 'celeriac.dead'", "dead-queue: is the same as results-queue"),
+            ("results-queue = 'amq.x'", "results-queue: the name begins with `amq.`"),
+            ("time-zone = 'Mars'", "time-zone: \"Mars\" is not a time zone"),
+            ("log-format = 'xml'", "log-format: \"xml\" is not a format: write text or json"),
+            ("broker = 'redis://:secret@h'", "broker: redis:// is not RabbitMQ"),
+            ("database = 'oracle://u:secret@h/n'", "database: oracle:// is not a database"),
+        ] {
+            let error = error(toml);
+            assert!(error.starts_with(expected), "{toml}: {error}");
+            assert!(!error.contains("secret"), "{toml}: {error}");
+        }
+        let name = "x".repeat(256);
+        assert!(error(&format!("dead-queue = '{name}'")).contains("longer than 255 bytes"));
+    }
+
+    #[test]
+    fn an_error_in_the_file_names_the_line_and_not_its_content() {
+        let path = std::env::temp_dir().join(format!("celeriac-{}.toml", std::process::id()));
+        let error = |toml: &str| {
+            std::fs::write(&path, toml).expect("the folder is writable");
+            let error = Settings::from_file(&path).err().expect(toml).to_string();
+            std::fs::remove_file(&path).expect("just written");
+            error
+        };
+        let message = error("lanes = 1\nbroker = 'amqp://u:secret@h' x\n");
+        assert!(message.contains("line 2") && !message.contains("secret"), "{message}");
+        let message = error("lane = 1\n");
+        assert!(
+            message.contains("line 1") && message.contains("unknown field `lane`"),
+            "{message}"
+        );
+        let message = Settings::from_file(&path).err().expect("no file").to_string();
+        assert!(message.contains("cannot be read"), "{message}");
+    }
+}

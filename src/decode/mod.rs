@@ -1,0 +1,79 @@
+//! From a message to what it says of a task: dispatch on the content type, as kombu does.
+//!
+//! Each wire format has a file of its own. Nothing here guesses a format from the bytes.
+
+mod json;
+mod json_text;
+mod msgpack;
+mod result_meta;
+
+use crate::message::{Message, Value};
+use crate::task_result::TaskResult;
+
+/// Reads the task result in a message.
+///
+/// # Errors
+///
+/// When the message can never be read, with a reason that stays true however often it is tried.
+pub fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
+    match message.headers.get("compression") {
+        None | Some(Value::Void) => {}
+        Some(Value::Text(name)) if name.is_empty() => {}
+        Some(_) => return Err(DecodeError::UnsupportedCompression),
+    }
+    // kombu takes the encoding in any case, and a message without labels as `application/data` in
+    // utf-8 (`kombu/serialization.py`, `loads`, 5.7.0).
+    let content_type = message.properties.content_type.as_deref().unwrap_or("application/data");
+    let content_encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
+    match content_type {
+        "application/json" => match content_encoding.to_ascii_lowercase().as_str() {
+            "utf-8" | "utf8" | "us-ascii" | "ascii" | "binary" => json::decode(message),
+            _ => Err(DecodeError::UnsupportedContentEncoding(content_encoding.to_owned())),
+        },
+        "application/x-msgpack" => msgpack::decode(message),
+        _ => Err(DecodeError::UnsupportedContentType(content_type.to_owned())),
+    }
+}
+
+/// Why a message cannot be read.
+///
+/// The texts name fields and positions, never values: they end in logs and in headers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The serializer is not one that Celeriac reads.
+    #[error("the content type {0:?} is not supported: use json or msgpack as `result_serializer`")]
+    UnsupportedContentType(String),
+    /// The charset is not one that Celeriac reads.
+    #[error("the content encoding {0:?} is not supported: use utf-8")]
+    UnsupportedContentEncoding(String),
+    /// The body is compressed.
+    #[error("the body is compressed, which is not supported")]
+    UnsupportedCompression,
+    /// The body does not have the form that its content type promises.
+    #[error("the body is not {format}: {problem} at byte {position}")]
+    Malformed {
+        /// The format that was promised.
+        format: &'static str,
+        /// What is wrong.
+        problem: &'static str,
+        /// Where in the body, counted from 0.
+        position: usize,
+    },
+    /// The body is well formed but is not a task's result.
+    #[error("the body is not a task result: {0}")]
+    NotAResult(&'static str),
+}
+
+impl DecodeError {
+    /// The stable short code of the reason, for headers and metrics.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::UnsupportedContentType(_) => "unsupported-content-type",
+            Self::UnsupportedContentEncoding(_) => "unsupported-content-encoding",
+            Self::UnsupportedCompression => "unsupported-compression",
+            Self::Malformed { .. } => "undecodable",
+            Self::NotAResult(_) => "not-a-result",
+        }
+    }
+}

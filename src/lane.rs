@@ -1,0 +1,164 @@
+//! A lane: the whole path once, with its own connection to the broker and to the database. Lanes
+//! share nothing.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::config::Config;
+use crate::pipeline::{self, End, Pace};
+use crate::source::{Session, SourceError};
+use crate::store::{Store, StoreError};
+use crate::telemetry::Causes;
+
+/// A session that lasted so long was a good one: the waits begin anew after it.
+const GOOD_SESSION: Duration = Duration::from_secs(30);
+
+/// How long messages are taken one by one after one came whose properties lapin cannot read. The
+/// connection is lost with each delivery of such a message, and the broker counts the delivery of
+/// every message that was on its way: so that only one is, and in the end that one goes to the
+/// dead-letter queue by the limit on the results queue.
+const CAREFUL_SESSION: Duration = Duration::from_secs(10);
+
+/// After so many careful sessions the queue has no delivery limit, or another one than ours.
+const MAX_CAREFUL_SESSIONS: u32 = 200;
+
+/// The wait before a careful session.
+const CAREFUL_DELAY: Duration = Duration::from_millis(20);
+
+/// Runs one lane until `shutdown` is cancelled. It takes messages only while the database can be
+/// written, and outlives the loss of either side.
+pub async fn run<S: Store>(config: &Config, mut store: S, shutdown: &CancellationToken) {
+    let pace = Pace { limits: config.limits, max_wait: config.max_wait };
+    let mut backoff = Backoff::new();
+    let mut is_careful = false;
+    let mut careful_sessions = 0;
+    loop {
+        let prefetch = if is_careful { 1 } else { config.prefetch };
+        let Some(mut session) = open(config, prefetch, &mut store, &mut backoff, shutdown).await
+        else {
+            return;
+        };
+        let opened_at = Instant::now();
+        backoff.end("both sides are there again");
+        if !is_careful {
+            tracing::info!(queue = config.results_queue, "consuming");
+        }
+        let until = shutdown.child_token();
+        let (messages, acknowledger) = session.split();
+        let end = tokio::select! {
+            end = pipeline::run(messages, &mut store, acknowledger, pace, &until) => end,
+            never = end_careful_session(is_careful, &until) => match never {},
+        };
+        session.close().await;
+        if opened_at.elapsed() > GOOD_SESSION {
+            backoff = Backoff::new();
+        }
+        let goes_on = match end {
+            End::Stopped => {
+                is_careful = false;
+                careful_sessions = 0;
+                !shutdown.is_cancelled()
+            }
+            End::SourceLost(error) if error.is_unreadable() => {
+                if !is_careful {
+                    tracing::warn!(
+                        error = %Causes(&error),
+                        "a message has properties that cannot be read: messages are taken one by \
+                         one until the broker gives it up"
+                    );
+                }
+                is_careful = true;
+                careful_sessions += 1;
+                if careful_sessions <= MAX_CAREFUL_SESSIONS {
+                    tokio::time::sleep(CAREFUL_DELAY).await;
+                    true
+                } else {
+                    let problem = "a message that cannot be read stays in the queue, which has no \
+                                   delivery limit: set the policy `delivery-limit` with a \
+                                   dead-letter queue, or take the message out";
+                    backoff.wait(problem, &error, shutdown).await.is_continue()
+                }
+            }
+            End::SourceLost(error) => {
+                let problem = "the session with the broker has ended";
+                backoff.wait(problem, &error, shutdown).await.is_continue()
+            }
+            End::StoreUnfit(error, batch) => {
+                let problem = "messages are left to the broker for now";
+                backoff.wait(problem, &error, shutdown).await.is_continue()
+                    && pipeline::wait_for_store(&mut store, &batch, &mut backoff, shutdown).await
+            }
+            End::DeadLettersUnfit(error) => {
+                let problem = "messages are left to the broker for now";
+                backoff.wait(problem, &error, shutdown).await.is_continue()
+            }
+        };
+        if !goes_on {
+            return;
+        }
+    }
+}
+
+/// Ends a careful session after a while by asking the pipeline to stop.
+async fn end_careful_session(is_careful: bool, until: &CancellationToken) -> Infallible {
+    if is_careful {
+        tokio::time::sleep(CAREFUL_SESSION).await;
+        until.cancel();
+    }
+    std::future::pending().await
+}
+
+/// Opens both sides, the database first: messages are taken only when they can be stored. `None`
+/// when it is time to stop.
+async fn open<S: Store>(
+    config: &Config,
+    prefetch: u16,
+    store: &mut S,
+    backoff: &mut Backoff,
+    shutdown: &CancellationToken,
+) -> Option<Session> {
+    while !shutdown.is_cancelled() {
+        let opened = async {
+            store.prepare().await?;
+            Ok::<_, OpenError>(Session::open(config, prefetch).await?)
+        };
+        let opened = tokio::select! {
+            opened = opened => opened,
+            () = shutdown.cancelled() => return None,
+        };
+        let waited = match opened {
+            Ok(session) => return Some(session),
+            Err(OpenError::Store(error)) => {
+                backoff.wait("the database is not ready", &error, shutdown).await
+            }
+            Err(OpenError::Source(error)) => {
+                backoff.wait("the broker is not ready", &error, shutdown).await
+            }
+        };
+        if waited.is_break() {
+            return None;
+        }
+    }
+    None
+}
+
+enum OpenError {
+    Store(StoreError),
+    Source(SourceError),
+}
+
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<SourceError> for OpenError {
+    fn from(error: SourceError) -> Self {
+        Self::Source(error)
+    }
+}

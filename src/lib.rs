@@ -1,0 +1,46 @@
+//! Celeriac takes the results of Celery tasks from RabbitMQ and puts them into a Django project's
+//! database, as the rows that django-celery-results would have written.
+//!
+//! A message walks one way: source → decode → merge → batch → store → ack. The modules stand here
+//! in the order in which it meets them:
+//!
+//! - [`config`]: settings become types that cannot be wrong; the only place that knows their names.
+//! - [`lane`]: one connection to each side, opened, watched and opened again; runs the pipeline.
+//! - [`pipeline`]: the only loop, and the policy for every class of error.
+//! - [`source`]: a session with the broker; what lapin delivers becomes a [`message`].
+//! - [`message`]: body, properties and headers as plain data.
+//! - [`decode`]: content type → [`task_result`]; one file per wire format.
+//! - [`state`]: Celery's states.
+//! - [`task_result`]: one row, under Django's column names.
+//! - [`merge`]: two results of one task → one.
+//! - [`batch`]: rows by `task_id`, and the messages that they came from.
+//! - [`store`]: rows into the table; the error classes; one file per database.
+//! - [`ack`]: acknowledgements and dead letters.
+//! - [`backoff`]: waiting between tries.
+//! - [`telemetry`]: how it logs.
+//!
+//! # What always holds
+//!
+//! - A message is acknowledged only after its row is committed, or after the broker has confirmed
+//!   it in the dead-letter queue.
+//! - Rows come out the same whatever the order, the batches, the duplicates and the number of
+//!   daemons: the law is in [`merge`], and once more, in SQL, in `store/upsert.rs`.
+//! - Lanes share nothing, and nothing is kept between two sessions with the broker.
+//! - lapin is named only in `source.rs` and `ack.rs`, sqlx only under `store/`; [`decode`],
+//!   [`state`], [`task_result`], [`merge`] and [`batch`] have no clock, no I/O and no log.
+//! - No byte from the wire is executed, and no argument, result or password is logged.
+
+pub mod ack;
+pub mod backoff;
+pub mod batch;
+pub mod config;
+pub mod decode;
+pub mod lane;
+pub mod merge;
+pub mod message;
+pub mod pipeline;
+pub mod source;
+pub mod state;
+pub mod store;
+pub mod task_result;
+pub mod telemetry;

@@ -1,0 +1,224 @@
+//! The merge law: two results of one task become one, the same in whatever order they meet.
+//!
+//! django-celery-results overwrites every column on each store, so the last write wins; Celery's
+//! event view orders by `precedence()`, under which a RETRY can never follow a STARTED. The law
+//! here follows neither:
+//!
+//! - The **outcome** moves as one unit. The more final one wins (SUCCESS, then FAILURE, then
+//!   REVOKED, then every other state), as in Celery's key-value backends; among equals the newer;
+//!   at the same microsecond the greater content, so that there is always one winner. An outcome
+//!   whose time is only its arrival gives way to an earlier arrival of the same outcome: it is
+//!   a duplicate.
+//! - Each part of the **description** is the winner's where it has one, else the other's. A value
+//!   never gives way to nothing.
+//! - **`date_created`** is the earliest. **`date_started`** is the latest; where it is known only
+//!   by arrival, an outcome that does not win does not move it, and it is never later than the
+//!   time of a final outcome.
+//!
+//! The same law stands in SQL in `store/upsert.rs`,
+//! with the row in the place of `self` and the batch's result in the place of `newer`.
+
+use std::cmp::Ordering;
+
+use crate::task_result::{Description, Outcome, TaskResult};
+
+impl TaskResult {
+    /// Joins what `newer` says of the same task into this result.
+    ///
+    /// `newer` is the one that arrived later; it matters only for what has no time of its own.
+    pub fn merge(&mut self, newer: Self) {
+        debug_assert_eq!(self.task_id, newer.task_id, "only results of one task merge");
+        let newer_wins = newer.beats(self);
+        if newer_wins {
+            self.outcome = newer.outcome;
+            let older = std::mem::replace(&mut self.description, newer.description);
+            self.description.fill(older);
+        } else {
+            self.description.fill(newer.description);
+        }
+        self.date_created = self.date_created.min(newer.date_created);
+        self.date_started = if newer.started_by_arrival {
+            let started = if newer_wins {
+                self.date_started.max(newer.date_started)
+            } else {
+                self.date_started.or(newer.date_started)
+            };
+            let is_ready = self.outcome.status.is_ready();
+            started.map(|time| if is_ready { time.min(self.outcome.date_done) } else { time })
+        } else {
+            self.date_started.max(newer.date_started)
+        };
+        self.started_by_arrival |= newer.started_by_arrival;
+    }
+
+    /// Whether this result's outcome takes the place of the older one's.
+    fn beats(&self, older: &Self) -> bool {
+        let finality = |result: &Self| result.outcome.status.finality();
+        if finality(self) != finality(older) {
+            return finality(self) > finality(older);
+        }
+        if self.outcome.by_arrival && self.outcome.content() == older.outcome.content() {
+            return self.outcome.date_done < older.outcome.date_done;
+        }
+        let order = self.outcome.date_done.cmp(&older.outcome.date_done);
+        let order = order.then_with(|| self.outcome.content().cmp(&older.outcome.content()));
+        order.then_with(|| self.description.cmp(&older.description)) == Ordering::Greater
+    }
+}
+
+impl Outcome {
+    /// Everything that makes two outcomes the same but for their times. Texts compare by bytes,
+    /// and NULL as the empty text, in SQL as here.
+    fn content(&self) -> [&str; 6] {
+        [
+            self.status.as_str(),
+            self.result.as_deref().unwrap_or_default(),
+            self.traceback.as_deref().unwrap_or_default(),
+            self.meta.as_deref().unwrap_or_default(),
+            &self.content_type,
+            &self.content_encoding,
+        ]
+    }
+}
+
+impl Description {
+    /// Takes from `other` what is not known here.
+    fn fill(&mut self, other: Self) {
+        let Self { task_name, task_args, task_kwargs, worker, periodic_task_name } = other;
+        self.task_name = self.task_name.take().or(task_name);
+        self.task_args = self.task_args.take().or(task_args);
+        self.task_kwargs = self.task_kwargs.take().or(task_kwargs);
+        self.worker = self.worker.take().or(worker);
+        self.periodic_task_name = self.periodic_task_name.take().or(periodic_task_name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, TimeDelta, Utc};
+
+    use super::*;
+    use crate::state::State;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
+    }
+
+    /// A result that carries its own time.
+    fn result(status: &str, seconds: i64) -> TaskResult {
+        TaskResult {
+            task_id: "t".to_owned(),
+            outcome: Outcome {
+                status: State::from(status),
+                content_type: "application/json".to_owned(),
+                content_encoding: "utf-8".to_owned(),
+                result: None,
+                traceback: None,
+                meta: None,
+                date_done: at(seconds),
+                by_arrival: false,
+            },
+            description: Description::default(),
+            date_created: at(seconds),
+            date_started: (status == "STARTED").then(|| at(seconds)),
+            started_by_arrival: false,
+        }
+    }
+
+    /// A result of a stock worker up to Celery 5.6, which says nothing of its time.
+    fn arrival(status: &str, seconds: i64) -> TaskResult {
+        let mut result = result(status, seconds);
+        result.outcome.by_arrival = true;
+        result.started_by_arrival = true;
+        result
+    }
+
+    fn merged(results: &[TaskResult]) -> TaskResult {
+        let mut results = results.iter().cloned();
+        let mut merged = results.next().expect("at least one");
+        results.for_each(|result| merged.merge(result));
+        merged
+    }
+
+    /// Merges in both directions and expects the state and its time in both.
+    fn check(one: &TaskResult, other: &TaskResult, status: &str, seconds: i64) {
+        for pair in [[one, other], [other, one]] {
+            let merged = merged(&pair.map(Clone::clone));
+            assert_eq!(merged.outcome.status.as_str(), status);
+            assert_eq!(merged.outcome.date_done, at(seconds));
+            assert_eq!(merged.date_created, one.date_created.min(other.date_created));
+        }
+    }
+
+    #[test]
+    fn the_more_final_outcome_wins_whatever_the_time() {
+        check(&result("SUCCESS", 1), &result("STARTED", 9), "SUCCESS", 1);
+        check(&result("SUCCESS", 1), &result("FAILURE", 9), "SUCCESS", 1);
+        check(&result("FAILURE", 1), &result("REVOKED", 9), "FAILURE", 1);
+        check(&result("REVOKED", 1), &result("PROGRESS", 9), "REVOKED", 1);
+    }
+
+    #[test]
+    fn among_equals_the_newer_wins() {
+        check(&result("STARTED", 1), &result("RETRY", 2), "RETRY", 2);
+        check(&result("STARTED", 3), &result("RETRY", 2), "STARTED", 3);
+        check(&result("SUCCESS", 1), &result("SUCCESS", 2), "SUCCESS", 2);
+        check(&result("A", 1), &result("B", 1), "B", 1);
+    }
+
+    #[test]
+    fn an_outcome_that_arrives_again_changes_nothing() {
+        check(&arrival("SUCCESS", 1), &arrival("SUCCESS", 9), "SUCCESS", 1);
+        check(&arrival("STARTED", 1), &arrival("STARTED", 9), "STARTED", 1);
+        check(&arrival("STARTED", 1), &arrival("RETRY", 9), "RETRY", 9);
+    }
+
+    #[test]
+    fn the_outcome_moves_as_one() {
+        let mut failure = result("FAILURE", 1);
+        failure.outcome.traceback = Some("Traceback".to_owned());
+        let merged = merged(&[failure, result("SUCCESS", 2)]);
+        assert_eq!(merged.outcome.traceback, None);
+    }
+
+    #[test]
+    fn a_description_is_the_winners_and_never_gives_way_to_nothing() {
+        let described = |mut result: TaskResult, worker: &str| {
+            result.description.worker = Some(worker.to_owned());
+            result
+        };
+        let worker = |results: &[TaskResult]| merged(results).description.worker;
+        let first = described(result("STARTED", 1), "one");
+        let last = described(result("SUCCESS", 2), "two");
+        let bare = result("SUCCESS", 3);
+        assert_eq!(worker(&[first.clone(), last.clone()]).as_deref(), Some("two"));
+        assert_eq!(worker(&[last.clone(), first.clone()]).as_deref(), Some("two"));
+        assert_eq!(worker(&[bare.clone(), first.clone()]).as_deref(), Some("one"));
+        assert_eq!(worker(&[first, bare]).as_deref(), Some("one"));
+    }
+
+    #[test]
+    fn date_started_is_that_of_the_last_attempt() {
+        let history = [result("STARTED", 1), result("RETRY", 2), result("STARTED", 3)];
+        let mut results = history.to_vec();
+        results.push(result("SUCCESS", 4));
+        for _ in 0..results.len() {
+            results.rotate_left(1);
+            assert_eq!(merged(&results).date_started, Some(at(3)));
+        }
+    }
+
+    #[test]
+    fn a_start_known_by_arrival_does_not_stand_after_the_end_nor_move() {
+        // A worker's clock has stamped the end before the start reached us.
+        let mut success = result("SUCCESS", 2);
+        success.started_by_arrival = true;
+        assert_eq!(merged(&[arrival("STARTED", 5), success.clone()]).date_started, Some(at(2)));
+        assert_eq!(merged(&[success, arrival("STARTED", 5)]).date_started, Some(at(2)));
+
+        let history = [arrival("STARTED", 1), arrival("SUCCESS", 4), arrival("STARTED", 6)];
+        assert_eq!(merged(&history).date_started, Some(at(1)), "delivered again");
+        let history = [arrival("STARTED", 1), arrival("RETRY", 2), arrival("STARTED", 3)];
+        assert_eq!(merged(&history).date_started, Some(at(3)), "another attempt");
+    }
+}

@@ -1,0 +1,339 @@
+//! The only loop: a message comes, a batch is due, a write has finished, it is time to stop.
+//!
+//! One write is in flight at most, and the next batch fills meanwhile. When that is full too,
+//! nothing more is taken from the broker, whose prefetch limit does the rest.
+
+use std::time::Duration;
+
+use futures_util::{FutureExt, Stream, StreamExt, future::Fuse};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::ack::{Acknowledge, DeadLetterError};
+use crate::backoff::Backoff;
+use crate::batch::{Batch, Limits, Reason};
+use crate::decode::decode;
+use crate::message::Message;
+use crate::source::SourceError;
+use crate::store::{Catalog, ErrorClass, Store, StoreError};
+use crate::task_result::TaskResult;
+
+/// How large batches may be and how long they may gather.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// What one batch may hold.
+    pub limits: Limits,
+    /// How long a batch may gather while writes follow each other.
+    pub max_wait: Duration,
+}
+
+/// Why the loop ended. What it had not acknowledged is delivered again.
+#[derive(Debug)]
+pub enum End {
+    /// It was asked to, and everything that it had taken is settled or left to the broker.
+    Stopped,
+    /// The broker's side is gone.
+    SourceLost(SourceError),
+    /// The database cannot be written for longer than messages may be held. The batch is what it
+    /// did not take; [`wait_for_store`] finds out with it when it takes writes again.
+    StoreUnfit(StoreError, Batch),
+    /// The dead-letter queue cannot be written for longer than messages may be held.
+    DeadLettersUnfit(DeadLetterError),
+}
+
+/// How long messages are held while the database cannot be written. RabbitMQ takes a channel for
+/// dead that holds a message for 30 minutes, and counts each time that it delivers one again.
+const MAX_HOLD: Duration = Duration::from_mins(10);
+
+/// How long a write may take when it is time to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a write that met another writer is tried again at once.
+const CONFLICT_RETRIES: usize = 5;
+
+/// Takes messages, merges them into batches, stores these and settles the messages, until the
+/// messages end, the store is unfit for long, or `shutdown` is cancelled.
+pub async fn run<S: Store, A: Acknowledge>(
+    mut messages: impl Stream<Item = Result<Message, SourceError>> + Unpin,
+    store: &mut S,
+    acknowledger: &A,
+    pace: Pace,
+    shutdown: &CancellationToken,
+) -> End {
+    let catalog = match store.prepare().await {
+        Ok(catalog) => catalog.clone(),
+        Err(error) => return End::StoreUnfit(error, Batch::default()),
+    };
+    let mut batch = Batch::default();
+    // When the batch's first message came, and when the last write ended.
+    let mut begun_at = None;
+    let mut written_at = None;
+    let mut messages_ended = false;
+    let mut is_stopping = false;
+    // The store is here while no write is in flight.
+    let mut idle = Some(store);
+    let mut write = std::pin::pin!(Fuse::terminated());
+
+    loop {
+        let due_at = due_at(begun_at, written_at, pace.max_wait);
+        let is_due = batch.is_full(pace.limits)
+            || messages_ended
+            || due_at.is_some_and(|due_at| due_at <= Instant::now());
+        if !batch.is_empty()
+            && is_due
+            && let Some(store) = idle.take()
+        {
+            begun_at = None;
+            let batch = std::mem::take(&mut batch);
+            write.set(settle(store, acknowledger, batch, &catalog, shutdown).fuse());
+        }
+        if messages_ended && batch.is_empty() && idle.is_some() {
+            return End::Stopped;
+        }
+        tokio::select! {
+            biased;
+            (store, settled) = &mut write => {
+                if let Err(end) = settled {
+                    return end;
+                }
+                idle = Some(store);
+                written_at = Some(Instant::now());
+            }
+            message = messages.next(), if !messages_ended && !batch.is_full(pace.limits) => {
+                // What has come already is taken before a write is considered.
+                let mut next = Some(message);
+                while let Some(message) = next {
+                    match message {
+                        Some(Ok(message)) => {
+                            begun_at.get_or_insert_with(Instant::now);
+                            let read = read(&message, &catalog);
+                            batch.push(message, read);
+                        }
+                        Some(Err(error)) => return End::SourceLost(error),
+                        None if is_stopping => {
+                            messages_ended = true;
+                            break;
+                        }
+                        None => return End::SourceLost(SourceError::Cancelled),
+                    }
+                    next = if batch.is_full(pace.limits) {
+                        None
+                    } else {
+                        messages.next().now_or_never()
+                    };
+                }
+            }
+            () = sleep_until(due_at), if idle.is_some() && !batch.is_empty() => {}
+            () = shutdown.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                messages_ended = !acknowledger.stop().await;
+            }
+        }
+    }
+}
+
+/// When a batch should be written that began to fill at `begun_at`: at once where the lane was
+/// idle then, else after `max_wait`.
+fn due_at(
+    begun_at: Option<Instant>,
+    written_at: Option<Instant>,
+    max_wait: Duration,
+) -> Option<Instant> {
+    let begun_at = begun_at?;
+    match written_at {
+        Some(written_at) if begun_at < written_at + max_wait => Some(begun_at + max_wait),
+        _ => Some(begun_at),
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a message says of a task, in the form that the table can hold.
+fn read(message: &Message, catalog: &Catalog) -> Result<TaskResult, Reason> {
+    let mut result =
+        decode(message).map_err(|error| Reason { code: error.code(), error: error.to_string() })?;
+    catalog.fit(&mut result)?;
+    Ok(result)
+}
+
+/// Stores a batch, dead-letters what cannot be stored, and acknowledges all of it. Gives the
+/// store back with what came of it.
+async fn settle<'store, S: Store, A: Acknowledge>(
+    store: &'store mut S,
+    acknowledger: &A,
+    mut batch: Batch,
+    catalog: &Catalog,
+    shutdown: &CancellationToken,
+) -> (&'store mut S, Result<(), End>) {
+    let started_at = Instant::now();
+    if let Err(error) = store_batch(store, &mut batch, catalog, shutdown).await {
+        return (store, Err(End::StoreUnfit(error, batch)));
+    }
+    if let Err(error) = dead_letter(acknowledger, &batch, shutdown).await {
+        return (store, Err(End::DeadLettersUnfit(error)));
+    }
+    if let Some(last_delivery_tag) = batch.last_delivery_tag()
+        && let Err(error) = acknowledger.acknowledge(last_delivery_tag).await
+    {
+        return (store, Err(End::SourceLost(error)));
+    }
+    tracing::debug!(
+        messages = batch.len(),
+        rows = batch.rows().len(),
+        size_bytes = batch.size_bytes(),
+        milliseconds = started_at.elapsed().as_millis(),
+        "batch stored"
+    );
+    (store, Ok(()))
+}
+
+/// Tries to write the rows of a batch, whose messages the broker has again, until the database
+/// takes writes. Whether it does, or it is time to stop.
+///
+/// Each delivery of a message counts towards the broker's limit, so nothing is consumed before
+/// then: an outage costs one delivery however long it lasts. Writing the rows twice does no harm.
+pub async fn wait_for_store<S: Store>(
+    store: &mut S,
+    batch: &Batch,
+    backoff: &mut Backoff,
+    shutdown: &CancellationToken,
+) -> bool {
+    let rows: Vec<_> = batch.rows().collect();
+    loop {
+        let error = match store.store_results(&rows).await {
+            Err(error) if error.class != ErrorClass::Poison => error,
+            _ => return true,
+        };
+        if backoff
+            .wait("messages are left to the broker for now", &error, shutdown)
+            .await
+            .is_break()
+        {
+            return false;
+        }
+    }
+}
+
+/// Stores every row of the batch that can be stored and marks the messages of the others.
+///
+/// A part that holds a row which the database refuses is halved until the row stands alone. Such
+/// a row may have come from several messages, of which only one is to blame; so each is tried by
+/// itself.
+async fn store_batch<S: Store>(
+    store: &mut S,
+    batch: &mut Batch,
+    catalog: &Catalog,
+    shutdown: &CancellationToken,
+) -> Result<(), StoreError> {
+    let mut refused = Vec::new();
+    {
+        let rows: Vec<&TaskResult> = batch.rows().collect();
+        let mut parts = vec![rows.as_slice()];
+        while let Some(part) = parts.pop() {
+            match (store_part(store, part, shutdown).await?, part) {
+                (Stored::All, _) => {}
+                (Stored::Refused(_), [row]) => {
+                    for (place, message) in batch.sources(&row.task_id) {
+                        let Ok(result) = read(message, catalog) else { continue };
+                        if let Stored::Refused(error) =
+                            store_part(store, &[&result], shutdown).await?
+                        {
+                            refused.push((place, error));
+                        }
+                    }
+                }
+                (Stored::Refused(_), part) => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+            }
+        }
+    }
+    for (place, error) in refused {
+        batch.refuse(place, Reason { code: "unstorable", error: error.message });
+    }
+    Ok(())
+}
+
+/// What came of writing some rows, where anything final did.
+enum Stored {
+    All,
+    /// One of the rows can never be stored.
+    Refused(StoreError),
+}
+
+/// Writes rows until they are committed or refused: the policy for every class of error.
+async fn store_part<S: Store>(
+    store: &mut S,
+    rows: &[&TaskResult],
+    shutdown: &CancellationToken,
+) -> Result<Stored, StoreError> {
+    if rows.is_empty() {
+        return Ok(Stored::All);
+    }
+    let mut conflicts = 0;
+    let mut backoff = Backoff::new();
+    loop {
+        let stored = tokio::select! {
+            stored = store.store_results(rows) => stored,
+            error = too_late(shutdown) => Err(error),
+        };
+        let Err(error) = stored else {
+            backoff.end("the database takes writes again");
+            return Ok(Stored::All);
+        };
+        match error.class {
+            ErrorClass::Poison => return Ok(Stored::Refused(error)),
+            ErrorClass::Setup => return Err(error),
+            ErrorClass::Conflict if conflicts < CONFLICT_RETRIES => conflicts += 1,
+            ErrorClass::Conflict | ErrorClass::Outage => {
+                let problem = "the database cannot be written: its rows are held";
+                if backoff.wait(problem, &error, shutdown).await.is_break()
+                    || backoff.elapsed() > MAX_HOLD
+                {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// The error that a write ends with which is still under way so long after it was time to stop.
+async fn too_late(shutdown: &CancellationToken) -> StoreError {
+    shutdown.cancelled().await;
+    tokio::time::sleep(STOP_PATIENCE).await;
+    StoreError {
+        class: ErrorClass::Outage,
+        message: format!("the database did not answer within {} s", STOP_PATIENCE.as_secs()),
+    }
+}
+
+/// Moves what cannot be stored to the dead-letter queue, however long the broker takes.
+async fn dead_letter<A: Acknowledge>(
+    acknowledger: &A,
+    batch: &Batch,
+    shutdown: &CancellationToken,
+) -> Result<(), DeadLetterError> {
+    let letters: Vec<_> = batch.refused().collect();
+    let Some((_, reason)) = letters.first() else { return Ok(()) };
+    let mut backoff = Backoff::new();
+    while let Err(error) = acknowledger.dead_letter(&letters).await {
+        let problem = "the dead-letter queue cannot be written: its messages are held";
+        if backoff.wait(problem, &error, shutdown).await.is_break() || backoff.elapsed() > MAX_HOLD
+        {
+            return Err(error);
+        }
+    }
+    tracing::warn!(
+        messages = letters.len(),
+        reason = reason.code,
+        error = reason.error,
+        "messages that cannot be stored are in the dead-letter queue"
+    );
+    Ok(())
+}

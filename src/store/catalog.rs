@@ -1,0 +1,288 @@
+//! What the table can hold: its columns and their lengths, as the database's catalog has them.
+
+use std::borrow::Cow;
+
+use super::{ErrorClass, StoreError, TABLE};
+use crate::batch::Reason;
+use crate::task_result::TaskResult;
+
+/// The columns of every version of django-celery-results since 2.0.
+const REQUIRED: [&str; 13] = [
+    "task_id",
+    "status",
+    "content_type",
+    "content_encoding",
+    "result",
+    "date_done",
+    "traceback",
+    "meta",
+    "task_args",
+    "task_kwargs",
+    "task_name",
+    "worker",
+    "date_created",
+];
+
+/// The columns that came later: in django-celery-results 2.3 and 2.6.
+const OPTIONAL: [&str; 2] = ["periodic_task_name", "date_started"];
+
+/// A column as the database's catalog describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// The most characters that the database takes, where it sets a limit.
+    pub max_chars: Option<usize>,
+    /// Whether an insert must name the column: it is NOT NULL and has no default.
+    pub is_required: bool,
+}
+
+/// The table of task results as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Catalog {
+    missing: Vec<&'static str>,
+    max_chars: MaxChars,
+    /// Whether a text may hold U+0000; PostgreSQL's may not.
+    allows_nul: bool,
+}
+
+/// The most characters that each limited column takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct MaxChars {
+    task_id: Option<usize>,
+    status: Option<usize>,
+    task_name: Option<usize>,
+    worker: Option<usize>,
+    periodic_task_name: Option<usize>,
+}
+
+/// A table of the newest django-celery-results, without limits.
+impl Default for Catalog {
+    fn default() -> Self {
+        Self { missing: Vec::new(), max_chars: MaxChars::default(), allows_nul: true }
+    }
+}
+
+impl Catalog {
+    /// Checks the columns of the table and takes their lengths.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorClass::Setup`] where there is no table, where a column that every version of
+    /// django-celery-results has is missing, or where an unknown column must be filled.
+    pub(super) fn new(columns: &[Column], allows_nul: bool) -> Result<Self, StoreError> {
+        if columns.is_empty() {
+            return Err(StoreError::missing_table());
+        }
+        let find = |name| columns.iter().find(|column| column.name == name);
+        if let Some(name) = REQUIRED.into_iter().find(|&name| find(name).is_none()) {
+            return Err(StoreError::new(
+                ErrorClass::Setup,
+                format!(
+                    "the table {TABLE} has no column {name}: install django-celery-results 2.0 \
+                     or later and run `python manage.py migrate django_celery_results`"
+                ),
+            ));
+        }
+        let is_known =
+            |name: &str| name == "id" || REQUIRED.contains(&name) || OPTIONAL.contains(&name);
+        if let Some(column) =
+            columns.iter().find(|column| column.is_required && !is_known(&column.name))
+        {
+            return Err(StoreError::new(
+                ErrorClass::Setup,
+                format!(
+                    "the column {} of the table {TABLE} must be filled, and this version of \
+                     Celeriac does not know it: give it a default in the database",
+                    column.name
+                ),
+            ));
+        }
+        let max_chars = |name| find(name).and_then(|column| column.max_chars);
+        Ok(Self {
+            missing: OPTIONAL.into_iter().filter(|&name| find(name).is_none()).collect(),
+            max_chars: MaxChars {
+                task_id: max_chars("task_id"),
+                status: max_chars("status"),
+                task_name: max_chars("task_name"),
+                worker: max_chars("worker"),
+                periodic_task_name: max_chars("periodic_task_name"),
+            },
+            allows_nul,
+        })
+    }
+
+    /// The columns of the newest django-celery-results that this table does not have.
+    #[must_use]
+    pub fn missing_columns(&self) -> &[&'static str] {
+        &self.missing
+    }
+
+    /// Whether the table has a column that Celeriac writes.
+    pub(super) fn has(&self, column: &str) -> bool {
+        !self.missing.contains(&column)
+    }
+
+    /// Brings a result into the form that the table can hold.
+    ///
+    /// Names and states that are too long are cut to the column's length, and U+0000 becomes
+    /// U+FFFD where the database has no room for it. Returns whether anything was changed.
+    ///
+    /// # Errors
+    ///
+    /// When the id of the task cannot be a key of this table.
+    pub fn fit(&self, result: &mut TaskResult) -> Result<bool, Reason> {
+        let unstorable = |error: String| Reason { code: "unstorable", error };
+        if let Some(max_chars) = self.max_chars.task_id
+            && is_longer(&result.task_id, max_chars)
+        {
+            let chars = result.task_id.chars().count();
+            return Err(unstorable(format!(
+                "`task_id` has {chars} characters, the column takes {max_chars}"
+            )));
+        }
+        if !self.allows_nul && result.task_id.contains('\0') {
+            return Err(unstorable("`task_id` contains U+0000".to_owned()));
+        }
+        let max = &self.max_chars;
+        let (outcome, description) = (&mut result.outcome, &mut result.description);
+        let status = self.fitted(outcome.status.as_str(), max.status);
+        let mut changed = false;
+        if let Some(status) = status {
+            outcome.status = status.as_str().into();
+            changed = true;
+        }
+        for (text, max_chars) in [
+            (&mut outcome.result, None),
+            (&mut outcome.traceback, None),
+            (&mut outcome.meta, None),
+            (&mut description.task_args, None),
+            (&mut description.task_kwargs, None),
+            (&mut description.task_name, max.task_name),
+            (&mut description.worker, max.worker),
+            (&mut description.periodic_task_name, max.periodic_task_name),
+        ] {
+            let fitted = text.as_deref().and_then(|text| self.fitted(text, max_chars));
+            if fitted.is_some() {
+                *text = fitted;
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The storable form of a text, where that is not the text itself.
+    fn fitted(&self, text: &str, max_chars: Option<usize>) -> Option<String> {
+        let mut fitted = Cow::Borrowed(text);
+        if !self.allows_nul && text.contains('\0') {
+            fitted = text.replace('\0', "\u{FFFD}").into();
+        }
+        if let Some(max_chars) = max_chars
+            && is_longer(&fitted, max_chars)
+        {
+            fitted = fitted.chars().take(max_chars).collect::<String>().into();
+        }
+        match fitted {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(fitted) => Some(fitted),
+        }
+    }
+}
+
+/// Whether a text has more than so many characters; most are told by their bytes alone.
+fn is_longer(text: &str, max_chars: usize) -> bool {
+    text.len() > max_chars && text.chars().count() > max_chars
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::state::State;
+    use crate::task_result::{Description, Outcome};
+
+    fn columns(names: &[&str], max_chars: Option<usize>) -> Vec<Column> {
+        let column = |name: &&str| Column {
+            name: (*name).to_owned(),
+            max_chars,
+            is_required: *name == "task_id",
+        };
+        names.iter().map(column).collect()
+    }
+
+    fn result(task_id: &str, status: &str, worker: &str) -> TaskResult {
+        TaskResult {
+            task_id: task_id.to_owned(),
+            outcome: Outcome {
+                status: State::from(status),
+                content_type: "application/json".to_owned(),
+                content_encoding: "utf-8".to_owned(),
+                result: Some("null".to_owned()),
+                traceback: Some("a\0b".to_owned()),
+                meta: None,
+                date_done: DateTime::UNIX_EPOCH,
+                by_arrival: false,
+            },
+            description: Description { worker: Some(worker.to_owned()), ..Description::default() },
+            date_created: DateTime::UNIX_EPOCH,
+            date_started: None,
+            started_by_arrival: false,
+        }
+    }
+
+    #[test]
+    fn every_version_since_2_0_is_taken() {
+        let old = Catalog::new(&columns(&REQUIRED, None), true).expect("2.0 has these");
+        assert_eq!(old.missing_columns(), OPTIONAL);
+        let all = [&REQUIRED[..], &OPTIONAL[..], &["id"]].concat();
+        let new = Catalog::new(&columns(&all, None), true).expect("2.6 has these");
+        assert!(new.missing_columns().is_empty());
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_written_is_refused_with_the_fix() {
+        let refusal = |columns: &[Column]| {
+            let error = Catalog::new(columns, true).expect_err("the table is not writable");
+            assert_eq!(error.class, ErrorClass::Setup);
+            error.message
+        };
+        assert!(refusal(&[]).contains("python manage.py migrate django_celery_results"));
+        assert!(refusal(&columns(&REQUIRED[1..], None)).contains("no column task_id"));
+
+        let mut foreign = columns(&REQUIRED, None);
+        foreign.push(Column { name: "tenant".to_owned(), max_chars: None, is_required: true });
+        assert!(refusal(&foreign).contains("column tenant"));
+        foreign.last_mut().expect("just pushed").is_required = false;
+        assert!(Catalog::new(&foreign, true).is_ok());
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_by_characters() {
+        let catalog = Catalog::new(&columns(&REQUIRED, Some(4)), true).expect("the table is good");
+        let mut fits = result("abcd", "éééé", "wörk");
+        assert_eq!(catalog.fit(&mut fits), Ok(false));
+        let mut long = result("abcd", "PROGRESS", "wörker");
+        assert_eq!(catalog.fit(&mut long), Ok(true));
+        assert_eq!(long.outcome.status.as_str(), "PROG");
+        assert_eq!(long.description.worker.as_deref(), Some("wörk"));
+        assert_eq!(long.outcome.content_type, "application/json", "not a name");
+
+        let reason = catalog.fit(&mut result("abcde", "SUCCESS", "w")).expect_err("too long");
+        assert_eq!(reason.code, "unstorable");
+        assert_eq!(reason.error, "`task_id` has 5 characters, the column takes 4");
+    }
+
+    #[test]
+    fn nul_is_replaced_where_the_database_has_no_room_for_it() {
+        let postgres = Catalog::new(&columns(&REQUIRED, None), false).expect("the table is good");
+        let mut nul = result("id", "SUCCESS", "w");
+        assert_eq!(postgres.fit(&mut nul), Ok(true));
+        assert_eq!(nul.outcome.traceback.as_deref(), Some("a\u{FFFD}b"));
+        assert!(postgres.fit(&mut result("i\0d", "SUCCESS", "w")).is_err());
+
+        let mut nul = result("i\0d", "SUCCESS", "w");
+        assert_eq!(Catalog::default().fit(&mut nul), Ok(false));
+        assert_eq!(nul.outcome.traceback.as_deref(), Some("a\0b"));
+    }
+}

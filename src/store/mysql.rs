@@ -1,0 +1,263 @@
+//! MySQL and MariaDB: one JSON text in, one `insert … on duplicate key update`.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use serde::Serialize;
+use sqlx::error::DatabaseError;
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
+
+use super::sql::{self, Database, SqlStore};
+use super::upsert::{self, Syntax};
+use super::{Catalog, Column, ErrorClass, StoreError, TABLE};
+use crate::config::DatabaseUrl;
+use crate::task_result::TaskResult;
+
+/// A [`super::Store`] on MySQL or MariaDB.
+pub type Mysql = SqlStore<MysqlDatabase>;
+
+/// What is particular to MySQL and MariaDB.
+#[derive(Debug)]
+pub struct MysqlDatabase {
+    options: MySqlConnectOptions,
+    /// The same without TLS, where that is tried first.
+    plain: Option<MySqlConnectOptions>,
+    time_zone: Tz,
+}
+
+impl Mysql {
+    /// Makes a store that connects to the database when it is first used. `time_zone` is the one
+    /// in which Django keeps times: UTC with `USE_TZ`, else `TIME_ZONE`.
+    ///
+    /// # Errors
+    ///
+    /// When a parameter of the URL has a value that MySQL does not know.
+    pub fn new(url: &DatabaseUrl, time_zone: Tz) -> Result<Self, StoreError> {
+        let options = MySqlConnectOptions::from_str(url.expose())
+            .map_err(|error| StoreError::from_sqlx(&error, MysqlDatabase::classify))?
+            .disable_statement_logging();
+        let plain = url.prefers_plain().then(|| options.clone().ssl_mode(MySqlSslMode::Disabled));
+        Ok(Self::of(MysqlDatabase { options, plain, time_zone }))
+    }
+}
+
+/// `values(…)` is the value as the column takes it, so that no two collations ever meet. It is
+/// deprecated in MySQL 8 in favour of an alias that MariaDB does not have.
+const SYNTAX: Syntax = Syntax {
+    old: |column| column.to_owned(),
+    new: |column| format!("values({column})"),
+    bytes: |text| format!("cast({text} as binary)"),
+    by_arrival: "new_by_arrival",
+    started_by_arrival: "new_started_by_arrival",
+};
+
+/// MySQL assigns from left to right and later assignments see what earlier ones have changed, so
+/// the first one keeps in this variable who wins.
+const WINS: &str = "@celeriac_wins";
+
+/// Below this size no server's `max_allowed_packet` needs to be looked at: 1 MiB is the smallest
+/// default there has been.
+const SMALLEST_PACKET: usize = 1_000_000;
+
+/// What a packet holds besides the rows, generously.
+const PACKET_OVERHEAD: usize = 4_096;
+
+/// A row as the statement's `json_table` reads it.
+#[derive(Serialize)]
+struct JsonRow<'row> {
+    task_id: &'row str,
+    status: &'row str,
+    content_type: &'row str,
+    content_encoding: &'row str,
+    result: Option<&'row str>,
+    traceback: Option<&'row str>,
+    meta: Option<&'row str>,
+    task_name: Option<&'row str>,
+    task_args: Option<&'row str>,
+    task_kwargs: Option<&'row str>,
+    worker: Option<&'row str>,
+    periodic_task_name: Option<&'row str>,
+    date_done: String,
+    date_created: String,
+    date_started: Option<String>,
+    by_arrival: u8,
+    started_by_arrival: u8,
+}
+
+impl Database for MysqlDatabase {
+    type Connection = MySqlConnection;
+
+    const ALLOWS_NUL: bool = true;
+
+    async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
+        let mut connection = sql::connect(self.plain.as_ref(), &self.options).await?;
+        // Without autocommit a write would be acknowledged and never committed, and without strict
+        // mode a value that does not fit is cut without a word. Django sets both as well.
+        let session = "set autocommit = 1, sql_mode = concat(@@sql_mode, ',STRICT_ALL_TABLES')";
+        connection.execute(session).await?;
+        Ok(connection)
+    }
+
+    async fn columns(&self, connection: &mut MySqlConnection) -> Result<Vec<Column>, sqlx::Error> {
+        let rows = sqlx::query(
+            "select convert(column_name using utf8mb4) as name,
+                case when data_type = 'varchar'
+                    then cast(character_maximum_length as signed) end as max_chars,
+                cast(is_nullable = 'NO' and column_default is null
+                    and extra not like '%auto_increment%' as signed) as is_required
+            from information_schema.columns
+            where table_schema = database() and table_name = ?",
+        )
+        .bind(TABLE)
+        .fetch_all(connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Column {
+                    name: row.try_get("name")?,
+                    max_chars: row
+                        .try_get::<Option<i64>, _>("max_chars")?
+                        .and_then(|chars| usize::try_from(chars).ok()),
+                    is_required: row.try_get::<i64, _>("is_required")? == 1,
+                })
+            })
+            .collect()
+    }
+
+    fn statement(&self, catalog: &Catalog) -> String {
+        let columns = upsert::columns(catalog);
+        let values: Vec<_> = columns.iter().map(|column| format!("new_{column}")).collect();
+        let (columns, values) = (columns.join(", "), values.join(", "));
+        let wins = format!("({WINS} := {})", SYNTAX.wins(catalog));
+        let assignments: Vec<_> = SYNTAX
+            .assignments(catalog, WINS)
+            .into_iter()
+            .enumerate()
+            .map(|(place, (column, value))| match place {
+                0 => format!("{column} = {}", value.replacen(WINS, &wins, 1)),
+                _ => format!("{column} = {value}"),
+            })
+            .collect();
+        let assignments = assignments.join(",\n    ");
+        format!(
+            "insert into {TABLE} ({columns})
+select {values}
+from json_table(?, '$[*]' columns (
+    new_task_id longtext character set utf8mb4 path '$.task_id',
+    new_status longtext character set utf8mb4 path '$.status',
+    new_content_type longtext character set utf8mb4 path '$.content_type',
+    new_content_encoding longtext character set utf8mb4 path '$.content_encoding',
+    new_result longtext character set utf8mb4 path '$.result',
+    new_traceback longtext character set utf8mb4 path '$.traceback',
+    new_meta longtext character set utf8mb4 path '$.meta',
+    new_task_name longtext character set utf8mb4 path '$.task_name',
+    new_task_args longtext character set utf8mb4 path '$.task_args',
+    new_task_kwargs longtext character set utf8mb4 path '$.task_kwargs',
+    new_worker longtext character set utf8mb4 path '$.worker',
+    new_periodic_task_name longtext character set utf8mb4 path '$.periodic_task_name',
+    new_date_done datetime(6) path '$.date_done' error on error,
+    new_date_created datetime(6) path '$.date_created' error on error,
+    new_date_started datetime(6) path '$.date_started' error on error,
+    new_by_arrival int path '$.by_arrival',
+    new_started_by_arrival int path '$.started_by_arrival'
+)) as new
+on duplicate key update
+    {assignments}"
+        )
+    }
+
+    async fn upsert(
+        &self,
+        connection: &mut MySqlConnection,
+        statement: &Arc<str>,
+        rows: &[&TaskResult],
+    ) -> Result<(), sqlx::Error> {
+        let naive = |time: DateTime<Utc>| {
+            time.with_timezone(&self.time_zone).format("%Y-%m-%d %H:%M:%S%.6f").to_string()
+        };
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| JsonRow {
+                task_id: &row.task_id,
+                status: row.outcome.status.as_str(),
+                content_type: &row.outcome.content_type,
+                content_encoding: &row.outcome.content_encoding,
+                result: row.outcome.result.as_deref(),
+                traceback: row.outcome.traceback.as_deref(),
+                meta: row.outcome.meta.as_deref(),
+                task_name: row.description.task_name.as_deref(),
+                task_args: row.description.task_args.as_deref(),
+                task_kwargs: row.description.task_kwargs.as_deref(),
+                worker: row.description.worker.as_deref(),
+                periodic_task_name: row.description.periodic_task_name.as_deref(),
+                date_done: naive(row.outcome.date_done),
+                date_created: naive(row.date_created),
+                date_started: row.date_started.map(naive),
+                by_arrival: row.outcome.by_arrival.into(),
+                started_by_arrival: row.started_by_arrival.into(),
+            })
+            .collect();
+        let rows =
+            serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
+        if rows.len() > SMALLEST_PACKET {
+            // The server resets the connection under a packet that is too large, which looks like
+            // an outage and would be tried for ever.
+            let limit: u64 = sqlx::query_scalar("select cast(@@max_allowed_packet as unsigned)")
+                .fetch_one(&mut *connection)
+                .await?;
+            if (rows.len() + PACKET_OVERHEAD) as u64 > limit {
+                let problem = format!(
+                    "the row takes {} bytes and the server's max_allowed_packet is {limit}: raise \
+                     it to store such results",
+                    rows.len()
+                );
+                return Err(sqlx::Error::Encode(problem.into()));
+            }
+        }
+        sqlx::query(AssertSqlSafe(Arc::clone(statement))).bind(rows).execute(connection).await?;
+        Ok(())
+    }
+
+    /// By number: <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
+    /// <https://mariadb.com/kb/en/mariadb-error-codes/>.
+    fn classify(error: &dyn DatabaseError) -> ErrorClass {
+        let number =
+            error.try_downcast_ref::<MySqlDatabaseError>().map_or(0, MySqlDatabaseError::number);
+        match number {
+            // A lock was not granted in time; a deadlock; a row changed since it was read.
+            1205 | 1213 | 1020 => ErrorClass::Conflict,
+            // Data: duplicate, no such value, too long, out of range, wrong text or time,
+            // constraints, what triggers raise, and a packet that is too large.
+            1062
+            | 1153
+            | 1264
+            | 1265
+            | 1292
+            | 1300
+            | 1366
+            | 1406
+            | 1411
+            | 1451
+            | 1452
+            | 1525
+            | 1644
+            | 3140..=3158
+            | 3819
+            | 3854
+            | 4025
+            | 4037..=4042 => ErrorClass::Poison,
+            // Passwords, databases, missing or forbidden tables and columns, a column that has
+            // come since the catalog was read and must be filled, and a server that does not know
+            // `json_table`.
+            1044 | 1045 | 1048 | 1049 | 1054 | 1064 | 1142 | 1143 | 1146 | 1227 | 1364 | 1698 => {
+                ErrorClass::Setup
+            }
+            // Everything else is the server's: connections, resources, shutdown, read-only,
+            // time-outs. It may last, but it is not the rows'.
+            _ => ErrorClass::Outage,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What the three databases have in common: one connection, its catalog and its statement.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::error::DatabaseError;
+use sqlx::{ConnectOptions, Connection};
+
+use super::{Catalog, Column, ErrorClass, Store, StoreError};
+use crate::task_result::TaskResult;
+
+/// How long the server may work on one statement before it gives up, where it can be told.
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// How long we wait for the server in any step. Longer than [`STATEMENT_TIMEOUT`], so that a
+/// server which is alive ends its statement first and leaves nothing behind.
+const PATIENCE: Duration = Duration::from_secs(75);
+
+/// What one database does in its own way.
+pub trait Database: fmt::Debug + Send + Sync {
+    /// A connection to it.
+    type Connection: Connection + Send;
+
+    /// Whether a text may hold U+0000.
+    const ALLOWS_NUL: bool;
+
+    /// Opens a connection.
+    fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
+
+    /// Reads the columns of the table; none where there is no table.
+    fn columns(
+        &self,
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<Vec<Column>, sqlx::Error>> + Send;
+
+    /// The statement that merges rows into a table with these columns.
+    fn statement(&self, catalog: &Catalog) -> String;
+
+    /// Commits the rows with the statement.
+    fn upsert(
+        &self,
+        connection: &mut Self::Connection,
+        statement: &Arc<str>,
+        rows: &[&TaskResult],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// What an error that the database reports asks for.
+    fn classify(error: &dyn DatabaseError) -> ErrorClass;
+}
+
+/// A [`Store`] on one connection, which is thrown away whole after an error that may have left it
+/// in an unknown state.
+#[derive(Debug)]
+pub struct SqlStore<D: Database> {
+    database: D,
+    session: Option<Session<D::Connection>>,
+}
+
+struct Session<C> {
+    connection: C,
+    catalog: Catalog,
+    statement: Arc<str>,
+}
+
+impl<C> fmt::Debug for Session<C> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Session").field("catalog", &self.catalog).finish_non_exhaustive()
+    }
+}
+
+impl<D: Database> SqlStore<D> {
+    pub(super) fn of(database: D) -> Self {
+        Self { database, session: None }
+    }
+
+    async fn session(&mut self) -> Result<&mut Session<D::Connection>, StoreError> {
+        if self.session.is_none() {
+            let mut connection = patiently::<D, _>(self.database.connect()).await?;
+            let columns = patiently::<D, _>(self.database.columns(&mut connection)).await?;
+            let catalog = Catalog::new(&columns, D::ALLOWS_NUL)?;
+            let statement = self.database.statement(&catalog).into();
+            self.session = Some(Session { connection, catalog, statement });
+        }
+        self.session
+            .as_mut()
+            .ok_or_else(|| StoreError::new(ErrorClass::Outage, "there is no connection"))
+    }
+}
+
+impl<D: Database> Store for SqlStore<D> {
+    async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
+        Ok(&self.session().await?.catalog)
+    }
+
+    async fn store_results(&mut self, rows: &[&TaskResult]) -> Result<(), StoreError> {
+        self.session().await?;
+        // Taken out, so that a write which is cancelled or fails takes its connection with it.
+        let Some(mut session) = self.session.take() else { return Ok(()) };
+        let written = self.database.upsert(&mut session.connection, &session.statement, rows);
+        let written = patiently::<D, _>(written).await;
+        let is_usable = match &written {
+            Ok(()) => true,
+            Err(error) => matches!(error.class, ErrorClass::Conflict | ErrorClass::Poison),
+        };
+        if is_usable {
+            self.session = Some(session);
+        }
+        written
+    }
+}
+
+/// Waits for a step of the database, for so long and no longer.
+async fn patiently<D: Database, T>(
+    step: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(PATIENCE, step).await {
+        Ok(done) => done.map_err(|error| StoreError::from_sqlx(&error, D::classify)),
+        Err(_) => Err(StoreError::new(
+            ErrorClass::Outage,
+            format!("the database did not answer within {} s", PATIENCE.as_secs()),
+        )),
+    }
+}
+
+/// Connects, without TLS where that is to be tried first and the server allows it.
+pub(super) async fn connect<O: ConnectOptions>(
+    plain: Option<&O>,
+    options: &O,
+) -> Result<O::Connection, sqlx::Error>
+where
+    O::Connection: Sized,
+{
+    if let Some(plain) = plain
+        && let Ok(connection) = plain.connect().await
+    {
+        return Ok(connection);
+    }
+    options.connect().await
+}

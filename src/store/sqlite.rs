@@ -1,0 +1,182 @@
+//! SQLite: a list of values in, one `insert … on conflict`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Timelike, Utc};
+use chrono_tz::Tz;
+use sqlx::error::DatabaseError;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
+
+use super::sql::{Database, SqlStore};
+use super::upsert::Syntax;
+use super::{Catalog, Column, ErrorClass, TABLE};
+use crate::task_result::TaskResult;
+
+/// A [`super::Store`] on SQLite.
+pub type Sqlite = SqlStore<SqliteDatabase>;
+
+/// What is particular to SQLite.
+#[derive(Debug)]
+pub struct SqliteDatabase {
+    options: SqliteConnectOptions,
+    time_zone: Tz,
+}
+
+/// The values of a row, in the order of the statement's `new`.
+const VALUES: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+
+/// How many rows one statement takes. SQLite compiles a statement for every number of rows, so
+/// larger batches are several statements of this size in a transaction.
+const CHUNK: usize = 50;
+
+/// Stands in the statement for as many times [`VALUES`] as there are rows.
+const ROWS: &str = "{rows}";
+
+impl Sqlite {
+    /// Makes a store that opens the file when it is first used. `time_zone` is the one in which
+    /// Django keeps times: UTC with `USE_TZ`, else `TIME_ZONE`.
+    #[must_use]
+    pub fn new(path: &Path, time_zone: Tz) -> Self {
+        // In WAL mode readers and the writer do not wait for each other. A commit that is
+        // acknowledged must survive a power cut, so every one is synced.
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(false)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            .statement_cache_capacity(2)
+            .disable_statement_logging();
+        Self::of(SqliteDatabase { options, time_zone })
+    }
+}
+
+/// `new` is seen only through `excluded` in the update, but its other columns can be asked for.
+const SYNTAX: Syntax = Syntax {
+    old: |column| format!("old.{column}"),
+    new: |column| format!("excluded.{column}"),
+    bytes: |text| text.to_owned(),
+    by_arrival: "excluded.task_id in (select task_id from new where by_arrival)",
+    started_by_arrival: "excluded.task_id in (select task_id from new where started_by_arrival)",
+};
+
+impl Database for SqliteDatabase {
+    type Connection = SqliteConnection;
+
+    const ALLOWS_NUL: bool = true;
+
+    async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
+        let path = self.options.get_filename();
+        if !path.exists() {
+            let problem = format!(
+                "there is no file {}: check the path, or make the database with \
+                 `python manage.py migrate django_celery_results`",
+                path.display()
+            );
+            return Err(sqlx::Error::Configuration(problem.into()));
+        }
+        SqliteConnection::connect_with(&self.options).await
+    }
+
+    /// SQLite does not enforce the lengths of columns, so none is given.
+    async fn columns(&self, connection: &mut SqliteConnection) -> Result<Vec<Column>, sqlx::Error> {
+        let rows = sqlx::query(
+            r#"select name, "notnull" = 1 and dflt_value is null and pk = 0 as is_required
+            from pragma_table_info(?)"#,
+        )
+        .bind(TABLE)
+        .fetch_all(connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Column {
+                    name: row.try_get("name")?,
+                    max_chars: None,
+                    is_required: row.try_get("is_required")?,
+                })
+            })
+            .collect()
+    }
+
+    fn statement(&self, catalog: &Catalog) -> String {
+        let insert = SYNTAX.insert_on_conflict(catalog);
+        format!(
+            "with new (
+    task_id, status, content_type, content_encoding, result, traceback, meta,
+    task_name, task_args, task_kwargs, worker, periodic_task_name, date_done,
+    date_created, date_started, by_arrival, started_by_arrival
+) as (
+    values {ROWS}
+)
+{insert}"
+        )
+    }
+
+    async fn upsert(
+        &self,
+        connection: &mut SqliteConnection,
+        statement: &Arc<str>,
+        rows: &[&TaskResult],
+    ) -> Result<(), sqlx::Error> {
+        let mut transaction = connection.begin_with("begin immediate").await?;
+        for rows in rows.chunks(CHUNK) {
+            let values = vec![VALUES; rows.len()].join(", ");
+            let statement = AssertSqlSafe(statement.replacen(ROWS, &values, 1));
+            let mut query = sqlx::query(statement).persistent(rows.len() == CHUNK);
+            for row in rows {
+                query = query
+                    .bind(row.task_id.as_str())
+                    .bind(row.outcome.status.as_str())
+                    .bind(row.outcome.content_type.as_str())
+                    .bind(row.outcome.content_encoding.as_str())
+                    .bind(row.outcome.result.as_deref())
+                    .bind(row.outcome.traceback.as_deref())
+                    .bind(row.outcome.meta.as_deref())
+                    .bind(row.description.task_name.as_deref())
+                    .bind(row.description.task_args.as_deref())
+                    .bind(row.description.task_kwargs.as_deref())
+                    .bind(row.description.worker.as_deref())
+                    .bind(row.description.periodic_task_name.as_deref())
+                    .bind(self.naive(row.outcome.date_done))
+                    .bind(self.naive(row.date_created))
+                    .bind(row.date_started.map(|time| self.naive(time)))
+                    .bind(row.outcome.by_arrival)
+                    .bind(row.started_by_arrival);
+            }
+            query.execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
+    }
+
+    /// By primary result code: <https://www.sqlite.org/rescode.html>.
+    fn classify(error: &dyn DatabaseError) -> ErrorClass {
+        let code: u32 = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
+        match code & 0xFF {
+            // A column that has come since the catalog was read and must be filled.
+            _ if code == 1299 => ErrorClass::Setup,
+            // BUSY, LOCKED
+            5 | 6 => ErrorClass::Conflict,
+            // TOOBIG, CONSTRAINT, MISMATCH
+            18..=20 => ErrorClass::Poison,
+            // ERROR (no such table or column), PERM, READONLY, CORRUPT, CANTOPEN, AUTH, NOTADB
+            1 | 3 | 8 | 11 | 14 | 23 | 26 => ErrorClass::Setup,
+            // IOERR, FULL, NOMEM and the rest
+            _ => ErrorClass::Outage,
+        }
+    }
+}
+
+impl SqliteDatabase {
+    /// A time as Django writes it to SQLite: `str(datetime)`, which leaves out zero microseconds.
+    fn naive(&self, time: DateTime<Utc>) -> String {
+        let time = time.with_timezone(&self.time_zone);
+        let format = match time.nanosecond() / 1_000 {
+            0 => "%Y-%m-%d %H:%M:%S",
+            _ => "%Y-%m-%d %H:%M:%S%.6f",
+        };
+        time.format(format).to_string()
+    }
+}

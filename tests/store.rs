@@ -1,0 +1,672 @@
+//! One suite for the three databases, on real ones.
+//!
+//! `CELERIAC_TEST_POSTGRES` and `CELERIAC_TEST_MYSQL` say where they are; `make test` sets them.
+//! Each test has a database of its own and drops it.
+
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use celeriac::config::{DatabaseKind, DatabaseUrl};
+use celeriac::state::State;
+use celeriac::store::{Catalog, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError};
+use celeriac::task_result::{Description, Outcome, TaskResult};
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
+use futures_util::FutureExt;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use sqlx::mysql::MySqlConnection;
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+
+/// A database of the test's own.
+struct TestDatabase {
+    kind: DatabaseKind,
+    /// Where databases are made and dropped; for SQLite the folder of the file.
+    server: String,
+    name: String,
+    connection: AnyConnection,
+}
+
+enum AnyConnection {
+    Postgres(PgConnection),
+    Mysql(MySqlConnection),
+    Sqlite(SqliteConnection),
+}
+
+/// The store under test.
+enum AnyStore {
+    Postgres(Postgres),
+    Mysql(Mysql),
+    Sqlite(Sqlite),
+}
+
+impl Store for AnyStore {
+    async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
+        match self {
+            Self::Postgres(store) => store.prepare().await,
+            Self::Mysql(store) => store.prepare().await,
+            Self::Sqlite(store) => store.prepare().await,
+        }
+    }
+
+    async fn store_results(&mut self, rows: &[&TaskResult]) -> Result<(), StoreError> {
+        match self {
+            Self::Postgres(store) => store.store_results(rows).await,
+            Self::Mysql(store) => store.store_results(rows).await,
+            Self::Sqlite(store) => store.store_results(rows).await,
+        }
+    }
+}
+
+fn server(variable: &str, default: &str) -> String {
+    let url = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+    // The database that the URL names is somebody else's; ours stand beside it.
+    let (server, _) = url.rsplit_once('/').expect("a database URL has a path");
+    server.to_owned()
+}
+
+impl TestDatabase {
+    async fn create(kind: DatabaseKind, migration: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("celeriac_test_store_{}_{number}", std::process::id());
+        let (server, connection) = match kind {
+            DatabaseKind::Postgres => {
+                let server =
+                    server("CELERIAC_TEST_POSTGRES", "postgres://postgres@127.0.0.1:5432/postgres");
+                let mut admin = PgConnection::connect(&format!("{server}/postgres"))
+                    .await
+                    .expect("PostgreSQL answers: run the tests with `make test`");
+                admin.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("may");
+                let connection = PgConnection::connect(&format!("{server}/{name}")).await;
+                (server, AnyConnection::Postgres(connection.expect("just created")))
+            }
+            DatabaseKind::Mysql => {
+                let server = server("CELERIAC_TEST_MYSQL", "mysql://root@127.0.0.1:3306/mysql");
+                let mut admin = MySqlConnection::connect(&format!("{server}/mysql"))
+                    .await
+                    .expect("MySQL or MariaDB answers: run the tests with `make test`");
+                admin.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("may");
+                let connection = MySqlConnection::connect(&format!("{server}/{name}")).await;
+                (server, AnyConnection::Mysql(connection.expect("just created")))
+            }
+            DatabaseKind::Sqlite => {
+                let folder = std::env::temp_dir();
+                let options = SqliteConnectOptions::new()
+                    .filename(folder.join(&name))
+                    .create_if_missing(true);
+                let connection = options.connect().await.expect("the folder is writable");
+                (folder.display().to_string(), AnyConnection::Sqlite(connection))
+            }
+        };
+        let mut database = Self { kind, server, name, connection };
+        database.execute(migration).await;
+        database
+    }
+
+    /// Drops the database, whatever the connections to it.
+    async fn drop(self) {
+        let Self { server, name, .. } = self;
+        match self.connection {
+            AnyConnection::Postgres(connection) => {
+                drop(connection);
+                let admin = PgConnection::connect(&format!("{server}/postgres")).await;
+                let statement = AssertSqlSafe(format!("drop database {name} with (force)"));
+                admin.expect("PostgreSQL answers").execute(statement).await.expect("may drop it");
+            }
+            AnyConnection::Mysql(mut connection) => {
+                let statement = AssertSqlSafe(format!("drop database {name}"));
+                connection.execute(statement).await.expect("may drop it");
+            }
+            AnyConnection::Sqlite(connection) => {
+                connection.close().await.expect("the file is there");
+                for suffix in ["", "-wal", "-shm"] {
+                    let _ = std::fs::remove_file(format!("{server}/{name}{suffix}"));
+                }
+            }
+        }
+    }
+
+    fn store(&self) -> AnyStore {
+        self.store_in(Tz::UTC)
+    }
+
+    fn store_in(&self, time_zone: Tz) -> AnyStore {
+        let url = DatabaseUrl::parse(&format!("{}/{}", self.server, self.name));
+        match self.kind {
+            DatabaseKind::Postgres => {
+                AnyStore::Postgres(Postgres::new(&url.expect("a URL")).expect("good parameters"))
+            }
+            DatabaseKind::Mysql => AnyStore::Mysql(
+                Mysql::new(&url.expect("a URL"), time_zone).expect("good parameters"),
+            ),
+            DatabaseKind::Sqlite => {
+                let path = PathBuf::from(&self.server).join(&self.name);
+                AnyStore::Sqlite(Sqlite::new(&path, time_zone))
+            }
+        }
+    }
+
+    async fn execute(&mut self, statements: &str) {
+        let statements = sqlx::raw_sql(AssertSqlSafe(statements.to_owned()));
+        match &mut self.connection {
+            AnyConnection::Postgres(connection) => {
+                connection.execute(statements).await.expect("good SQL");
+            }
+            AnyConnection::Mysql(connection) => {
+                connection.execute(statements).await.expect("good SQL");
+            }
+            AnyConnection::Sqlite(connection) => {
+                connection.execute(statements).await.expect("good SQL");
+            }
+        }
+    }
+
+    /// The row of a task as it stands in the table, times in UTC. Who knew a time only by arrival
+    /// is not in the table and comes back as false.
+    async fn row(&mut self, task_id: &str) -> Option<TaskResult> {
+        const COLUMNS: &str = "status, content_type, content_encoding, result, traceback, meta, \
+             task_name, task_args, task_kwargs, worker, periodic_task_name, date_done, \
+             date_created, date_started";
+        macro_rules! read {
+            ($connection:expr, $placeholder:literal) => {{
+                let statement = format!(
+                    "select {COLUMNS} from django_celery_results_taskresult where task_id = {}",
+                    $placeholder
+                );
+                let row = sqlx::query(AssertSqlSafe(statement))
+                    .bind(task_id)
+                    .fetch_optional($connection)
+                    .await
+                    .expect("good SQL")?;
+                let text = |column| row.get::<Option<String>, _>(column);
+                let status = text("status").expect("never NULL");
+                (
+                    Outcome {
+                        status: State::from(status.as_str()),
+                        content_type: text("content_type").expect("never NULL"),
+                        content_encoding: text("content_encoding").expect("never NULL"),
+                        result: text("result"),
+                        traceback: text("traceback"),
+                        meta: text("meta"),
+                        date_done: DateTime::UNIX_EPOCH,
+                        by_arrival: false,
+                    },
+                    Description {
+                        task_name: text("task_name"),
+                        task_args: text("task_args"),
+                        task_kwargs: text("task_kwargs"),
+                        worker: text("worker"),
+                        periodic_task_name: text("periodic_task_name"),
+                    },
+                    row,
+                )
+            }};
+        }
+        let ((outcome, description), (done, created, started)) = match &mut self.connection {
+            AnyConnection::Postgres(connection) => {
+                let (outcome, description, row) = read!(connection, "$1");
+                let time = |column| row.get::<Option<DateTime<Utc>>, _>(column);
+                (
+                    (outcome, description),
+                    (time("date_done"), time("date_created"), time("date_started")),
+                )
+            }
+            AnyConnection::Mysql(connection) => {
+                let (outcome, description, row) = read!(connection, "?");
+                let time =
+                    |column| row.get::<Option<NaiveDateTime>, _>(column).map(|time| time.and_utc());
+                (
+                    (outcome, description),
+                    (time("date_done"), time("date_created"), time("date_started")),
+                )
+            }
+            AnyConnection::Sqlite(connection) => {
+                let (outcome, description, row) = read!(connection, "?");
+                let time = |column| {
+                    row.get::<Option<String>, _>(column).map(|text| {
+                        NaiveDateTime::parse_from_str(&text, "%Y-%m-%d %H:%M:%S%.f")
+                            .expect("as Django writes it")
+                            .and_utc()
+                    })
+                };
+                (
+                    (outcome, description),
+                    (time("date_done"), time("date_created"), time("date_started")),
+                )
+            }
+        };
+        Some(TaskResult {
+            task_id: task_id.to_owned(),
+            outcome: Outcome { date_done: done.expect("never NULL"), ..outcome },
+            description,
+            date_created: created.expect("never NULL"),
+            date_started: started,
+            started_by_arrival: false,
+        })
+    }
+}
+
+/// What the row of a result should be: all of it but who knew a time only by arrival.
+fn as_row(result: &TaskResult) -> TaskResult {
+    let outcome = Outcome { by_arrival: false, ..result.outcome.clone() };
+    TaskResult { outcome, started_by_arrival: false, ..result.clone() }
+}
+
+fn assert_rows_equal(row: Option<&TaskResult>, expected: &TaskResult, history: &str) {
+    let expected = as_row(expected);
+    let row = row.expect("the row is there");
+    let show = |result: &TaskResult| {
+        let TaskResult { outcome, description, .. } = result;
+        format!(
+            "{} {:?} {:?} {:?} {} | {:?} {:?} {:?} {:?} {:?} | {} {:?}",
+            outcome.status,
+            outcome.result,
+            outcome.traceback,
+            outcome.meta,
+            outcome.date_done,
+            description.task_name,
+            description.task_args,
+            description.task_kwargs,
+            description.worker,
+            description.periodic_task_name,
+            result.date_created,
+            result.date_started,
+        )
+    };
+    assert!(*row == expected, "\nrow  {}\nRust {}\n{history}", show(row), show(&expected));
+}
+
+fn at(microseconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_795_000_000, 0).expect("in range")
+        + TimeDelta::microseconds(microseconds)
+}
+
+fn result(task_id: &str, status: &str, microseconds: i64) -> TaskResult {
+    TaskResult {
+        task_id: task_id.to_owned(),
+        outcome: Outcome {
+            status: State::from(status),
+            content_type: "application/json".to_owned(),
+            content_encoding: "utf-8".to_owned(),
+            result: Some("1".to_owned()),
+            traceback: None,
+            meta: Some(r#"{"children": []}"#.to_owned()),
+            date_done: at(microseconds),
+            by_arrival: false,
+        },
+        description: Description::default(),
+        date_created: at(microseconds),
+        date_started: (status == "STARTED").then(|| at(microseconds)),
+        started_by_arrival: true,
+    }
+}
+
+async fn every_column_reads_back(database: &mut TestDatabase) {
+    let mut store = database.store();
+    let mut full = result("é😀", "SUCCESS", 123_456);
+    full.outcome.result =
+        Some(r#"{"nan": NaN, "s": "\ud800\u0000 é😀 \\ ' \" %s ? $1"}"#.to_owned());
+    full.outcome.traceback = Some("line\n\ttab \\ ' \"".to_owned());
+    full.description = Description {
+        task_name: Some("shop.tasks.pay".to_owned()),
+        task_args: Some(r#""('value',)""#.to_owned()),
+        task_kwargs: Some("{}".to_owned()),
+        worker: Some("celery@host".to_owned()),
+        periodic_task_name: Some("nightly".to_owned()),
+    };
+    full.date_created = at(-1);
+    full.date_started = Some(at(0));
+    let sparse = result("plain", "REVOKED", 0);
+    store.store_results(&[&sparse, &full]).await.expect("stored");
+    assert_rows_equal(database.row("é😀").await.as_ref(), &full, "full");
+    assert_rows_equal(database.row("plain").await.as_ref(), &sparse, "sparse");
+    assert!(database.row("absent").await.is_none());
+}
+
+async fn writing_again_changes_nothing(database: &mut TestDatabase) {
+    let mut store = database.store();
+    let mut arrived = result("a", "SUCCESS", 5);
+    arrived.outcome.by_arrival = true;
+    let mut started = result("b", "STARTED", 3);
+    started.outcome.by_arrival = true;
+    store.store_results(&[&arrived, &started]).await.expect("stored");
+    let mut again = arrived.clone();
+    (again.outcome.date_done, again.date_created) = (at(60), at(60));
+    let mut started_again = started.clone();
+    (started_again.outcome.date_done, started_again.date_created) = (at(70), at(70));
+    started_again.date_started = Some(at(70));
+    store.store_results(&[&again, &started_again]).await.expect("stored");
+    assert_rows_equal(database.row("a").await.as_ref(), &arrived, "redelivered");
+    assert_rows_equal(database.row("b").await.as_ref(), &started, "redelivered");
+}
+
+/// The law in SQL is the law in Rust: any history, in any batches, leaves the row that merging it
+/// in memory gives.
+async fn the_statement_agrees_with_the_merge(database: &mut TestDatabase) {
+    let mut store = database.store();
+    let mut runner = TestRunner::deterministic();
+    for case in 0..150 {
+        let history = proptest::collection::vec(any_result(), 1..7)
+            .new_tree(&mut runner)
+            .expect("the strategy has values")
+            .current();
+        let task_id = format!("case-{case}");
+        let mut expected: Option<TaskResult> = None;
+        let mut steps = Vec::new();
+        for mut step in history {
+            step.task_id.clone_from(&task_id);
+            steps.push(format!(
+                "{} at {} by arrival {} {}",
+                step.outcome.status,
+                step.outcome.date_done,
+                step.outcome.by_arrival,
+                step.started_by_arrival
+            ));
+            store.store_results(&[&step]).await.expect("stored");
+            match &mut expected {
+                Some(expected) => expected.merge(step),
+                None => expected = Some(step),
+            }
+        }
+        let row = database.row(&task_id).await;
+        assert_rows_equal(row.as_ref(), &expected.expect("at least one step"), &steps.join("\n"));
+    }
+}
+
+/// Results that meet often: few times, few texts.
+fn any_result() -> impl Strategy<Value = TaskResult> {
+    let status =
+        prop::sample::select(vec!["SUCCESS", "FAILURE", "REVOKED", "STARTED", "RETRY", "PROGRESS"]);
+    let text = || prop::option::of(prop::sample::select(vec!["A", "a", "b", "é"]));
+    (status, 0..4i64, text(), text(), text(), text(), any::<bool>(), any::<bool>()).prop_map(
+        |(status, time, text, traceback, name, worker, by_arrival, started_by_arrival)| {
+            let mut result = result("", status, time);
+            result.outcome.result = text.map(str::to_owned);
+            result.outcome.traceback = traceback.map(str::to_owned);
+            result.description.task_name = name.map(str::to_owned);
+            result.description.periodic_task_name = worker.map(str::to_owned);
+            result.outcome.by_arrival = by_arrival;
+            result.started_by_arrival = started_by_arrival;
+            result
+        },
+    )
+}
+
+async fn batches_of_any_size_are_stored(database: &mut TestDatabase) {
+    let mut store = database.store();
+    for size in [1, 2, 49, 50, 51, 1_000, 4_321] {
+        let rows: Vec<_> =
+            (0..size).map(|number| result(&format!("{size}-{number:05}"), "SUCCESS", 1)).collect();
+        let rows: Vec<_> = rows.iter().collect();
+        store.store_results(&rows).await.expect("stored");
+        for row in [rows[0], rows[size / 2], rows[size - 1]] {
+            assert_rows_equal(database.row(&row.task_id).await.as_ref(), row, "");
+        }
+    }
+}
+
+async fn a_large_result_is_stored(database: &mut TestDatabase) {
+    let mut store = database.store();
+    let mut large = result("large", "SUCCESS", 1);
+    large.outcome.result = Some(format!("\"{}\"", "x\\n".repeat(1 << 20)));
+    store.store_results(&[&large]).await.expect("stored");
+    assert_rows_equal(database.row("large").await.as_ref(), &large, "");
+}
+
+async fn tables_of_older_versions_are_written(database: &mut TestDatabase) {
+    for column in ["date_started", "periodic_task_name"] {
+        // SQLite does not drop a column that an index is on.
+        let drop_index = match (database.kind, column) {
+            (DatabaseKind::Sqlite, "periodic_task_name") => {
+                "drop index django_cele_periodi_1993cf_idx;"
+            }
+            _ => "",
+        };
+        database
+            .execute(&format!(
+                "{drop_index} alter table django_celery_results_taskresult drop column {column}"
+            ))
+            .await;
+        let mut store = database.store();
+        let mut started = result(column, "STARTED", 1);
+        started.description.periodic_task_name = Some("nightly".to_owned());
+        started.description.worker = Some("w".to_owned());
+        store.store_results(&[&started]).await.expect("stored");
+        store.store_results(&[&result(column, "SUCCESS", 2)]).await.expect("stored");
+        assert!(store.prepare().await.expect("ready").missing_columns().contains(&column));
+    }
+    database
+        .execute("alter table django_celery_results_taskresult add date_started varchar(9)")
+        .await;
+    database
+        .execute("alter table django_celery_results_taskresult add periodic_task_name varchar(9)")
+        .await;
+    let statement = match database.kind {
+        DatabaseKind::Postgres => {
+            "alter table django_celery_results_taskresult \
+             alter date_started type timestamptz using null"
+        }
+        DatabaseKind::Mysql => {
+            "alter table django_celery_results_taskresult modify date_started datetime(6)"
+        }
+        DatabaseKind::Sqlite => "select 1",
+    };
+    database.execute(statement).await;
+    let row = database.row("periodic_task_name").await.expect("stored");
+    assert_eq!(row.outcome.status, State::Success);
+    assert_eq!(row.description.worker.as_deref(), Some("w"));
+}
+
+async fn a_missing_table_is_named_with_the_fix(database: &mut TestDatabase) {
+    let mut store = database.store();
+    store.prepare().await.expect("ready");
+    database.execute("alter table django_celery_results_taskresult rename to hidden").await;
+    let error = store.store_results(&[&result("a", "SUCCESS", 1)]).await.expect_err("no table");
+    assert_eq!(error.class, ErrorClass::Setup, "{error}");
+    let error = store.prepare().await.expect_err("no table");
+    assert_eq!(error.class, ErrorClass::Setup, "{error}");
+    assert!(error.to_string().contains("python manage.py migrate django_celery_results"));
+    database.execute("alter table hidden rename to django_celery_results_taskresult").await;
+    store.store_results(&[&result("a", "SUCCESS", 1)]).await.expect("there again");
+}
+
+async fn a_refused_row_is_poison_and_leaves_the_connection_usable(database: &mut TestDatabase) {
+    let mut store = database.store();
+    let mut bad = result("bad", "SUCCESS", 1);
+    match database.kind {
+        DatabaseKind::Sqlite => {
+            database
+                .execute(
+                    "create trigger refuse before insert on django_celery_results_taskresult \
+                     when new.task_id = 'bad' begin select raise(abort, 'secret'); end",
+                )
+                .await;
+        }
+        _ => bad.description.worker = Some("secret".repeat(50)),
+    }
+    let good = result("good", "SUCCESS", 1);
+    let error = store.store_results(&[&bad, &good]).await.expect_err("refused");
+    assert_eq!(error.class, ErrorClass::Poison, "{error}");
+    if database.kind != DatabaseKind::Sqlite {
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+    store.store_results(&[&good]).await.expect("stored");
+    assert!(database.row("good").await.is_some() && database.row("bad").await.is_none());
+}
+
+async fn writers_side_by_side_agree(database: &mut TestDatabase) {
+    let ids: Vec<_> = (0..200).map(|number| format!("{number:03}")).collect();
+    let write = async |mut store: AnyStore, statuses: [&str; 3]| {
+        for (status, time) in statuses.into_iter().zip(1..) {
+            let rows: Vec<_> = ids.iter().map(|id| result(id, status, time)).collect();
+            let rows: Vec<_> = rows.iter().collect();
+            loop {
+                match store.store_results(&rows).await {
+                    Ok(()) => break,
+                    Err(error) => assert_eq!(error.class, ErrorClass::Conflict, "{error}"),
+                }
+            }
+        }
+    };
+    tokio::join!(
+        write(database.store(), ["STARTED", "RETRY", "STARTED"]),
+        write(database.store(), ["STARTED", "FAILURE", "SUCCESS"]),
+        write(database.store(), ["SUCCESS", "STARTED", "PROGRESS"]),
+    );
+    for id in &ids {
+        let row = database.row(id).await.expect("stored");
+        assert_eq!((row.outcome.status, row.outcome.date_done), (State::Success, at(3)));
+        assert_eq!(row.date_created, at(1));
+    }
+}
+
+async fn naive_times_are_in_the_projects_zone(database: &mut TestDatabase) {
+    let mut store = database.store_in(Tz::Europe__Paris);
+    let done = result("a", "SUCCESS", 7);
+    store.store_results(&[&done]).await.expect("stored");
+    let row = database.row("a").await.expect("stored");
+    let shift = match database.kind {
+        DatabaseKind::Postgres => TimeDelta::zero(),
+        _ => TimeDelta::hours(1),
+    };
+    assert_eq!(row.outcome.date_done, at(7) + shift);
+}
+
+/// Runs a test on a database of its own, and drops that whatever comes of the test.
+async fn with_database(
+    kind: DatabaseKind,
+    migration: &str,
+    test: impl AsyncFnOnce(&mut TestDatabase),
+) {
+    let mut database = TestDatabase::create(kind, migration).await;
+    let tested = AssertUnwindSafe(test(&mut database)).catch_unwind().await;
+    database.drop().await;
+    if let Err(panic) = tested {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+macro_rules! suite {
+    ($module:ident, $kind:expr, $migration:literal, [$($test:ident),* $(,)?]) => {
+        mod $module {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    with_database($kind, include_str!($migration), super::$test).await;
+                }
+            )*
+        }
+    };
+    ([$($test:ident),* $(,)?]) => {
+        suite!(postgres, DatabaseKind::Postgres, "../migrations/postgres/0001_django_celery_results.sql", [$($test),*]);
+        suite!(mysql, DatabaseKind::Mysql, "../migrations/mysql/0001_django_celery_results.sql", [$($test),*]);
+        suite!(sqlite, DatabaseKind::Sqlite, "../migrations/sqlite/0001_django_celery_results.sql", [$($test),*]);
+    };
+}
+
+suite!([
+    every_column_reads_back,
+    writing_again_changes_nothing,
+    the_statement_agrees_with_the_merge,
+    batches_of_any_size_are_stored,
+    a_large_result_is_stored,
+    tables_of_older_versions_are_written,
+    a_missing_table_is_named_with_the_fix,
+    a_refused_row_is_poison_and_leaves_the_connection_usable,
+    writers_side_by_side_agree,
+    naive_times_are_in_the_projects_zone,
+]);
+
+#[tokio::test]
+async fn mysql_tables_of_every_collation_are_written() {
+    let migration = include_str!("../migrations/mysql/0001_django_celery_results.sql");
+    with_database(DatabaseKind::Mysql, migration, async |database| {
+        // The default of the database is not that of the table.
+        database
+            .execute(&format!("alter database {} character set latin1", database.name.clone()))
+            .await;
+        for collation in ["utf8mb4_unicode_520_ci", "utf8mb4_bin", "utf8mb3_general_ci"] {
+            let (charset, _) = collation.split_once('_').expect("a charset stands before it");
+            database
+                .execute(&format!(
+                    "alter table django_celery_results_taskresult \
+                     convert to character set {charset} collate {collation}"
+                ))
+                .await;
+            let mut store = database.store();
+            let mut expected = result(collation, "RETRY", 1);
+            expected.description.worker = Some("wörker".to_owned());
+            expected.outcome.traceback = Some("snow ☃".to_owned());
+            expected.outcome.result = Some("a ".to_owned());
+            store.store_results(&[&expected]).await.expect("stored");
+            // The same to a collation that ignores case or trailing blanks, and yet greater.
+            for text in ["a  ", "á", "b"] {
+                let mut newer = result(collation, "RETRY", 1);
+                newer.outcome.result = Some(text.to_owned());
+                newer.outcome.traceback = Some("snow ☃".to_owned());
+                store.store_results(&[&newer]).await.expect("stored");
+                expected.merge(newer);
+                let row = database.row(collation).await;
+                assert_rows_equal(row.as_ref(), &expected, text);
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn mysql_refuses_a_row_that_no_packet_takes() {
+    let migration = include_str!("../migrations/mysql/0001_django_celery_results.sql");
+    with_database(DatabaseKind::Mysql, migration, async |database| {
+        let mut store = database.store();
+        let mut large = result("large", "SUCCESS", 1);
+        let AnyConnection::Mysql(connection) = &mut database.connection else { unreachable!() };
+        let limit: u64 = sqlx::query_scalar("select cast(@@max_allowed_packet as unsigned)")
+            .fetch_one(connection)
+            .await
+            .expect("good SQL");
+        large.outcome.result = Some("x".repeat(usize::try_from(limit).expect("at most 1 GiB")));
+        let error = store.store_results(&[&large]).await.expect_err("larger than any packet");
+        assert_eq!(error.class, ErrorClass::Poison, "{error}");
+        assert!(error.to_string().contains("max_allowed_packet"), "{error}");
+        store.store_results(&[&result("small", "SUCCESS", 1)]).await.expect("stored");
+        assert!(database.row("small").await.is_some());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_an_outage() {
+    let url = DatabaseUrl::parse("postgres://nobody@127.0.0.1:9/none").expect("a URL");
+    let mut store = Postgres::new(&url).expect("good parameters");
+    assert_eq!(store.prepare().await.expect_err("nobody listens").class, ErrorClass::Outage);
+    let url = DatabaseUrl::parse("mysql://nobody@127.0.0.1:9/none").expect("a URL");
+    let mut store = Mysql::new(&url, Tz::UTC).expect("good parameters");
+    assert_eq!(store.prepare().await.expect_err("nobody listens").class, ErrorClass::Outage);
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_must_be_set_up() {
+    let server = server("CELERIAC_TEST_POSTGRES", "postgres://postgres@127.0.0.1:5432/postgres");
+    let url = DatabaseUrl::parse(&format!("{server}/celeriac_absent")).expect("a URL");
+    let error = Postgres::new(&url).expect("good").prepare().await.expect_err("absent");
+    assert_eq!(error.class, ErrorClass::Setup, "{error}");
+
+    let server = self::server("CELERIAC_TEST_MYSQL", "mysql://root@127.0.0.1:3306/mysql");
+    let url = DatabaseUrl::parse(&format!("{server}/celeriac_absent")).expect("a URL");
+    let error = Mysql::new(&url, Tz::UTC).expect("good").prepare().await.expect_err("absent");
+    assert_eq!(error.class, ErrorClass::Setup, "{error}");
+
+    let path = std::env::temp_dir().join("celeriac_absent/db.sqlite3");
+    let error = Sqlite::new(&path, Tz::UTC).prepare().await.expect_err("absent");
+    assert_eq!(error.class, ErrorClass::Setup, "{error}");
+    assert!(error.to_string().contains("python manage.py migrate"), "{error}");
+}
