@@ -1,11 +1,11 @@
-//! Messages gathered for one write: rows by `task_id`, and the messages that they came from.
+//! Messages gathered for one write: rows by their ids, and the messages that they came from.
 //! No clock and no I/O.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use crate::message::Message;
-use crate::task_result::TaskResult;
+use crate::row::{Key, Row};
 
 /// How much one batch may hold. It is full when either limit is reached, and holds at least one
 /// message however large that is.
@@ -24,14 +24,14 @@ pub struct Limits {
 #[derive(Debug, Default)]
 pub struct Batch {
     messages: Vec<Message>,
-    rows: BTreeMap<String, Row>,
+    rows: BTreeMap<Key, Merged>,
     refused: Vec<Refused>,
     size_bytes: usize,
 }
 
 #[derive(Debug)]
-struct Row {
-    result: TaskResult,
+struct Merged {
+    row: Row,
     /// Places in `messages`.
     sources: Vec<usize>,
 }
@@ -54,18 +54,18 @@ pub struct Reason {
 }
 
 impl Batch {
-    /// Adds a message and what was read from it, merging it into the row of its task.
-    pub fn push(&mut self, message: Message, read: Result<TaskResult, Reason>) {
+    /// Adds a message and what was read from it, merging it into the row with its id.
+    pub fn push(&mut self, message: Message, read: Result<Row, Reason>) {
         let place = self.messages.len();
         self.size_bytes += message.body.len();
         self.messages.push(message);
         match read {
-            Ok(result) => match self.rows.entry(result.task_id.clone()) {
+            Ok(row) => match self.rows.entry(row.key()) {
                 Entry::Vacant(entry) => {
-                    entry.insert(Row { result, sources: vec![place] });
+                    entry.insert(Merged { row, sources: vec![place] });
                 }
                 Entry::Occupied(mut entry) => {
-                    entry.get_mut().result.merge(result);
+                    entry.get_mut().row.merge(row);
                     entry.get_mut().sources.push(place);
                 }
             },
@@ -97,17 +97,18 @@ impl Batch {
         self.size_bytes
     }
 
-    /// The rows in the order of their `task_id`, so that concurrent writers lock in one order.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &TaskResult> {
-        self.rows.values().map(|row| &row.result)
+    /// The rows in the order of their ids, so that concurrent writers lock in one order.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &Row> {
+        self.rows.values().map(|merged| &merged.row)
     }
 
-    /// The messages that the row of a task was merged from, in the order of their arrival.
+    /// The messages that a row was merged from, in the order of their arrival.
     pub fn sources<'batch>(
         &'batch self,
-        task_id: &str,
+        key: &Key,
     ) -> impl Iterator<Item = (usize, &'batch Message)> + use<'batch> {
-        let sources = self.rows.get(task_id).map(|row| row.sources.as_slice()).unwrap_or_default();
+        let sources =
+            self.rows.get(key).map(|merged| merged.sources.as_slice()).unwrap_or_default();
         sources.iter().map(|&place| (place, &self.messages[place]))
     }
 

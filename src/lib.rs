@@ -9,12 +9,13 @@
 //! - [`pipeline`]: the only loop, and the policy for every class of error.
 //! - [`source`]: a session with the broker; what lapin delivers becomes a [`message`].
 //! - [`message`]: body, properties and headers as plain data.
-//! - [`decode`]: content type → [`task_result`]; one file per wire format.
+//! - [`decode`]: content type → [`row`]; one file per wire format.
 //! - [`state`]: Celery's states.
-//! - [`task_result`]: one row, under Django's column names.
-//! - [`merge`]: two results of one task → one.
-//! - [`batch`]: rows by `task_id`, and the messages that they came from.
-//! - [`store`]: rows into the table; the error classes; one file per database.
+//! - [`task_result`], [`group_result`]: a row of each table, under Django's column names.
+//! - [`row`]: one of them.
+//! - [`merge`]: two rows with one id → one.
+//! - [`batch`]: rows by their ids, and the messages that they came from.
+//! - [`store`]: rows into the tables; the error classes; one file per database.
 //! - [`ack`]: acknowledgements and dead letters.
 //! - [`backoff`]: waiting between tries.
 //! - [`telemetry`]: how it logs.
@@ -27,7 +28,7 @@
 //!   daemons: the law is in [`merge`], and once more, in SQL, in `store/upsert.rs`.
 //! - Lanes share nothing, and nothing is kept between two sessions with the broker.
 //! - lapin is named only in `source.rs` and `ack.rs`, sqlx only under `store/`; [`decode`],
-//!   [`state`], [`task_result`], [`merge`] and [`batch`] have no clock, no I/O and no log.
+//!   [`state`], [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock, no I/O and no log.
 //! - No byte from the wire is executed, and no argument, result or password is logged.
 
 pub mod ack;
@@ -35,10 +36,12 @@ pub mod backoff;
 pub mod batch;
 pub mod config;
 pub mod decode;
+pub mod group_result;
 pub mod lane;
 pub mod merge;
 pub mod message;
 pub mod pipeline;
+pub mod row;
 pub mod source;
 pub mod state;
 pub mod store;

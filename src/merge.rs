@@ -1,4 +1,4 @@
-//! The merge law: two results of one task become one, the same in whatever order they meet.
+//! The merge law: two rows with one id become one, the same in whatever order they meet.
 //!
 //! django-celery-results overwrites every column on each store, so the last write wins; Celery's
 //! event view orders by `precedence()`, under which a RETRY can never follow a STARTED. The law
@@ -14,13 +14,46 @@
 //! - **`date_created`** is the earliest. **`date_started`** is the latest; where it is known only
 //!   by arrival, an outcome that does not win does not move it, and it is never later than the
 //!   time of a final outcome.
+//! - Of a saved **group** the newest wins as a whole, but for `date_created`, the earliest.
 //!
 //! The same law stands in SQL in `store/upsert.rs`,
 //! with the row in the place of `self` and the batch's result in the place of `newer`.
 
 use std::cmp::Ordering;
 
+use crate::group_result::GroupResult;
+use crate::row::Row;
 use crate::task_result::{Description, Outcome, TaskResult};
+
+impl Row {
+    /// Joins what `newer` says of the same row into this one; see [`TaskResult::merge`] and
+    /// [`GroupResult::merge`].
+    pub fn merge(&mut self, newer: Self) {
+        match (self, newer) {
+            (Self::Task(result), Self::Task(newer)) => result.merge(newer),
+            (Self::Group(result), Self::Group(newer)) => result.merge(newer),
+            _ => debug_assert!(false, "only rows of one table merge"),
+        }
+    }
+}
+
+impl GroupResult {
+    /// Joins what `newer` says of the same group into this result, in whatever order they come.
+    pub fn merge(&mut self, newer: Self) {
+        debug_assert_eq!(self.group_id, newer.group_id, "only results of one group merge");
+        let date_created = self.date_created.min(newer.date_created);
+        let order = newer.date_done.cmp(&self.date_done);
+        if order.then_with(|| newer.content().cmp(&self.content())) == Ordering::Greater {
+            *self = newer;
+        }
+        self.date_created = date_created;
+    }
+
+    /// What decides between two that were saved in the same microsecond.
+    fn content(&self) -> [&str; 3] {
+        [self.result.as_deref().unwrap_or_default(), &self.content_type, &self.content_encoding]
+    }
+}
 
 impl TaskResult {
     /// Joins what `newer` says of the same task into this result.

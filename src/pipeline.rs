@@ -14,9 +14,9 @@ use crate::backoff::Backoff;
 use crate::batch::{Batch, Limits, Reason};
 use crate::decode::decode;
 use crate::message::Message;
+use crate::row::Row;
 use crate::source::SourceError;
 use crate::store::{Catalog, ErrorClass, Store, StoreError};
-use crate::task_result::TaskResult;
 
 /// How large batches may be and how long they may gather.
 #[derive(Clone, Copy, Debug)]
@@ -153,12 +153,12 @@ async fn sleep_until(instant: Option<Instant>) {
     }
 }
 
-/// What a message says of a task, in the form that the table can hold.
-fn read(message: &Message, catalog: &Catalog) -> Result<TaskResult, Reason> {
-    let mut result =
+/// What a message says, in the form that the tables can hold.
+fn read(message: &Message, catalog: &Catalog) -> Result<Row, Reason> {
+    let mut row =
         decode(message).map_err(|error| Reason { code: error.code(), error: error.to_string() })?;
-    catalog.fit(&mut result)?;
-    Ok(result)
+    catalog.fit(&mut row)?;
+    Ok(row)
 }
 
 /// Stores a batch, dead-letters what cannot be stored, and acknowledges all of it. Gives the
@@ -205,7 +205,7 @@ pub async fn wait_for_store<S: Store>(
 ) -> bool {
     let rows: Vec<_> = batch.rows().collect();
     loop {
-        let error = match store.store_results(&rows).await {
+        let error = match store.store(&rows).await {
             Err(error) if error.class != ErrorClass::Poison => error,
             _ => return true,
         };
@@ -232,16 +232,15 @@ async fn store_batch<S: Store>(
 ) -> Result<(), StoreError> {
     let mut refused = Vec::new();
     {
-        let rows: Vec<&TaskResult> = batch.rows().collect();
+        let rows: Vec<&Row> = batch.rows().collect();
         let mut parts = vec![rows.as_slice()];
         while let Some(part) = parts.pop() {
             match (store_part(store, part, shutdown).await?, part) {
                 (Stored::All, _) => {}
                 (Stored::Refused(_), [row]) => {
-                    for (place, message) in batch.sources(&row.task_id) {
-                        let Ok(result) = read(message, catalog) else { continue };
-                        if let Stored::Refused(error) =
-                            store_part(store, &[&result], shutdown).await?
+                    for (place, message) in batch.sources(&row.key()) {
+                        let Ok(row) = read(message, catalog) else { continue };
+                        if let Stored::Refused(error) = store_part(store, &[&row], shutdown).await?
                         {
                             refused.push((place, error));
                         }
@@ -270,7 +269,7 @@ enum Stored {
 /// Writes rows until they are committed or refused: the policy for every class of error.
 async fn store_part<S: Store>(
     store: &mut S,
-    rows: &[&TaskResult],
+    rows: &[&Row],
     shutdown: &CancellationToken,
 ) -> Result<Stored, StoreError> {
     if rows.is_empty() {
@@ -280,7 +279,7 @@ async fn store_part<S: Store>(
     let mut backoff = Backoff::new();
     loop {
         let stored = tokio::select! {
-            stored = store.store_results(rows) => stored,
+            stored = store.store(rows) => stored,
             error = too_late(shutdown) => Err(error),
         };
         let Err(error) = stored else {

@@ -13,15 +13,19 @@ use std::time::Duration;
 use chrono::{SubsecRound, Utc};
 use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 
 use crate::ack::Acknowledger;
 use crate::config::{BrokerUrl, Config};
 use crate::message::{Headers, Message, Properties, Value};
+use crate::telemetry::Causes;
 
 /// How long connecting and each step after it may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -72,6 +76,15 @@ pub enum SourceError {
         #[source]
         source: lapin::Error,
     },
+    /// The exchange could not be declared or bound to the queue.
+    #[error("cannot use the exchange {exchange}")]
+    Exchange {
+        /// The exchange's name.
+        exchange: String,
+        /// What the broker said.
+        #[source]
+        source: lapin::Error,
+    },
     /// The connection or the channel failed.
     #[error("the connection to the broker is lost")]
     Lost(#[source] lapin::Error),
@@ -115,6 +128,7 @@ impl Session {
             declare_dead_queue(&connection, &config.dead_queue).await?;
             let arguments = results_arguments(&config.dead_queue);
             declare(&connection, &config.results_queue, &arguments).await?;
+            bind(&connection, &config.exchange, &config.results_queue).await?;
             consume(&connection, &config.results_queue, prefetch).await
         };
         let (channel, consumer) = tokio::time::timeout(PATIENCE, opened)
@@ -273,21 +287,75 @@ async fn declare(
         }
     }
     if !differences.is_empty() {
-        warn_once(queue, &differences.join("; "));
+        let problem = "the queue exists with other arguments than Celeriac's and is used as it is";
+        warn_once(queue, problem, &differences.join("; "));
     }
     Ok(())
 }
 
-/// Warns of a queue's differences, once in the life of the process as long as they stay the same.
-fn warn_once(queue: &str, differences: &str) {
+/// Makes the exchange that the backend `celeriac://` publishes to, and binds it to the queue with
+/// the queue's name as routing key. What we may not do is left to the workers, which do the same.
+async fn bind(connection: &Connection, exchange: &str, queue: &str) -> Result<(), SourceError> {
+    let failed = |source| SourceError::Exchange { exchange: exchange.to_owned(), source };
+    let short = |name| ShortString::try_new(name).unwrap_or_default();
+    let channel = connection.create_channel().await.map_err(failed)?;
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let declared = channel.exchange_declare(
+        short(exchange),
+        ExchangeKind::Direct,
+        options,
+        FieldTable::default(),
+    );
+    let channel = match declared.await {
+        Ok(()) => channel,
+        Err(error) => {
+            let difference = difference(&error).ok_or_else(|| failed(error))?;
+            if !difference.is_empty() {
+                let problem = "the exchange exists with other properties than Celeriac's and is used as it is";
+                warn_once(exchange, problem, &difference);
+            }
+            // The refusal has closed the channel.
+            connection.create_channel().await.map_err(failed)?
+        }
+    };
+    let options = QueueBindOptions::default();
+    let bound = channel.queue_bind(
+        short(queue),
+        short(exchange),
+        short(queue),
+        options,
+        FieldTable::default(),
+    );
+    match bound.await {
+        Ok(()) => {
+            let _ = channel.close(200, ShortString::default()).await;
+        }
+        // The broker's 403 (no right to bind) and 404 (no exchange, and no right to make it).
+        Err(error) if is_protocol_error(&error, &[403, 404]) => warn_once(
+            exchange,
+            "the exchange cannot be bound to the results queue: results of celeriac:// come only \
+             where somebody else has bound it",
+            &Causes(&error).to_string(),
+        ),
+        Err(error) => return Err(failed(error)),
+    }
+    Ok(())
+}
+
+fn is_protocol_error(error: &lapin::Error, codes: &[u16]) -> bool {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(error) => codes.contains(&error.get_id()),
+        _ => false,
+    }
+}
+
+/// Warns of something that is not as Celeriac would make it, once in the life of the process as
+/// long as it stays the same.
+fn warn_once(name: &str, problem: &str, differences: &str) {
     static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
-    if warned.insert(format!("{queue}: {differences}")) {
-        tracing::warn!(
-            queue,
-            differences,
-            "the queue exists with other arguments than Celeriac's and is used as it is"
-        );
+    if warned.insert(format!("{name}: {differences}")) {
+        tracing::warn!(name, differences, "{problem}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Messages that real Celery workers published, read and merged, against the rows that
 //! django-celery-results wrote for the same tasks.
 
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use celeriac::decode::decode;
 use celeriac::message::{Message, Properties};
+use celeriac::row::Row;
 use celeriac::task_result::TaskResult;
 use chrono::{DateTime, TimeDelta};
 use serde_json::Value;
@@ -45,7 +46,9 @@ fn merge<'messages>(
 ) -> BTreeMap<String, TaskResult> {
     let mut rows = BTreeMap::<String, TaskResult>::new();
     for message in messages {
-        let result = decode(message).expect("every message is good");
+        let Row::Task(result) = decode(message).expect("every message is good") else {
+            panic!("a worker on `rpc://` speaks of tasks only");
+        };
         match rows.get_mut(&result.task_id) {
             Some(row) => row.merge(result),
             None => {

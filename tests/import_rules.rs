@@ -9,21 +9,20 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ack", &["batch", "config", "message", "source"]),
     ("backoff", &["store", "telemetry"]),
-    ("batch", &["merge", "message", "task_result"]),
+    ("batch", &["merge", "message", "row"]),
     ("config", &["batch"]),
-    ("decode", &["message", "state", "task_result"]),
+    ("decode", &["group_result", "message", "row", "state", "task_result"]),
+    ("group_result", &[]),
     ("lane", &["backoff", "config", "pipeline", "source", "store", "telemetry"]),
     ("lib", &[]),
     ("main", &["config", "lane", "store", "telemetry"]),
-    ("merge", &["task_result"]),
+    ("merge", &["group_result", "row", "task_result"]),
     ("message", &[]),
-    (
-        "pipeline",
-        &["ack", "backoff", "batch", "decode", "message", "source", "store", "task_result"],
-    ),
-    ("source", &["ack", "config", "message"]),
+    ("pipeline", &["ack", "backoff", "batch", "decode", "message", "row", "source", "store"]),
+    ("row", &["group_result", "task_result"]),
+    ("source", &["ack", "config", "message", "telemetry"]),
     ("state", &[]),
-    ("store", &["batch", "config", "task_result"]),
+    ("store", &["batch", "config", "group_result", "row", "task_result"]),
     ("task_result", &["state"]),
     ("telemetry", &["config"]),
 ];
@@ -32,7 +31,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const KEPT_IN: &[(&str, &[&str])] = &[("lapin", &["ack", "source"]), ("sqlx", &["store"])];
 
 /// Modules without a clock, without I/O, without a log and without anything asynchronous.
-const PURE: &[&str] = &["batch", "decode", "merge", "message", "state", "task_result"];
+const PURE: &[&str] =
+    &["batch", "decode", "group_result", "merge", "message", "row", "state", "task_result"];
 
 /// What a pure module does not contain.
 const IMPURE: &[&str] = &[

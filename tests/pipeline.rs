@@ -1,6 +1,6 @@
 //! The pipeline, driven with a list of messages, a store in memory and paused time.
 
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,7 @@ use celeriac::batch::{Batch, Limits, Reason};
 use celeriac::decode::decode;
 use celeriac::message::{Message, Properties};
 use celeriac::pipeline::{self, End, Pace};
+use celeriac::row::{Key, Row};
 use celeriac::source::SourceError;
 use celeriac::store::{Catalog, ErrorClass, Store, StoreError};
 use celeriac::task_result::TaskResult;
@@ -37,7 +38,7 @@ enum Event {
 #[derive(Clone)]
 struct World {
     events: Arc<Mutex<Vec<Event>>>,
-    rows: Arc<Mutex<BTreeMap<String, TaskResult>>>,
+    rows: Arc<Mutex<BTreeMap<Key, Row>>>,
     /// The next writes fail with these.
     failures: Arc<Mutex<VecDeque<ErrorClass>>>,
     /// Rows whose result is this text are refused.
@@ -78,8 +79,15 @@ impl World {
 
     fn statuses(&self) -> Vec<(String, String)> {
         let rows = self.rows.lock().expect("not poisoned");
-        rows.values().map(|row| (row.task_id.clone(), row.outcome.status.to_string())).collect()
+        let results = rows.values().map(task);
+        results.map(|result| (result.task_id.clone(), result.outcome.status.to_string())).collect()
     }
+}
+
+/// These tests speak of tasks only.
+fn task(row: &Row) -> &TaskResult {
+    let Row::Task(result) = row else { panic!("a group") };
+    result
 }
 
 fn error(class: ErrorClass) -> StoreError {
@@ -91,23 +99,25 @@ impl Store for World {
         Ok(&self.catalog)
     }
 
-    async fn store_results(&mut self, rows: &[&TaskResult]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
         self.writes.acquire().await.expect("open").forget();
         let failure = self.failures.lock().expect("not poisoned").pop_front();
-        let is_poisoned = rows.iter().any(|row| row.outcome.result.as_deref() == Some(self.poison));
+        let is_poisoned =
+            rows.iter().any(|row| task(row).outcome.result.as_deref() == Some(self.poison));
         if let Some(class) = failure.or(is_poisoned.then_some(ErrorClass::Poison)) {
             self.note(Event::Failed(class));
             return Err(error(class));
         }
         let mut table = self.rows.lock().expect("not poisoned");
         for &row in rows {
-            match table.get_mut(&row.task_id) {
+            match table.get_mut(&row.key()) {
                 Some(old) => old.merge(row.clone()),
-                None => drop(table.insert(row.task_id.clone(), row.clone())),
+                None => drop(table.insert(row.key(), row.clone())),
             }
         }
         drop(table);
-        let rows = rows.iter().map(|row| format!("{} {}", row.task_id, row.outcome.status));
+        let rows = rows.iter().map(|row| task(row));
+        let rows = rows.map(|result| format!("{} {}", result.task_id, result.outcome.status));
         self.note(Event::Stored(rows.collect()));
         Ok(())
     }

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use celeriac::config::{DatabaseKind, DatabaseUrl};
+use celeriac::group_result::GroupResult;
+use celeriac::row::Row;
 use celeriac::state::State;
 use celeriac::store::{Catalog, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError};
 use celeriac::task_result::{Description, Outcome, TaskResult};
@@ -22,7 +24,7 @@ use proptest::test_runner::TestRunner;
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _};
 
 /// A database of the test's own.
 struct TestDatabase {
@@ -55,12 +57,23 @@ impl Store for AnyStore {
         }
     }
 
-    async fn store_results(&mut self, rows: &[&TaskResult]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
         match self {
-            Self::Postgres(store) => store.store_results(rows).await,
-            Self::Mysql(store) => store.store_results(rows).await,
-            Self::Sqlite(store) => store.store_results(rows).await,
+            Self::Postgres(store) => store.store(rows).await,
+            Self::Mysql(store) => store.store(rows).await,
+            Self::Sqlite(store) => store.store(rows).await,
         }
+    }
+}
+
+impl AnyStore {
+    async fn store_tasks(&mut self, results: &[&TaskResult]) -> Result<(), StoreError> {
+        let rows: Vec<_> = results.iter().map(|&result| Row::Task(result.clone())).collect();
+        self.store(&rows.iter().collect::<Vec<_>>()).await
+    }
+
+    async fn store_group(&mut self, result: &GroupResult) -> Result<(), StoreError> {
+        self.store(&[&Row::Group(result.clone())]).await
     }
 }
 
@@ -168,87 +181,109 @@ impl TestDatabase {
         }
     }
 
-    /// The row of a task as it stands in the table, times in UTC. Who knew a time only by arrival
-    /// is not in the table and comes back as false.
-    async fn row(&mut self, task_id: &str) -> Option<TaskResult> {
-        const COLUMNS: &str = "status, content_type, content_encoding, result, traceback, meta, \
-             task_name, task_args, task_kwargs, worker, periodic_task_name, date_done, \
-             date_created, date_started";
-        macro_rules! read {
-            ($connection:expr, $placeholder:literal) => {{
-                let statement = format!(
-                    "select {COLUMNS} from django_celery_results_taskresult where task_id = {}",
-                    $placeholder
-                );
+    /// Some columns of one row as they stand in a table: texts, and times in UTC.
+    async fn fetch<const TEXTS: usize, const TIMES: usize>(
+        &mut self,
+        table: &str,
+        (key, id): (&str, &str),
+        texts: [&str; TEXTS],
+        times: [&str; TIMES],
+    ) -> Option<([Option<String>; TEXTS], [Option<DateTime<Utc>>; TIMES])> {
+        let columns = [&texts[..], &times[..]].concat().join(", ");
+        macro_rules! fetch {
+            ($connection:expr, $placeholder:literal, $time:expr) => {{
+                let statement =
+                    format!("select {columns} from {table} where {key} = {}", $placeholder);
                 let row = sqlx::query(AssertSqlSafe(statement))
-                    .bind(task_id)
+                    .bind(id)
                     .fetch_optional($connection)
                     .await
                     .expect("good SQL")?;
-                let text = |column| row.get::<Option<String>, _>(column);
-                let status = text("status").expect("never NULL");
                 (
-                    Outcome {
-                        status: State::from(status.as_str()),
-                        content_type: text("content_type").expect("never NULL"),
-                        content_encoding: text("content_encoding").expect("never NULL"),
-                        result: text("result"),
-                        traceback: text("traceback"),
-                        meta: text("meta"),
-                        date_done: DateTime::UNIX_EPOCH,
-                        by_arrival: false,
-                    },
-                    Description {
-                        task_name: text("task_name"),
-                        task_args: text("task_args"),
-                        task_kwargs: text("task_kwargs"),
-                        worker: text("worker"),
-                        periodic_task_name: text("periodic_task_name"),
-                    },
-                    row,
+                    texts.map(|column| row.get(column)),
+                    times.map(|column| row.get(column)).map($time),
                 )
             }};
         }
-        let ((outcome, description), (done, created, started)) = match &mut self.connection {
-            AnyConnection::Postgres(connection) => {
-                let (outcome, description, row) = read!(connection, "$1");
-                let time = |column| row.get::<Option<DateTime<Utc>>, _>(column);
-                (
-                    (outcome, description),
-                    (time("date_done"), time("date_created"), time("date_started")),
-                )
-            }
+        Some(match &mut self.connection {
+            AnyConnection::Postgres(connection) => fetch!(connection, "$1", |time| time),
             AnyConnection::Mysql(connection) => {
-                let (outcome, description, row) = read!(connection, "?");
-                let time =
-                    |column| row.get::<Option<NaiveDateTime>, _>(column).map(|time| time.and_utc());
-                (
-                    (outcome, description),
-                    (time("date_done"), time("date_created"), time("date_started")),
-                )
+                fetch!(connection, "?", |time: Option<NaiveDateTime>| time
+                    .map(|time| time.and_utc()))
             }
             AnyConnection::Sqlite(connection) => {
-                let (outcome, description, row) = read!(connection, "?");
-                let time = |column| {
-                    row.get::<Option<String>, _>(column).map(|text| {
-                        NaiveDateTime::parse_from_str(&text, "%Y-%m-%d %H:%M:%S%.f")
-                            .expect("as Django writes it")
-                            .and_utc()
-                    })
-                };
-                (
-                    (outcome, description),
-                    (time("date_done"), time("date_created"), time("date_started")),
-                )
+                fetch!(connection, "?", |time: Option<String>| time.map(|text| {
+                    NaiveDateTime::parse_from_str(&text, "%Y-%m-%d %H:%M:%S%.f")
+                        .expect("as Django writes it")
+                        .and_utc()
+                }))
             }
-        };
+        })
+    }
+
+    /// The row of a task. Who knew a time only by arrival is not in the table and comes back as
+    /// false.
+    async fn row(&mut self, task_id: &str) -> Option<TaskResult> {
+        let table = "django_celery_results_taskresult";
+        let texts = [
+            "status",
+            "content_type",
+            "content_encoding",
+            "result",
+            "traceback",
+            "meta",
+            "task_name",
+            "task_args",
+            "task_kwargs",
+            "worker",
+            "periodic_task_name",
+        ];
+        let times = ["date_done", "date_created", "date_started"];
+        let (texts, times) = self.fetch(table, ("task_id", task_id), texts, times).await?;
+        let [status, content_type, content_encoding, result, traceback, meta, description @ ..] =
+            texts;
+        let [task_name, task_args, task_kwargs, worker, periodic_task_name] = description;
+        let [date_done, date_created, date_started] = times;
         Some(TaskResult {
             task_id: task_id.to_owned(),
-            outcome: Outcome { date_done: done.expect("never NULL"), ..outcome },
-            description,
-            date_created: created.expect("never NULL"),
-            date_started: started,
+            outcome: Outcome {
+                status: State::from(&*status.expect("never NULL")),
+                content_type: content_type.expect("never NULL"),
+                content_encoding: content_encoding.expect("never NULL"),
+                result,
+                traceback,
+                meta,
+                date_done: date_done.expect("never NULL"),
+                by_arrival: false,
+            },
+            description: Description {
+                task_name,
+                task_args,
+                task_kwargs,
+                worker,
+                periodic_task_name,
+            },
+            date_created: date_created.expect("never NULL"),
+            date_started,
             started_by_arrival: false,
+        })
+    }
+
+    /// The row of a group.
+    async fn group(&mut self, group_id: &str) -> Option<GroupResult> {
+        let table = "django_celery_results_groupresult";
+        let texts = ["content_type", "content_encoding", "result"];
+        let times = ["date_created", "date_done"];
+        let (texts, times) = self.fetch(table, ("group_id", group_id), texts, times).await?;
+        let [content_type, content_encoding, result] = texts;
+        let [date_created, date_done] = times;
+        Some(GroupResult {
+            group_id: group_id.to_owned(),
+            content_type: content_type.expect("never NULL"),
+            content_encoding: content_encoding.expect("never NULL"),
+            result,
+            date_created: date_created.expect("never NULL"),
+            date_done: date_done.expect("never NULL"),
         })
     }
 }
@@ -324,7 +359,7 @@ async fn every_column_reads_back(database: &mut TestDatabase) {
     full.date_created = at(-1);
     full.date_started = Some(at(0));
     let sparse = result("plain", "REVOKED", 0);
-    store.store_results(&[&sparse, &full]).await.expect("stored");
+    store.store_tasks(&[&sparse, &full]).await.expect("stored");
     assert_rows_equal(database.row("é😀").await.as_ref(), &full, "full");
     assert_rows_equal(database.row("plain").await.as_ref(), &sparse, "sparse");
     assert!(database.row("absent").await.is_none());
@@ -336,13 +371,13 @@ async fn writing_again_changes_nothing(database: &mut TestDatabase) {
     arrived.outcome.by_arrival = true;
     let mut started = result("b", "STARTED", 3);
     started.outcome.by_arrival = true;
-    store.store_results(&[&arrived, &started]).await.expect("stored");
+    store.store_tasks(&[&arrived, &started]).await.expect("stored");
     let mut again = arrived.clone();
     (again.outcome.date_done, again.date_created) = (at(60), at(60));
     let mut started_again = started.clone();
     (started_again.outcome.date_done, started_again.date_created) = (at(70), at(70));
     started_again.date_started = Some(at(70));
-    store.store_results(&[&again, &started_again]).await.expect("stored");
+    store.store_tasks(&[&again, &started_again]).await.expect("stored");
     assert_rows_equal(database.row("a").await.as_ref(), &arrived, "redelivered");
     assert_rows_equal(database.row("b").await.as_ref(), &started, "redelivered");
 }
@@ -369,7 +404,7 @@ async fn the_statement_agrees_with_the_merge(database: &mut TestDatabase) {
                 step.outcome.by_arrival,
                 step.started_by_arrival
             ));
-            store.store_results(&[&step]).await.expect("stored");
+            store.store_tasks(&[&step]).await.expect("stored");
             match &mut expected {
                 Some(expected) => expected.merge(step),
                 None => expected = Some(step),
@@ -378,6 +413,64 @@ async fn the_statement_agrees_with_the_merge(database: &mut TestDatabase) {
         let row = database.row(&task_id).await;
         assert_rows_equal(row.as_ref(), &expected.expect("at least one step"), &steps.join("\n"));
     }
+}
+
+/// The same for groups: the row after each step is what merging gives.
+async fn groups_are_stored_as_they_merge(database: &mut TestDatabase) {
+    let mut store = database.store();
+    let mut runner = TestRunner::deterministic();
+    for case in 0..60 {
+        let history = proptest::collection::vec(any_group(), 1..5)
+            .new_tree(&mut runner)
+            .expect("the strategy has values")
+            .current();
+        let group_id = format!("é😀 {case}");
+        let mut expected: Option<GroupResult> = None;
+        for mut step in history {
+            step.group_id.clone_from(&group_id);
+            store.store_group(&step).await.expect("stored");
+            match &mut expected {
+                Some(expected) => expected.merge(step),
+                None => expected = Some(step),
+            }
+            assert!(database.group(&group_id).await == expected, "{group_id}");
+        }
+    }
+    // Tasks and groups with one id are two rows.
+    let task = result("both", "SUCCESS", 1);
+    let mut group = any_group().new_tree(&mut runner).expect("a value").current();
+    "both".clone_into(&mut group.group_id);
+    let rows = [Row::Task(task.clone()), Row::Group(group.clone())];
+    store.store(&[&rows[0], &rows[1]]).await.expect("stored");
+    assert_rows_equal(database.row("both").await.as_ref(), &task, "a task beside a group");
+    assert!(database.group("both").await == Some(group));
+}
+
+/// Groups that meet often.
+fn any_group() -> impl Strategy<Value = GroupResult> {
+    let text = || prop::option::of(prop::sample::select(vec!["A", "a", "b", "é"]));
+    (0..4i64, 0..4i64, text(), text()).prop_map(|(created, done, result, content_type)| {
+        GroupResult {
+            group_id: String::new(),
+            content_type: content_type.unwrap_or_default().to_owned(),
+            content_encoding: "utf-8".to_owned(),
+            result: result.map(str::to_owned),
+            date_created: at(created),
+            date_done: at(done),
+        }
+    })
+}
+
+/// Without a table of groups tasks are stored all the same.
+async fn a_missing_table_of_groups_costs_only_the_groups(database: &mut TestDatabase) {
+    database.execute("drop table django_celery_results_groupresult").await;
+    let mut store = database.store();
+    let catalog = store.prepare().await.expect("tasks can be stored").clone();
+    let group = any_group().new_tree(&mut TestRunner::deterministic()).expect("a value").current();
+    let reason = catalog.fit(&mut Row::Group(group)).expect_err("no table");
+    assert_eq!(reason.code, "unstorable");
+    assert!(reason.error.contains("python manage.py migrate"), "{}", reason.error);
+    store.store_tasks(&[&result("a", "SUCCESS", 1)]).await.expect("stored");
 }
 
 /// Results that meet often: few times, few texts.
@@ -405,7 +498,7 @@ async fn batches_of_any_size_are_stored(database: &mut TestDatabase) {
         let rows: Vec<_> =
             (0..size).map(|number| result(&format!("{size}-{number:05}"), "SUCCESS", 1)).collect();
         let rows: Vec<_> = rows.iter().collect();
-        store.store_results(&rows).await.expect("stored");
+        store.store_tasks(&rows).await.expect("stored");
         for row in [rows[0], rows[size / 2], rows[size - 1]] {
             assert_rows_equal(database.row(&row.task_id).await.as_ref(), row, "");
         }
@@ -416,7 +509,7 @@ async fn a_large_result_is_stored(database: &mut TestDatabase) {
     let mut store = database.store();
     let mut large = result("large", "SUCCESS", 1);
     large.outcome.result = Some(format!("\"{}\"", "x\\n".repeat(1 << 20)));
-    store.store_results(&[&large]).await.expect("stored");
+    store.store_tasks(&[&large]).await.expect("stored");
     assert_rows_equal(database.row("large").await.as_ref(), &large, "");
 }
 
@@ -438,8 +531,8 @@ async fn tables_of_older_versions_are_written(database: &mut TestDatabase) {
         let mut started = result(column, "STARTED", 1);
         started.description.periodic_task_name = Some("nightly".to_owned());
         started.description.worker = Some("w".to_owned());
-        store.store_results(&[&started]).await.expect("stored");
-        store.store_results(&[&result(column, "SUCCESS", 2)]).await.expect("stored");
+        store.store_tasks(&[&started]).await.expect("stored");
+        store.store_tasks(&[&result(column, "SUCCESS", 2)]).await.expect("stored");
         assert!(store.prepare().await.expect("ready").missing_columns().contains(&column));
     }
     database
@@ -468,13 +561,13 @@ async fn a_missing_table_is_named_with_the_fix(database: &mut TestDatabase) {
     let mut store = database.store();
     store.prepare().await.expect("ready");
     database.execute("alter table django_celery_results_taskresult rename to hidden").await;
-    let error = store.store_results(&[&result("a", "SUCCESS", 1)]).await.expect_err("no table");
+    let error = store.store_tasks(&[&result("a", "SUCCESS", 1)]).await.expect_err("no table");
     assert_eq!(error.class, ErrorClass::Setup, "{error}");
     let error = store.prepare().await.expect_err("no table");
     assert_eq!(error.class, ErrorClass::Setup, "{error}");
     assert!(error.to_string().contains("python manage.py migrate django_celery_results"));
     database.execute("alter table hidden rename to django_celery_results_taskresult").await;
-    store.store_results(&[&result("a", "SUCCESS", 1)]).await.expect("there again");
+    store.store_tasks(&[&result("a", "SUCCESS", 1)]).await.expect("there again");
 }
 
 async fn a_refused_row_is_poison_and_leaves_the_connection_usable(database: &mut TestDatabase) {
@@ -492,12 +585,12 @@ async fn a_refused_row_is_poison_and_leaves_the_connection_usable(database: &mut
         _ => bad.description.worker = Some("secret".repeat(50)),
     }
     let good = result("good", "SUCCESS", 1);
-    let error = store.store_results(&[&bad, &good]).await.expect_err("refused");
+    let error = store.store_tasks(&[&bad, &good]).await.expect_err("refused");
     assert_eq!(error.class, ErrorClass::Poison, "{error}");
     if database.kind != DatabaseKind::Sqlite {
         assert!(!error.to_string().contains("secret"), "{error}");
     }
-    store.store_results(&[&good]).await.expect("stored");
+    store.store_tasks(&[&good]).await.expect("stored");
     assert!(database.row("good").await.is_some() && database.row("bad").await.is_none());
 }
 
@@ -508,7 +601,7 @@ async fn writers_side_by_side_agree(database: &mut TestDatabase) {
             let rows: Vec<_> = ids.iter().map(|id| result(id, status, time)).collect();
             let rows: Vec<_> = rows.iter().collect();
             loop {
-                match store.store_results(&rows).await {
+                match store.store_tasks(&rows).await {
                     Ok(()) => break,
                     Err(error) => assert_eq!(error.class, ErrorClass::Conflict, "{error}"),
                 }
@@ -530,7 +623,7 @@ async fn writers_side_by_side_agree(database: &mut TestDatabase) {
 async fn naive_times_are_in_the_projects_zone(database: &mut TestDatabase) {
     let mut store = database.store_in(Tz::Europe__Paris);
     let done = result("a", "SUCCESS", 7);
-    store.store_results(&[&done]).await.expect("stored");
+    store.store_tasks(&[&done]).await.expect("stored");
     let row = database.row("a").await.expect("stored");
     let shift = match database.kind {
         DatabaseKind::Postgres => TimeDelta::zero(),
@@ -576,6 +669,8 @@ suite!([
     every_column_reads_back,
     writing_again_changes_nothing,
     the_statement_agrees_with_the_merge,
+    groups_are_stored_as_they_merge,
+    a_missing_table_of_groups_costs_only_the_groups,
     batches_of_any_size_are_stored,
     a_large_result_is_stored,
     tables_of_older_versions_are_written,
@@ -606,13 +701,13 @@ async fn mysql_tables_of_every_collation_are_written() {
             expected.description.worker = Some("wörker".to_owned());
             expected.outcome.traceback = Some("snow ☃".to_owned());
             expected.outcome.result = Some("a ".to_owned());
-            store.store_results(&[&expected]).await.expect("stored");
+            store.store_tasks(&[&expected]).await.expect("stored");
             // The same to a collation that ignores case or trailing blanks, and yet greater.
             for text in ["a  ", "á", "b"] {
                 let mut newer = result(collation, "RETRY", 1);
                 newer.outcome.result = Some(text.to_owned());
                 newer.outcome.traceback = Some("snow ☃".to_owned());
-                store.store_results(&[&newer]).await.expect("stored");
+                store.store_tasks(&[&newer]).await.expect("stored");
                 expected.merge(newer);
                 let row = database.row(collation).await;
                 assert_rows_equal(row.as_ref(), &expected, text);
@@ -634,10 +729,10 @@ async fn mysql_refuses_a_row_that_no_packet_takes() {
             .await
             .expect("good SQL");
         large.outcome.result = Some("x".repeat(usize::try_from(limit).expect("at most 1 GiB")));
-        let error = store.store_results(&[&large]).await.expect_err("larger than any packet");
+        let error = store.store_tasks(&[&large]).await.expect_err("larger than any packet");
         assert_eq!(error.class, ErrorClass::Poison, "{error}");
         assert!(error.to_string().contains("max_allowed_packet"), "{error}");
-        store.store_results(&[&result("small", "SUCCESS", 1)]).await.expect("stored");
+        store.store_tasks(&[&result("small", "SUCCESS", 1)]).await.expect("stored");
         assert!(database.row("small").await.is_some());
     })
     .await;

@@ -52,6 +52,14 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", env = "CELERIAC_RESULTS_QUEUE")]
     results_queue: Option<String>,
 
+    /// The exchange that workers with `result_backend = "celeriac://"` publish to.
+    ///
+    /// Declared durable and direct, and bound to the results queue.
+    ///
+    /// Default: celeriac
+    #[arg(long, value_name = "NAME", env = "CELERIAC_EXCHANGE")]
+    exchange: Option<String>,
+
     /// The queue for messages that cannot be stored.
     ///
     /// Declared durable and quorum. Each message has the reason in its headers.
@@ -137,6 +145,8 @@ pub struct Config {
     pub database: DatabaseUrl,
     /// The queue that is consumed.
     pub results_queue: String,
+    /// The exchange that is bound to that queue.
+    pub exchange: String,
     /// The queue that dead letters go to.
     pub dead_queue: String,
     /// How many lanes there are, at least 1.
@@ -204,6 +214,7 @@ impl Settings {
             broker: or(self.broker, other.broker),
             database: or(self.database, other.database),
             results_queue: or(self.results_queue, other.results_queue),
+            exchange: or(self.exchange, other.exchange),
             dead_queue: or(self.dead_queue, other.dead_queue),
             lanes: or(self.lanes, other.lanes),
             max_rows: or(self.max_rows, other.max_rows),
@@ -250,8 +261,9 @@ impl Settings {
         let prefetch = number("prefetch", self.prefetch.as_deref(), 1, 65_535)?;
         let prefetch = prefetch.unwrap_or_else(|| max_rows.saturating_mul(2));
 
-        let results_queue = queue("results-queue", self.results_queue, "celeriac.results")?;
-        let dead_queue = queue("dead-queue", self.dead_queue, "celeriac.dead")?;
+        let results_queue = name("results-queue", self.results_queue, "celeriac.results")?;
+        let exchange = name("exchange", self.exchange, "celeriac")?;
+        let dead_queue = name("dead-queue", self.dead_queue, "celeriac.dead")?;
         if results_queue == dead_queue {
             return Err(ConfigError::new(
                 "dead-queue",
@@ -263,6 +275,7 @@ impl Settings {
             brokers,
             database,
             results_queue,
+            exchange,
             dead_queue,
             lanes: usize::from(lanes),
             limits: Limits {
@@ -337,7 +350,7 @@ fn time_zone(text: Option<&str>) -> Result<Tz, ConfigError> {
 }
 
 /// RabbitMQ takes names of up to 255 bytes, and keeps those that begin with `amq.` for itself.
-fn queue(setting: &str, name: Option<String>, default: &str) -> Result<String, ConfigError> {
+fn name(setting: &str, name: Option<String>, default: &str) -> Result<String, ConfigError> {
     let name = name.unwrap_or_else(|| default.to_owned());
     let problem = match name.len() {
         0 => "is empty",
@@ -389,6 +402,7 @@ mod tests {
         assert_eq!(config.brokers[0].password, "guest");
         assert_eq!(config.database.to_string(), "sqlite:///db.sqlite3");
         assert_eq!(config.results_queue, "celeriac.results");
+        assert_eq!(config.exchange, "celeriac");
         assert_eq!(config.dead_queue, "celeriac.dead");
         assert_eq!(config.limits, Limits { max_rows: 1_000, max_bytes: 4 << 20 });
         assert_eq!(config.max_wait, Duration::from_millis(20));
@@ -411,6 +425,7 @@ mod tests {
             broker: Some(default("broker")),
             database: Some(default("database")),
             results_queue: Some(default("results_queue")),
+            exchange: Some(default("exchange")),
             dead_queue: Some(default("dead_queue")),
             lanes: Some(default("lanes")),
             max_rows: Some(default("max_rows")),
@@ -456,6 +471,7 @@ mod tests {
             ("prefetch = 0", "prefetch: \"0\" is out of range"),
             ("prefetch = 70000", "prefetch: \"70000\" is out of range"),
             ("results-queue = 'celeriac.dead'", "dead-queue: is the same as results-queue"),
+            ("exchange = 'amq.direct'", "exchange: the name begins with `amq.`"),
             ("results-queue = 'amq.x'", "results-queue: the name begins with `amq.`"),
             ("time-zone = 'Mars'", "time-zone: \"Mars\" is not a time zone"),
             ("log-format = 'xml'", "log-format: \"xml\" is not a format: write text or json"),

@@ -15,13 +15,18 @@ use crate::task_result::TaskResult;
 
 /// Reads the result in a body of the content type `application/json`.
 pub(super) fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
-    let body = std::str::from_utf8(&message.body).map_err(|error| DecodeError::Malformed {
+    let members =
+        Members::of(text(message)?)?.map(|member| member.map(|(key, text)| (key, Json(text))));
+    ResultMeta::collect(members)?.into_result(message)
+}
+
+/// The text of a body that is JSON.
+pub(super) fn text(message: &Message) -> Result<&str, DecodeError> {
+    std::str::from_utf8(&message.body).map_err(|error| DecodeError::Malformed {
         format: "JSON",
         problem: "invalid UTF-8",
         position: error.valid_up_to(),
-    })?;
-    let members = Members::of(body)?.map(|member| member.map(|(key, text)| (key, Json(text))));
-    ResultMeta::collect(members)?.into_result(message)
+    })
 }
 
 /// The text of one value.

@@ -1,21 +1,22 @@
-//! From a message to what it says of a task: dispatch on the content type, as kombu does.
+//! From a message to the row that it speaks of: dispatch on the content type, as kombu does.
 //!
 //! Each wire format has a file of its own. Nothing here guesses a format from the bytes.
 
+mod columns;
 mod json;
 mod json_text;
 mod msgpack;
 mod result_meta;
 
 use crate::message::{Message, Value};
-use crate::task_result::TaskResult;
+use crate::row::Row;
 
-/// Reads the task result in a message.
+/// Reads the row in a message.
 ///
 /// # Errors
 ///
 /// When the message can never be read, with a reason that stays true however often it is tried.
-pub fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
+pub fn decode(message: &Message) -> Result<Row, DecodeError> {
     match message.headers.get("compression") {
         None | Some(Value::Void) => {}
         Some(Value::Text(name)) if name.is_empty() => {}
@@ -26,13 +27,22 @@ pub fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
     let content_type = message.properties.content_type.as_deref().unwrap_or("application/data");
     let content_encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
     match content_type {
-        "application/json" => match content_encoding.to_ascii_lowercase().as_str() {
-            "utf-8" | "utf8" | "us-ascii" | "ascii" | "binary" => json::decode(message),
-            _ => Err(DecodeError::UnsupportedContentEncoding(content_encoding.to_owned())),
-        },
-        "application/x-msgpack" => msgpack::decode(message),
+        "application/json" | columns::TASK | columns::GROUP if !is_utf8(content_encoding) => {
+            Err(DecodeError::UnsupportedContentEncoding(content_encoding.to_owned()))
+        }
+        "application/json" => json::decode(message).map(Row::Task),
+        "application/x-msgpack" => msgpack::decode(message).map(Row::Task),
+        columns::TASK => columns::task(message).map(Row::Task),
+        columns::GROUP => columns::group(message).map(Row::Group),
         _ => Err(DecodeError::UnsupportedContentType(content_type.to_owned())),
     }
+}
+
+/// Whether a label of kombu's means UTF-8 or a part of it. JSON itself says what `binary` is.
+fn is_utf8(content_encoding: &str) -> bool {
+    ["utf-8", "utf8", "us-ascii", "ascii", "binary"]
+        .iter()
+        .any(|name| name.eq_ignore_ascii_case(content_encoding))
 }
 
 /// Why a message cannot be read.
@@ -59,6 +69,17 @@ pub enum DecodeError {
         /// Where in the body, counted from 0.
         position: usize,
     },
+    /// The message is of a version of `celeriac://` that came later than this program.
+    #[error("the version {0} of the message is not supported: upgrade Celeriac and replay it")]
+    UnsupportedVersion(String),
+    /// A column of a message of `celeriac://` is not what it has to be.
+    #[error("the body is not a row: `{member}` is {problem}")]
+    WrongMember {
+        /// The name of the column.
+        member: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The body is well formed but is not a task's result.
     #[error("the body is not a task result: {0}")]
     NotAResult(&'static str),
@@ -73,7 +94,8 @@ impl DecodeError {
             Self::UnsupportedContentEncoding(_) => "unsupported-content-encoding",
             Self::UnsupportedCompression => "unsupported-compression",
             Self::Malformed { .. } => "undecodable",
-            Self::NotAResult(_) => "not-a-result",
+            Self::UnsupportedVersion(_) => "unsupported-version",
+            Self::WrongMember { .. } | Self::NotAResult(_) => "not-a-result",
         }
     }
 }

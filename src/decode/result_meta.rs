@@ -198,12 +198,12 @@ fn name<'body, V: Value<'body>>(value: V) -> Option<String> {
 
 /// The time as every database holds it: without nanoseconds, and without a leap second, which
 /// becomes the second after it.
-fn to_microseconds(time: DateTime<Utc>) -> DateTime<Utc> {
+pub(super) fn to_microseconds(time: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
 }
 
 /// Whether a time is one that every database and Python can hold, in every zone.
-fn is_storable(time: &DateTime<Utc>) -> bool {
+pub(super) fn is_storable(time: &DateTime<Utc>) -> bool {
     (1970..9999).contains(&time.year())
 }
 

@@ -1,9 +1,11 @@
-//! What the table can hold: its columns and their lengths, as the database's catalog has them.
+//! What the tables can hold: their columns and their lengths, as the database's catalog has them.
 
 use std::borrow::Cow;
 
-use super::{ErrorClass, StoreError, TABLE};
+use super::{ErrorClass, GROUPS, StoreError, TASKS};
 use crate::batch::Reason;
+use crate::group_result::GroupResult;
+use crate::row::Row;
 use crate::task_result::TaskResult;
 
 /// The columns of every version of django-celery-results since 2.0.
@@ -26,6 +28,10 @@ const REQUIRED: [&str; 13] = [
 /// The columns that came later: in django-celery-results 2.3 and 2.6.
 const OPTIONAL: [&str; 2] = ["periodic_task_name", "date_started"];
 
+/// The columns of the table of groups in every version of django-celery-results since 2.0.
+const GROUP_COLUMNS: [&str; 6] =
+    ["group_id", "content_type", "content_encoding", "result", "date_created", "date_done"];
+
 /// A column as the database's catalog describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
@@ -37,11 +43,13 @@ pub struct Column {
     pub is_required: bool,
 }
 
-/// The table of task results as it is.
+/// The tables as they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalog {
     missing: Vec<&'static str>,
     max_chars: MaxChars,
+    /// Why the table of groups cannot be written, where it cannot.
+    groups_problem: Option<String>,
     /// Whether a text may hold U+0000; PostgreSQL's may not.
     allows_nul: bool,
 }
@@ -50,27 +58,39 @@ pub struct Catalog {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct MaxChars {
     task_id: Option<usize>,
+    group_id: Option<usize>,
     status: Option<usize>,
     task_name: Option<usize>,
     worker: Option<usize>,
     periodic_task_name: Option<usize>,
 }
 
-/// A table of the newest django-celery-results, without limits.
+/// The tables of the newest django-celery-results, without limits.
 impl Default for Catalog {
     fn default() -> Self {
-        Self { missing: Vec::new(), max_chars: MaxChars::default(), allows_nul: true }
+        Self {
+            missing: Vec::new(),
+            max_chars: MaxChars::default(),
+            groups_problem: None,
+            allows_nul: true,
+        }
     }
 }
 
 impl Catalog {
-    /// Checks the columns of the table and takes their lengths.
+    /// Checks the columns of the tables and takes their lengths.
+    ///
+    /// A table of groups that cannot be written costs only the groups.
     ///
     /// # Errors
     ///
-    /// [`ErrorClass::Setup`] where there is no table, where a column that every version of
+    /// [`ErrorClass::Setup`] where there is no table of tasks, where a column that every version of
     /// django-celery-results has is missing, or where an unknown column must be filled.
-    pub(super) fn new(columns: &[Column], allows_nul: bool) -> Result<Self, StoreError> {
+    pub(super) fn new(
+        columns: &[Column],
+        groups: &[Column],
+        allows_nul: bool,
+    ) -> Result<Self, StoreError> {
         if columns.is_empty() {
             return Err(StoreError::missing_table());
         }
@@ -79,7 +99,7 @@ impl Catalog {
             return Err(StoreError::new(
                 ErrorClass::Setup,
                 format!(
-                    "the table {TABLE} has no column {name}: install django-celery-results 2.0 \
+                    "the table {TASKS} has no column {name}: install django-celery-results 2.0 \
                      or later and run `python manage.py migrate django_celery_results`"
                 ),
             ));
@@ -92,22 +112,25 @@ impl Catalog {
             return Err(StoreError::new(
                 ErrorClass::Setup,
                 format!(
-                    "the column {} of the table {TABLE} must be filled, and this version of \
+                    "the column {} of the table {TASKS} must be filled, and this version of \
                      Celeriac does not know it: give it a default in the database",
                     column.name
                 ),
             ));
         }
         let max_chars = |name| find(name).and_then(|column| column.max_chars);
+        let group_id = groups.iter().find(|column| column.name == "group_id");
         Ok(Self {
             missing: OPTIONAL.into_iter().filter(|&name| find(name).is_none()).collect(),
             max_chars: MaxChars {
                 task_id: max_chars("task_id"),
+                group_id: group_id.and_then(|column| column.max_chars),
                 status: max_chars("status"),
                 task_name: max_chars("task_name"),
                 worker: max_chars("worker"),
                 periodic_task_name: max_chars("periodic_task_name"),
             },
+            groups_problem: groups_problem(groups),
             allows_nul,
         })
     }
@@ -123,27 +146,50 @@ impl Catalog {
         !self.missing.contains(&column)
     }
 
-    /// Brings a result into the form that the table can hold.
+    /// Brings a row into the form that its table can hold.
     ///
     /// Names and states that are too long are cut to the column's length, and U+0000 becomes
     /// U+FFFD where the database has no room for it. Returns whether anything was changed.
     ///
     /// # Errors
     ///
-    /// When the id of the task cannot be a key of this table.
-    pub fn fit(&self, result: &mut TaskResult) -> Result<bool, Reason> {
-        let unstorable = |error: String| Reason { code: "unstorable", error };
-        if let Some(max_chars) = self.max_chars.task_id
-            && is_longer(&result.task_id, max_chars)
+    /// When the id cannot be a key of the table, or the table of groups cannot be written.
+    pub fn fit(&self, row: &mut Row) -> Result<bool, Reason> {
+        match row {
+            Row::Task(result) => self.fit_task(result),
+            Row::Group(result) => self.fit_group(result),
+        }
+    }
+
+    fn fit_group(&self, result: &mut GroupResult) -> Result<bool, Reason> {
+        if let Some(problem) = &self.groups_problem {
+            return Err(unstorable(problem.clone()));
+        }
+        self.check_key("group_id", &result.group_id, self.max_chars.group_id)?;
+        let fitted = result.result.as_deref().and_then(|text| self.fitted(text, None));
+        let changed = fitted.is_some();
+        result.result = fitted.or(result.result.take());
+        Ok(changed)
+    }
+
+    /// Refuses an id that cannot be a key, because a part of it would be another one's.
+    fn check_key(&self, name: &str, id: &str, max_chars: Option<usize>) -> Result<(), Reason> {
+        if let Some(max_chars) = max_chars
+            && is_longer(id, max_chars)
         {
-            let chars = result.task_id.chars().count();
+            let chars = id.chars().count();
             return Err(unstorable(format!(
-                "`task_id` has {chars} characters, the column takes {max_chars}"
+                "`{name}` has {chars} characters, the column takes {max_chars}"
             )));
         }
-        if !self.allows_nul && result.task_id.contains('\0') {
-            return Err(unstorable("`task_id` contains U+0000".to_owned()));
+        if !self.allows_nul && id.contains('\0') {
+            return Err(unstorable(format!("`{name}` contains U+0000")));
         }
+        Ok(())
+    }
+
+    fn fit_task(&self, result: &mut TaskResult) -> Result<bool, Reason> {
+        self.check_key("task_id", &result.task_id, self.max_chars.task_id)?;
         let max = &self.max_chars;
         let (outcome, description) = (&mut result.outcome, &mut result.description);
         let status = self.fitted(outcome.status.as_str(), max.status);
@@ -187,6 +233,33 @@ impl Catalog {
             Cow::Owned(fitted) => Some(fitted),
         }
     }
+}
+
+fn unstorable(error: String) -> Reason {
+    Reason { code: "unstorable", error }
+}
+
+/// Why groups cannot be written to a table with these columns, where they cannot.
+fn groups_problem(columns: &[Column]) -> Option<String> {
+    if columns.is_empty() {
+        return Some(format!(
+            "the table {GROUPS} does not exist: run `python manage.py migrate \
+             django_celery_results`"
+        ));
+    }
+    if let Some(missing) =
+        GROUP_COLUMNS.iter().find(|&name| columns.iter().all(|column| column.name != *name))
+    {
+        return Some(format!("the table {GROUPS} has no column {missing}"));
+    }
+    let is_known = |name: &str| name == "id" || GROUP_COLUMNS.contains(&name);
+    columns.iter().find(|column| column.is_required && !is_known(&column.name)).map(|column| {
+        format!(
+            "the column {} of the table {GROUPS} must be filled, and this version of Celeriac \
+             does not know it: give it a default in the database",
+            column.name
+        )
+    })
 }
 
 /// Whether a text has more than so many characters; most are told by their bytes alone.
@@ -233,17 +306,17 @@ mod tests {
 
     #[test]
     fn every_version_since_2_0_is_taken() {
-        let old = Catalog::new(&columns(&REQUIRED, None), true).expect("2.0 has these");
+        let old = Catalog::new(&columns(&REQUIRED, None), &[], true).expect("2.0 has these");
         assert_eq!(old.missing_columns(), OPTIONAL);
         let all = [&REQUIRED[..], &OPTIONAL[..], &["id"]].concat();
-        let new = Catalog::new(&columns(&all, None), true).expect("2.6 has these");
+        let new = Catalog::new(&columns(&all, None), &[], true).expect("2.6 has these");
         assert!(new.missing_columns().is_empty());
     }
 
     #[test]
     fn a_table_that_cannot_be_written_is_refused_with_the_fix() {
         let refusal = |columns: &[Column]| {
-            let error = Catalog::new(columns, true).expect_err("the table is not writable");
+            let error = Catalog::new(columns, &[], true).expect_err("the table is not writable");
             assert_eq!(error.class, ErrorClass::Setup);
             error.message
         };
@@ -254,35 +327,65 @@ mod tests {
         foreign.push(Column { name: "tenant".to_owned(), max_chars: None, is_required: true });
         assert!(refusal(&foreign).contains("column tenant"));
         foreign.last_mut().expect("just pushed").is_required = false;
-        assert!(Catalog::new(&foreign, true).is_ok());
+        assert!(Catalog::new(&foreign, &[], true).is_ok());
     }
 
     #[test]
     fn what_is_too_long_is_cut_by_characters() {
-        let catalog = Catalog::new(&columns(&REQUIRED, Some(4)), true).expect("the table is good");
+        let catalog =
+            Catalog::new(&columns(&REQUIRED, Some(4)), &[], true).expect("the table is good");
         let mut fits = result("abcd", "éééé", "wörk");
-        assert_eq!(catalog.fit(&mut fits), Ok(false));
+        assert_eq!(catalog.fit_task(&mut fits), Ok(false));
         let mut long = result("abcd", "PROGRESS", "wörker");
-        assert_eq!(catalog.fit(&mut long), Ok(true));
+        assert_eq!(catalog.fit_task(&mut long), Ok(true));
         assert_eq!(long.outcome.status.as_str(), "PROG");
         assert_eq!(long.description.worker.as_deref(), Some("wörk"));
         assert_eq!(long.outcome.content_type, "application/json", "not a name");
 
-        let reason = catalog.fit(&mut result("abcde", "SUCCESS", "w")).expect_err("too long");
+        let reason = catalog.fit_task(&mut result("abcde", "SUCCESS", "w")).expect_err("too long");
         assert_eq!(reason.code, "unstorable");
         assert_eq!(reason.error, "`task_id` has 5 characters, the column takes 4");
     }
 
     #[test]
     fn nul_is_replaced_where_the_database_has_no_room_for_it() {
-        let postgres = Catalog::new(&columns(&REQUIRED, None), false).expect("the table is good");
+        let postgres =
+            Catalog::new(&columns(&REQUIRED, None), &[], false).expect("the table is good");
         let mut nul = result("id", "SUCCESS", "w");
-        assert_eq!(postgres.fit(&mut nul), Ok(true));
+        assert_eq!(postgres.fit_task(&mut nul), Ok(true));
         assert_eq!(nul.outcome.traceback.as_deref(), Some("a\u{FFFD}b"));
-        assert!(postgres.fit(&mut result("i\0d", "SUCCESS", "w")).is_err());
+        assert!(postgres.fit_task(&mut result("i\0d", "SUCCESS", "w")).is_err());
 
         let mut nul = result("i\0d", "SUCCESS", "w");
-        assert_eq!(Catalog::default().fit(&mut nul), Ok(false));
+        assert_eq!(Catalog::default().fit_task(&mut nul), Ok(false));
         assert_eq!(nul.outcome.traceback.as_deref(), Some("a\0b"));
+    }
+
+    #[test]
+    fn a_table_of_groups_that_cannot_be_written_costs_only_the_groups() {
+        let group = || {
+            Row::Group(GroupResult {
+                group_id: "group".to_owned(),
+                content_type: "application/json".to_owned(),
+                content_encoding: "utf-8".to_owned(),
+                result: Some("a\0b".to_owned()),
+                date_created: DateTime::UNIX_EPOCH,
+                date_done: DateTime::UNIX_EPOCH,
+            })
+        };
+        let tasks = columns(&REQUIRED, None);
+        let fit = |groups: &[Column], allows_nul| {
+            let catalog = Catalog::new(&tasks, groups, allows_nul).expect("the tasks are good");
+            let mut row = group();
+            catalog.fit(&mut row).map(|_| row)
+        };
+        let error = |groups: &[Column]| fit(groups, true).expect_err("not writable").error;
+        assert!(error(&[]).contains("manage.py migrate"));
+        assert!(error(&columns(&GROUP_COLUMNS[1..], None)).contains("no column group_id"));
+        assert!(error(&columns(&GROUP_COLUMNS, Some(4))).contains("`group_id` has 5 characters"));
+        let good = columns(&GROUP_COLUMNS, Some(5));
+        assert_eq!(fit(&good, true), Ok(group()));
+        let Ok(Row::Group(fitted)) = fit(&good, false) else { panic!("it is a group") };
+        assert_eq!(fitted.result.as_deref(), Some("a\u{FFFD}b"));
     }
 }

@@ -13,34 +13,34 @@ pub use self::catalog::{Catalog, Column};
 pub use self::mysql::Mysql;
 pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;
-use crate::task_result::TaskResult;
+use crate::row::Row;
 
 /// The table that django-celery-results keeps task results in.
-pub(crate) const TABLE: &str = "django_celery_results_taskresult";
+const TASKS: &str = "django_celery_results_taskresult";
+
+/// The table that django-celery-results keeps saved groups in.
+const GROUPS: &str = "django_celery_results_groupresult";
 
 /// A database that rows are written to, over one connection of its own.
 ///
-/// When [`Store::store_results`] returns `Ok`, every row is committed and holds at least what was
+/// When [`Store::store`] returns `Ok`, every row is committed and holds at least what was
 /// given, merged by the law in [`crate::merge`]. When it returns an error, any of the rows may be
 /// committed or not; writing them again is safe. After an error the next call connects anew where
 /// that is needed.
 pub trait Store: Send {
-    /// Connects if there is no connection and reads what the table can hold.
+    /// Connects if there is no connection and reads what the tables can hold.
     ///
     /// # Errors
     ///
-    /// [`ErrorClass::Setup`] where the table is missing or is not one that can be written.
+    /// [`ErrorClass::Setup`] where the table of tasks is missing or is not one that can be written.
     fn prepare(&mut self) -> impl Future<Output = Result<&Catalog, StoreError>> + Send;
 
-    /// Commits the rows, of which no two have the same `task_id`, in one statement.
+    /// Commits the rows, of which no two have the same key: one statement a table.
     ///
     /// # Errors
     ///
     /// Says by its class what is to be done with the rows.
-    fn store_results(
-        &mut self,
-        rows: &[&TaskResult],
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn store(&mut self, rows: &[&Row]) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// What an error asks for.
@@ -83,7 +83,7 @@ impl StoreError {
         Self::new(
             ErrorClass::Setup,
             format!(
-                "the table {TABLE} does not exist: add \"django_celery_results\" to \
+                "the table {TASKS} does not exist: add \"django_celery_results\" to \
                  INSTALLED_APPS and run `python manage.py migrate django_celery_results`"
             ),
         )

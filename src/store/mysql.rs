@@ -1,4 +1,4 @@
-//! MySQL and MariaDB: one JSON text in, one `insert … on duplicate key update`.
+//! MySQL and MariaDB: one JSON text in, one `insert … on duplicate key update` a table.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySq
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 
 use super::sql::{self, Database, SqlStore};
-use super::upsert::{self, Syntax};
-use super::{Catalog, Column, ErrorClass, StoreError, TABLE};
+use super::upsert::{Law, Syntax};
+use super::{Catalog, Column, ErrorClass, StoreError};
 use crate::config::DatabaseUrl;
+use crate::group_result::GroupResult;
 use crate::task_result::TaskResult;
 
 /// A [`super::Store`] on MySQL or MariaDB.
@@ -65,9 +66,9 @@ const SMALLEST_PACKET: usize = 1_000_000;
 /// What a packet holds besides the rows, generously.
 const PACKET_OVERHEAD: usize = 4_096;
 
-/// A row as the statement's `json_table` reads it.
+/// A task as the statement's `json_table` reads it.
 #[derive(Serialize)]
-struct JsonRow<'row> {
+struct JsonTask<'row> {
     task_id: &'row str,
     status: &'row str,
     content_type: &'row str,
@@ -87,6 +88,17 @@ struct JsonRow<'row> {
     started_by_arrival: u8,
 }
 
+/// A group as the statement's `json_table` reads it.
+#[derive(Serialize)]
+struct JsonGroup<'row> {
+    group_id: &'row str,
+    content_type: &'row str,
+    content_encoding: &'row str,
+    result: Option<&'row str>,
+    date_done: String,
+    date_created: String,
+}
+
 impl Database for MysqlDatabase {
     type Connection = MySqlConnection;
 
@@ -101,7 +113,11 @@ impl Database for MysqlDatabase {
         Ok(connection)
     }
 
-    async fn columns(&self, connection: &mut MySqlConnection) -> Result<Vec<Column>, sqlx::Error> {
+    async fn columns(
+        &self,
+        connection: &mut MySqlConnection,
+        table: &str,
+    ) -> Result<Vec<Column>, sqlx::Error> {
         let rows = sqlx::query(
             "select convert(column_name using utf8mb4) as name,
                 case when data_type = 'varchar'
@@ -111,7 +127,7 @@ impl Database for MysqlDatabase {
             from information_schema.columns
             where table_schema = database() and table_name = ?",
         )
-        .bind(TABLE)
+        .bind(table)
         .fetch_all(connection)
         .await?;
         rows.iter()
@@ -127,60 +143,23 @@ impl Database for MysqlDatabase {
             .collect()
     }
 
-    fn statement(&self, catalog: &Catalog) -> String {
-        let columns = upsert::columns(catalog);
-        let values: Vec<_> = columns.iter().map(|column| format!("new_{column}")).collect();
-        let (columns, values) = (columns.join(", "), values.join(", "));
-        let wins = format!("({WINS} := {})", SYNTAX.wins(catalog));
-        let assignments: Vec<_> = SYNTAX
-            .assignments(catalog, WINS)
-            .into_iter()
-            .enumerate()
-            .map(|(place, (column, value))| match place {
-                0 => format!("{column} = {}", value.replacen(WINS, &wins, 1)),
-                _ => format!("{column} = {value}"),
-            })
-            .collect();
-        let assignments = assignments.join(",\n    ");
-        format!(
-            "insert into {TABLE} ({columns})
-select {values}
-from json_table(?, '$[*]' columns (
-    new_task_id longtext character set utf8mb4 path '$.task_id',
-    new_status longtext character set utf8mb4 path '$.status',
-    new_content_type longtext character set utf8mb4 path '$.content_type',
-    new_content_encoding longtext character set utf8mb4 path '$.content_encoding',
-    new_result longtext character set utf8mb4 path '$.result',
-    new_traceback longtext character set utf8mb4 path '$.traceback',
-    new_meta longtext character set utf8mb4 path '$.meta',
-    new_task_name longtext character set utf8mb4 path '$.task_name',
-    new_task_args longtext character set utf8mb4 path '$.task_args',
-    new_task_kwargs longtext character set utf8mb4 path '$.task_kwargs',
-    new_worker longtext character set utf8mb4 path '$.worker',
-    new_periodic_task_name longtext character set utf8mb4 path '$.periodic_task_name',
-    new_date_done datetime(6) path '$.date_done' error on error,
-    new_date_created datetime(6) path '$.date_created' error on error,
-    new_date_started datetime(6) path '$.date_started' error on error,
-    new_by_arrival int path '$.by_arrival',
-    new_started_by_arrival int path '$.started_by_arrival'
-)) as new
-on duplicate key update
-    {assignments}"
-        )
+    fn tasks_statement(&self, catalog: &Catalog) -> String {
+        statement(Law::Tasks(catalog))
     }
 
-    async fn upsert(
+    fn groups_statement(&self) -> String {
+        statement(Law::Groups)
+    }
+
+    async fn upsert_tasks(
         &self,
         connection: &mut MySqlConnection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
     ) -> Result<(), sqlx::Error> {
-        let naive = |time: DateTime<Utc>| {
-            time.with_timezone(&self.time_zone).format("%Y-%m-%d %H:%M:%S%.6f").to_string()
-        };
         let rows: Vec<_> = rows
             .iter()
-            .map(|row| JsonRow {
+            .map(|row| JsonTask {
                 task_id: &row.task_id,
                 status: row.outcome.status.as_str(),
                 content_type: &row.outcome.content_type,
@@ -193,32 +172,34 @@ on duplicate key update
                 task_kwargs: row.description.task_kwargs.as_deref(),
                 worker: row.description.worker.as_deref(),
                 periodic_task_name: row.description.periodic_task_name.as_deref(),
-                date_done: naive(row.outcome.date_done),
-                date_created: naive(row.date_created),
-                date_started: row.date_started.map(naive),
+                date_done: self.naive(row.outcome.date_done),
+                date_created: self.naive(row.date_created),
+                date_started: row.date_started.map(|time| self.naive(time)),
                 by_arrival: row.outcome.by_arrival.into(),
                 started_by_arrival: row.started_by_arrival.into(),
             })
             .collect();
-        let rows =
-            serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        if rows.len() > SMALLEST_PACKET {
-            // The server resets the connection under a packet that is too large, which looks like
-            // an outage and would be tried for ever.
-            let limit: u64 = sqlx::query_scalar("select cast(@@max_allowed_packet as unsigned)")
-                .fetch_one(&mut *connection)
-                .await?;
-            if (rows.len() + PACKET_OVERHEAD) as u64 > limit {
-                let problem = format!(
-                    "the row takes {} bytes and the server's max_allowed_packet is {limit}: raise \
-                     it to store such results",
-                    rows.len()
-                );
-                return Err(sqlx::Error::Encode(problem.into()));
-            }
-        }
-        sqlx::query(AssertSqlSafe(Arc::clone(statement))).bind(rows).execute(connection).await?;
-        Ok(())
+        execute(connection, statement, &rows).await
+    }
+
+    async fn upsert_groups(
+        &self,
+        connection: &mut MySqlConnection,
+        statement: &Arc<str>,
+        rows: &[&GroupResult],
+    ) -> Result<(), sqlx::Error> {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| JsonGroup {
+                group_id: &row.group_id,
+                content_type: &row.content_type,
+                content_encoding: &row.content_encoding,
+                result: row.result.as_deref(),
+                date_done: self.naive(row.date_done),
+                date_created: self.naive(row.date_created),
+            })
+            .collect();
+        execute(connection, statement, &rows).await
     }
 
     /// By number: <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
@@ -260,4 +241,77 @@ on duplicate key update
             _ => ErrorClass::Outage,
         }
     }
+}
+
+impl MysqlDatabase {
+    /// A time as Django writes it to MySQL.
+    fn naive(&self, time: DateTime<Utc>) -> String {
+        time.with_timezone(&self.time_zone).format("%Y-%m-%d %H:%M:%S%.6f").to_string()
+    }
+}
+
+/// The statement for a table. Its only parameter is the rows as a JSON text.
+fn statement(law: Law<'_>) -> String {
+    let (table, columns) = (law.table(), law.columns());
+    let wins = format!("({WINS} := {})", SYNTAX.wins(law));
+    let assignments: Vec<_> = SYNTAX
+        .assignments(law, WINS)
+        .into_iter()
+        .enumerate()
+        .map(|(place, (column, value))| match place {
+            0 => format!("{column} = {}", value.replacen(WINS, &wins, 1)),
+            _ => format!("{column} = {value}"),
+        })
+        .collect();
+    let assignments = assignments.join(",\n    ");
+    let values: Vec<_> = columns.iter().map(|column| format!("new_{column}")).collect();
+    let marks: &[_] = match law {
+        Law::Tasks(_) => &["by_arrival", "started_by_arrival"],
+        Law::Groups => &[],
+    };
+    let typed = columns.iter().map(|&column| match column {
+        "date_done" | "date_created" | "date_started" => (column, "datetime(6)", " error on error"),
+        _ => (column, "longtext character set utf8mb4", ""),
+    });
+    let typed = typed.chain(marks.iter().map(|&mark| (mark, "int", "")));
+    let json_columns: Vec<_> = typed
+        .map(|(name, kind, more)| format!("new_{name} {kind} path '$.{name}'{more}"))
+        .collect();
+    let (columns, values) = (columns.join(", "), values.join(", "));
+    let json_columns = json_columns.join(",\n    ");
+    format!(
+        "insert into {table} ({columns})
+select {values}
+from json_table(?, '$[*]' columns (
+    {json_columns}
+)) as new
+on duplicate key update
+    {assignments}"
+    )
+}
+
+/// Sends the rows with their statement.
+async fn execute(
+    connection: &mut MySqlConnection,
+    statement: &Arc<str>,
+    rows: &[impl Serialize],
+) -> Result<(), sqlx::Error> {
+    let rows = serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    if rows.len() > SMALLEST_PACKET {
+        // The server resets the connection under a packet that is too large, which looks like
+        // an outage and would be tried for ever.
+        let limit: u64 = sqlx::query_scalar("select cast(@@max_allowed_packet as unsigned)")
+            .fetch_one(&mut *connection)
+            .await?;
+        if (rows.len() + PACKET_OVERHEAD) as u64 > limit {
+            let problem = format!(
+                "the row takes {} bytes and the server's max_allowed_packet is {limit}: raise \
+                 it to store such results",
+                rows.len()
+            );
+            return Err(sqlx::Error::Encode(problem.into()));
+        }
+    }
+    sqlx::query(AssertSqlSafe(Arc::clone(statement))).bind(rows).execute(connection).await?;
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL: arrays in, one `insert … on conflict`.
+//! PostgreSQL: arrays in, one `insert … on conflict` a table.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 
 use super::sql::{self, Database, STATEMENT_TIMEOUT, SqlStore};
-use super::upsert::Syntax;
-use super::{Catalog, Column, ErrorClass, StoreError, TABLE};
+use super::upsert::{Law, Syntax};
+use super::{Catalog, Column, ErrorClass, StoreError};
 use crate::config::DatabaseUrl;
+use crate::group_result::GroupResult;
 use crate::task_result::TaskResult;
 
 /// A [`super::Store`] on PostgreSQL.
@@ -49,6 +50,13 @@ const SYNTAX: Syntax = Syntax {
     started_by_arrival: "excluded.task_id in (select task_id from new where started_by_arrival)",
 };
 
+/// One array for a column of the rows.
+macro_rules! column {
+    ($rows:ident, $row:ident => $value:expr) => {
+        $rows.iter().map(|$row| $value).collect::<Vec<_>>()
+    };
+}
+
 impl Database for PostgresDatabase {
     type Connection = PgConnection;
 
@@ -63,7 +71,11 @@ impl Database for PostgresDatabase {
         Ok(connection)
     }
 
-    async fn columns(&self, connection: &mut PgConnection) -> Result<Vec<Column>, sqlx::Error> {
+    async fn columns(
+        &self,
+        connection: &mut PgConnection,
+        table: &str,
+    ) -> Result<Vec<Column>, sqlx::Error> {
         let rows = sqlx::query(
             "select attname::text as name,
                 case when atttypid = 'varchar'::regtype and atttypmod > 4
@@ -72,7 +84,7 @@ impl Database for PostgresDatabase {
             from pg_attribute
             where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
         )
-        .bind(TABLE)
+        .bind(table)
         .fetch_all(connection)
         .await?;
         rows.iter()
@@ -88,8 +100,8 @@ impl Database for PostgresDatabase {
             .collect()
     }
 
-    fn statement(&self, catalog: &Catalog) -> String {
-        let insert = SYNTAX.insert_on_conflict(catalog);
+    fn tasks_statement(&self, catalog: &Catalog) -> String {
+        let insert = SYNTAX.insert_on_conflict(Law::Tasks(catalog));
         format!(
             "with new as materialized (
     select * from unnest(
@@ -106,35 +118,60 @@ impl Database for PostgresDatabase {
         )
     }
 
-    async fn upsert(
+    fn groups_statement(&self) -> String {
+        let insert = SYNTAX.insert_on_conflict(Law::Groups);
+        format!(
+            "with new as materialized (
+    select * from unnest(
+        $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[]
+    ) as new (group_id, content_type, content_encoding, result, date_done, date_created)
+)
+{insert}"
+        )
+    }
+
+    async fn upsert_tasks(
         &self,
         connection: &mut PgConnection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
     ) -> Result<(), sqlx::Error> {
-        macro_rules! column {
-            ($row:ident => $value:expr) => {
-                rows.iter().map(|$row| $value).collect::<Vec<_>>()
-            };
-        }
         sqlx::query(AssertSqlSafe(Arc::clone(statement)))
-            .bind(column!(row => row.task_id.as_str()))
-            .bind(column!(row => row.outcome.status.as_str()))
-            .bind(column!(row => row.outcome.content_type.as_str()))
-            .bind(column!(row => row.outcome.content_encoding.as_str()))
-            .bind(column!(row => row.outcome.result.as_deref()))
-            .bind(column!(row => row.outcome.traceback.as_deref()))
-            .bind(column!(row => row.outcome.meta.as_deref()))
-            .bind(column!(row => row.description.task_name.as_deref()))
-            .bind(column!(row => row.description.task_args.as_deref()))
-            .bind(column!(row => row.description.task_kwargs.as_deref()))
-            .bind(column!(row => row.description.worker.as_deref()))
-            .bind(column!(row => row.description.periodic_task_name.as_deref()))
-            .bind(column!(row => row.outcome.date_done))
-            .bind(column!(row => row.date_created))
-            .bind(column!(row => row.date_started))
-            .bind(column!(row => row.outcome.by_arrival))
-            .bind(column!(row => row.started_by_arrival))
+            .bind(column!(rows, row => row.task_id.as_str()))
+            .bind(column!(rows, row => row.outcome.status.as_str()))
+            .bind(column!(rows, row => row.outcome.content_type.as_str()))
+            .bind(column!(rows, row => row.outcome.content_encoding.as_str()))
+            .bind(column!(rows, row => row.outcome.result.as_deref()))
+            .bind(column!(rows, row => row.outcome.traceback.as_deref()))
+            .bind(column!(rows, row => row.outcome.meta.as_deref()))
+            .bind(column!(rows, row => row.description.task_name.as_deref()))
+            .bind(column!(rows, row => row.description.task_args.as_deref()))
+            .bind(column!(rows, row => row.description.task_kwargs.as_deref()))
+            .bind(column!(rows, row => row.description.worker.as_deref()))
+            .bind(column!(rows, row => row.description.periodic_task_name.as_deref()))
+            .bind(column!(rows, row => row.outcome.date_done))
+            .bind(column!(rows, row => row.date_created))
+            .bind(column!(rows, row => row.date_started))
+            .bind(column!(rows, row => row.outcome.by_arrival))
+            .bind(column!(rows, row => row.started_by_arrival))
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+
+    async fn upsert_groups(
+        &self,
+        connection: &mut PgConnection,
+        statement: &Arc<str>,
+        rows: &[&GroupResult],
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(AssertSqlSafe(Arc::clone(statement)))
+            .bind(column!(rows, row => row.group_id.as_str()))
+            .bind(column!(rows, row => row.content_type.as_str()))
+            .bind(column!(rows, row => row.content_encoding.as_str()))
+            .bind(column!(rows, row => row.result.as_deref()))
+            .bind(column!(rows, row => row.date_done))
+            .bind(column!(rows, row => row.date_created))
             .execute(connection)
             .await?;
         Ok(())

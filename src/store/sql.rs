@@ -1,4 +1,4 @@
-//! What the three databases have in common: one connection, its catalog and its statement.
+//! What the three databases have in common: one connection, its catalog and its statements.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,9 @@ use std::time::Duration;
 use sqlx::error::DatabaseError;
 use sqlx::{ConnectOptions, Connection};
 
-use super::{Catalog, Column, ErrorClass, Store, StoreError};
+use super::{Catalog, Column, ErrorClass, GROUPS, Store, StoreError, TASKS};
+use crate::group_result::GroupResult;
+use crate::row::Row;
 use crate::task_result::TaskResult;
 
 /// How long the server may work on one statement before it gives up, where it can be told.
@@ -28,21 +30,33 @@ pub trait Database: fmt::Debug + Send + Sync {
     /// Opens a connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
 
-    /// Reads the columns of the table; none where there is no table.
+    /// Reads the columns of a table; none where there is no table.
     fn columns(
         &self,
         connection: &mut Self::Connection,
+        table: &str,
     ) -> impl Future<Output = Result<Vec<Column>, sqlx::Error>> + Send;
 
-    /// The statement that merges rows into a table with these columns.
-    fn statement(&self, catalog: &Catalog) -> String;
+    /// The statement that merges rows into the table of tasks.
+    fn tasks_statement(&self, catalog: &Catalog) -> String;
 
-    /// Commits the rows with the statement.
-    fn upsert(
+    /// The statement that merges rows into the table of groups.
+    fn groups_statement(&self) -> String;
+
+    /// Commits rows of tasks with their statement.
+    fn upsert_tasks(
         &self,
         connection: &mut Self::Connection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Commits rows of groups with their statement.
+    fn upsert_groups(
+        &self,
+        connection: &mut Self::Connection,
+        statement: &Arc<str>,
+        rows: &[&GroupResult],
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// What an error that the database reports asks for.
@@ -60,7 +74,8 @@ pub struct SqlStore<D: Database> {
 struct Session<C> {
     connection: C,
     catalog: Catalog,
-    statement: Arc<str>,
+    tasks_statement: Arc<str>,
+    groups_statement: Arc<str>,
 }
 
 impl<C> fmt::Debug for Session<C> {
@@ -77,10 +92,15 @@ impl<D: Database> SqlStore<D> {
     async fn session(&mut self) -> Result<&mut Session<D::Connection>, StoreError> {
         if self.session.is_none() {
             let mut connection = patiently::<D, _>(self.database.connect()).await?;
-            let columns = patiently::<D, _>(self.database.columns(&mut connection)).await?;
-            let catalog = Catalog::new(&columns, D::ALLOWS_NUL)?;
-            let statement = self.database.statement(&catalog).into();
-            self.session = Some(Session { connection, catalog, statement });
+            let tasks = patiently::<D, _>(self.database.columns(&mut connection, TASKS)).await?;
+            let groups = patiently::<D, _>(self.database.columns(&mut connection, GROUPS)).await?;
+            let catalog = Catalog::new(&tasks, &groups, D::ALLOWS_NUL)?;
+            self.session = Some(Session {
+                tasks_statement: self.database.tasks_statement(&catalog).into(),
+                groups_statement: self.database.groups_statement().into(),
+                connection,
+                catalog,
+            });
         }
         self.session
             .as_mut()
@@ -93,12 +113,11 @@ impl<D: Database> Store for SqlStore<D> {
         Ok(&self.session().await?.catalog)
     }
 
-    async fn store_results(&mut self, rows: &[&TaskResult]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
         self.session().await?;
         // Taken out, so that a write which is cancelled or fails takes its connection with it.
         let Some(mut session) = self.session.take() else { return Ok(()) };
-        let written = self.database.upsert(&mut session.connection, &session.statement, rows);
-        let written = patiently::<D, _>(written).await;
+        let written = write(&self.database, &mut session, rows).await;
         let is_usable = match &written {
             Ok(()) => true,
             Err(error) => matches!(error.class, ErrorClass::Conflict | ErrorClass::Poison),
@@ -108,6 +127,31 @@ impl<D: Database> Store for SqlStore<D> {
         }
         written
     }
+}
+
+/// Commits the rows of each table with its statement.
+async fn write<D: Database>(
+    database: &D,
+    session: &mut Session<D::Connection>,
+    rows: &[&Row],
+) -> Result<(), StoreError> {
+    let (mut tasks, mut groups) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        match row {
+            Row::Task(result) => tasks.push(result),
+            Row::Group(result) => groups.push(result),
+        }
+    }
+    let connection = &mut session.connection;
+    if !tasks.is_empty() {
+        let written = database.upsert_tasks(connection, &session.tasks_statement, &tasks);
+        patiently::<D, _>(written).await?;
+    }
+    if !groups.is_empty() {
+        let written = database.upsert_groups(connection, &session.groups_statement, &groups);
+        patiently::<D, _>(written).await?;
+    }
+    Ok(())
 }
 
 /// Waits for a step of the database, for so long and no longer.

@@ -7,12 +7,16 @@ use std::time::Duration;
 use chrono::{DateTime, Timelike, Utc};
 use chrono_tz::Tz;
 use sqlx::error::DatabaseError;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::query::Query;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
+};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::sql::{Database, SqlStore};
-use super::upsert::Syntax;
-use super::{Catalog, Column, ErrorClass, TABLE};
+use super::upsert::{Law, Syntax};
+use super::{Catalog, Column, ErrorClass};
+use crate::group_result::GroupResult;
 use crate::task_result::TaskResult;
 
 /// A [`super::Store`] on SQLite.
@@ -25,14 +29,17 @@ pub struct SqliteDatabase {
     time_zone: Tz,
 }
 
-/// The values of a row, in the order of the statement's `new`.
-const VALUES: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+/// The values of a task, in the order of the statement's `new`.
+const TASK_VALUES: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+
+/// The values of a group, in the order of the statement's `new`.
+const GROUP_VALUES: &str = "(?, ?, ?, ?, ?, ?)";
 
 /// How many rows one statement takes. SQLite compiles a statement for every number of rows, so
 /// larger batches are several statements of this size in a transaction.
 const CHUNK: usize = 50;
 
-/// Stands in the statement for as many times [`VALUES`] as there are rows.
+/// Stands in a statement for as many times the values as there are rows.
 const ROWS: &str = "{rows}";
 
 impl Sqlite {
@@ -82,12 +89,16 @@ impl Database for SqliteDatabase {
     }
 
     /// SQLite does not enforce the lengths of columns, so none is given.
-    async fn columns(&self, connection: &mut SqliteConnection) -> Result<Vec<Column>, sqlx::Error> {
+    async fn columns(
+        &self,
+        connection: &mut SqliteConnection,
+        table: &str,
+    ) -> Result<Vec<Column>, sqlx::Error> {
         let rows = sqlx::query(
             r#"select name, "notnull" = 1 and dflt_value is null and pk = 0 as is_required
             from pragma_table_info(?)"#,
         )
-        .bind(TABLE)
+        .bind(table)
         .fetch_all(connection)
         .await?;
         rows.iter()
@@ -101,8 +112,8 @@ impl Database for SqliteDatabase {
             .collect()
     }
 
-    fn statement(&self, catalog: &Catalog) -> String {
-        let insert = SYNTAX.insert_on_conflict(catalog);
+    fn tasks_statement(&self, catalog: &Catalog) -> String {
+        let insert = SYNTAX.insert_on_conflict(Law::Tasks(catalog));
         format!(
             "with new (
     task_id, status, content_type, content_encoding, result, traceback, meta,
@@ -115,7 +126,19 @@ impl Database for SqliteDatabase {
         )
     }
 
-    async fn upsert(
+    fn groups_statement(&self) -> String {
+        let insert = SYNTAX.insert_on_conflict(Law::Groups);
+        format!(
+            "with new (
+    group_id, content_type, content_encoding, result, date_done, date_created
+) as (
+    values {ROWS}
+)
+{insert}"
+        )
+    }
+
+    async fn upsert_tasks(
         &self,
         connection: &mut SqliteConnection,
         statement: &Arc<str>,
@@ -123,9 +146,7 @@ impl Database for SqliteDatabase {
     ) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin_with("begin immediate").await?;
         for rows in rows.chunks(CHUNK) {
-            let values = vec![VALUES; rows.len()].join(", ");
-            let statement = AssertSqlSafe(statement.replacen(ROWS, &values, 1));
-            let mut query = sqlx::query(statement).persistent(rows.len() == CHUNK);
+            let mut query = query(statement, TASK_VALUES, rows.len());
             for row in rows {
                 query = query
                     .bind(row.task_id.as_str())
@@ -151,6 +172,29 @@ impl Database for SqliteDatabase {
         transaction.commit().await
     }
 
+    async fn upsert_groups(
+        &self,
+        connection: &mut SqliteConnection,
+        statement: &Arc<str>,
+        rows: &[&GroupResult],
+    ) -> Result<(), sqlx::Error> {
+        let mut transaction = connection.begin_with("begin immediate").await?;
+        for rows in rows.chunks(CHUNK) {
+            let mut query = query(statement, GROUP_VALUES, rows.len());
+            for row in rows {
+                query = query
+                    .bind(row.group_id.as_str())
+                    .bind(row.content_type.as_str())
+                    .bind(row.content_encoding.as_str())
+                    .bind(row.result.as_deref())
+                    .bind(self.naive(row.date_done))
+                    .bind(self.naive(row.date_created));
+            }
+            query.execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
+    }
+
     /// By primary result code: <https://www.sqlite.org/rescode.html>.
     fn classify(error: &dyn DatabaseError) -> ErrorClass {
         let code: u32 = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
@@ -167,6 +211,16 @@ impl Database for SqliteDatabase {
             _ => ErrorClass::Outage,
         }
     }
+}
+
+/// The statement for so many rows, compiled anew unless the number is the usual one.
+fn query<'rows>(
+    statement: &str,
+    values: &str,
+    rows: usize,
+) -> Query<'rows, sqlx::Sqlite, SqliteArguments> {
+    let statement = statement.replacen(ROWS, &vec![values; rows].join(", "), 1);
+    sqlx::query(AssertSqlSafe(statement)).persistent(rows == CHUNK)
 }
 
 impl SqliteDatabase {

@@ -1,10 +1,10 @@
-//! The statement that merges a batch into the table: the law of [`crate::merge`] in SQL.
+//! The statements that merge a batch into the tables: the law of [`crate::merge`] in SQL.
 //!
 //! The law is written once; a database's file says how it spells the parts in [`Syntax`]. Two
-//! results meet in the statement, `old` (the row) and `new` (the batch's), which are `self` and
+//! rows meet in a statement, `old` (the row) and `new` (the batch's), which are `self` and
 //! `newer` in [`crate::merge`].
 
-use super::{Catalog, TABLE};
+use super::{Catalog, GROUPS, TASKS};
 
 /// How a database spells the parts of the statement.
 pub(super) struct Syntax {
@@ -28,38 +28,92 @@ const OUTCOME: [&str; 7] =
 const DESCRIPTION: [&str; 5] =
     ["task_name", "task_args", "task_kwargs", "worker", "periodic_task_name"];
 
-/// The columns of the table that a statement writes, in the order in which it names them.
-pub(super) fn columns(catalog: &Catalog) -> Vec<&'static str> {
-    let times = ["date_started", "date_created"];
-    let key = std::iter::once("task_id");
-    key.chain(OUTCOME)
-        .chain(DESCRIPTION)
-        .chain(times)
-        .filter(|column| catalog.has(column))
-        .collect()
+/// The columns of a group that move as one unit.
+const GROUP: [&str; 4] = ["result", "content_type", "content_encoding", "date_done"];
+
+/// The table that a statement is for, and with it the part of the law.
+#[derive(Clone, Copy)]
+pub(super) enum Law<'catalog> {
+    /// The table of tasks with the columns that it has.
+    Tasks(&'catalog Catalog),
+    /// The table of groups.
+    Groups,
+}
+
+impl Law<'_> {
+    /// The table's name.
+    pub(super) fn table(self) -> &'static str {
+        match self {
+            Self::Tasks(_) => TASKS,
+            Self::Groups => GROUPS,
+        }
+    }
+
+    /// The column that tells rows apart.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Tasks(_) => "task_id",
+            Self::Groups => "group_id",
+        }
+    }
+
+    /// The columns that a statement writes, in the order in which it names them.
+    pub(super) fn columns(self) -> Vec<&'static str> {
+        let mut columns = vec![self.key()];
+        match self {
+            Self::Tasks(catalog) => {
+                let all = OUTCOME.into_iter().chain(DESCRIPTION).chain(["date_started"]);
+                columns.extend(all.filter(|column| catalog.has(column)));
+            }
+            Self::Groups => columns.extend(GROUP),
+        }
+        columns.push("date_created");
+        columns
+    }
 }
 
 impl Syntax {
     /// `insert … on conflict`, from a common table expression `new` with every column.
-    pub(super) fn insert_on_conflict(&self, catalog: &Catalog) -> String {
-        let columns = columns(catalog).join(", ");
-        let wins = self.wins(catalog);
-        let assignments = self.assignments(catalog, &wins);
+    pub(super) fn insert_on_conflict(&self, law: Law<'_>) -> String {
+        let (table, key, columns) = (law.table(), law.key(), law.columns().join(", "));
+        let wins = self.wins(law);
+        let assignments = self.assignments(law, &wins);
         let assignments: Vec<_> =
             assignments.iter().map(|(column, value)| format!("{column} = {value}")).collect();
         let assignments = assignments.join(",\n    ");
-        let changes = self.changes(catalog, &wins);
+        let changes = self.changes(law, &wins);
         format!(
-            "insert into {TABLE} as old ({columns})
+            "insert into {table} as old ({columns})
 select {columns} from new where true
-on conflict (task_id) do update set
+on conflict ({key}) do update set
     {assignments}
 where {changes}"
         )
     }
 
     /// Whether the new outcome takes the place of the old one.
-    pub(super) fn wins(&self, catalog: &Catalog) -> String {
+    pub(super) fn wins(&self, law: Law<'_>) -> String {
+        match law {
+            Law::Tasks(catalog) => self.task_wins(catalog),
+            Law::Groups => {
+                let content = ["result", "content_type", "content_encoding"];
+                let (new, old) = (self.order(self.new, content), self.order(self.old, content));
+                format!("({new}) > ({old})")
+            }
+        }
+    }
+
+    /// What decides among outcomes that are equally final: the time, then the texts.
+    fn order(
+        &self,
+        side: fn(&str) -> String,
+        texts: impl IntoIterator<Item = &'static str>,
+    ) -> String {
+        let texts = texts.into_iter().map(|column| self.text(&side(column)));
+        std::iter::once(side("date_done")).chain(texts).collect::<Vec<_>>().join(", ")
+    }
+
+    fn task_wins(&self, catalog: &Catalog) -> String {
         let finality = |status: &str| {
             let status = (self.bytes)(status);
             format!(
@@ -77,12 +131,8 @@ where {changes}"
             })
             .collect::<Vec<_>>()
             .join("\n            and ");
-        let order = |side: fn(&str) -> String| {
-            let texts = content.iter().copied().chain(described(catalog));
-            let texts = texts.map(|column| self.text(&side(column)));
-            std::iter::once(side("date_done")).chain(texts).collect::<Vec<_>>().join(", ")
-        };
-        let (new_order, old_order) = (order(self.new), order(self.old));
+        let texts = || content.iter().copied().chain(described(catalog));
+        let (new_order, old_order) = (self.order(self.new, texts()), self.order(self.old, texts()));
         let (new_done, old_done) = ((self.new)("date_done"), (self.old)("date_done"));
         let by_arrival = self.by_arrival;
         format!(
@@ -102,14 +152,18 @@ where {changes}"
     ///
     /// `date_started` stands last: it takes the merged `status` and `date_done` as arguments,
     /// because a database may have assigned them already.
-    pub(super) fn assignments(&self, catalog: &Catalog, wins: &str) -> Vec<(&'static str, String)> {
+    pub(super) fn assignments(&self, law: Law<'_>, wins: &str) -> Vec<(&'static str, String)> {
         let (old, new) = (self.old, self.new);
         let pick = |new: &str, old: &str| format!("case when {wins} then {new} else {old} end");
         let mut assignments = Vec::new();
-        for column in OUTCOME {
+        let (unit, described): (&[_], Vec<_>) = match law {
+            Law::Tasks(catalog) => (&OUTCOME, described(catalog).collect()),
+            Law::Groups => (&GROUP, Vec::new()),
+        };
+        for &column in unit {
             assignments.push((column, pick(&new(column), &old(column))));
         }
-        for column in described(catalog) {
+        for column in described {
             let (new, old) = (new(column), old(column));
             let value =
                 pick(&format!("coalesce({new}, {old})"), &format!("coalesce({old}, {new})"));
@@ -122,7 +176,9 @@ where {changes}"
                 "case when {new_created} < {old_created} then {new_created} else {old_created} end"
             ),
         ));
-        if catalog.has("date_started") {
+        if let Law::Tasks(catalog) = law
+            && catalog.has("date_started")
+        {
             assignments.push(("date_started", self.date_started(wins)));
         }
         assignments
@@ -156,20 +212,21 @@ where {changes}"
     }
 
     /// Whether the update changes anything, so that a duplicate costs no write.
-    pub(super) fn changes(&self, catalog: &Catalog, wins: &str) -> String {
+    fn changes(&self, law: Law<'_>, wins: &str) -> String {
         let (old, new) = (self.old, self.new);
         let mut changes =
             vec![wins.to_owned(), format!("{} < {}", new("date_created"), old("date_created"))];
-        changes
-            .extend(described(catalog).map(|column| {
+        if let Law::Tasks(catalog) = law {
+            changes.extend(described(catalog).map(|column| {
                 format!("({} is null and {} is not null)", old(column), new(column))
             }));
-        if catalog.has("date_started") {
-            changes.push(format!(
-                "{} is distinct from {}",
-                old("date_started"),
-                self.date_started(wins)
-            ));
+            if catalog.has("date_started") {
+                changes.push(format!(
+                    "{} is distinct from {}",
+                    old("date_started"),
+                    self.date_started(wins)
+                ));
+            }
         }
         changes.join("\n    or ")
     }

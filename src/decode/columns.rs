@@ -1,0 +1,346 @@
+//! The messages of the backend `celeriac://`: the columns of a row, already encoded.
+//!
+//! The format is described in `docs/message-format.md`; this file and `python/celeriac/message.py`
+//! are its two ends. The texts are opaque: what a pickle, a YAML text or a signature means is the
+//! business of whoever reads the row.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, Utc};
+
+use crate::decode::json_text::{self, Members};
+use crate::decode::result_meta::{self, Text};
+use crate::decode::{DecodeError, json};
+use crate::group_result::GroupResult;
+use crate::message::Message;
+use crate::state::State;
+use crate::task_result::{Description, Outcome, TaskResult};
+
+/// The content type of a state of a task.
+pub(super) const TASK: &str = "application/vnd.celeriac.task-result+json";
+
+/// The content type of a saved group.
+pub(super) const GROUP: &str = "application/vnd.celeriac.group-result+json";
+
+/// The version of the format that is read here.
+const VERSION: &str = "1";
+
+/// Reads a state of a task.
+pub(super) fn task(message: &Message) -> Result<TaskResult, DecodeError> {
+    const NAMES: [&str; 13] = [
+        "task_id",
+        "status",
+        "content_type",
+        "content_encoding",
+        "result",
+        "meta",
+        "traceback",
+        "task_name",
+        "task_args",
+        "task_kwargs",
+        "worker",
+        "periodic_task_name",
+        "date_done",
+    ];
+    let columns = Columns::read(message, NAMES)?;
+    let status = State::from(&*columns.key("status")?);
+    let date_done = columns.time("date_done")?;
+    Ok(TaskResult {
+        task_id: columns.key("task_id")?.into_owned(),
+        date_created: date_done,
+        date_started: (status == State::Started).then_some(date_done),
+        started_by_arrival: false,
+        outcome: Outcome {
+            status,
+            content_type: columns.text("content_type")?,
+            content_encoding: columns.text("content_encoding")?,
+            result: columns.text_or_null("result")?,
+            traceback: columns.text_or_null("traceback")?,
+            meta: columns.text_or_null("meta")?,
+            date_done,
+            by_arrival: false,
+        },
+        description: Description {
+            task_name: columns.text_or_null("task_name")?,
+            task_args: columns.text_or_null("task_args")?,
+            task_kwargs: columns.text_or_null("task_kwargs")?,
+            worker: columns.text_or_null("worker")?,
+            periodic_task_name: columns.text_or_null("periodic_task_name")?,
+        },
+    })
+}
+
+/// Reads a saved group.
+pub(super) fn group(message: &Message) -> Result<GroupResult, DecodeError> {
+    const NAMES: [&str; 5] =
+        ["group_id", "content_type", "content_encoding", "result", "date_done"];
+    let columns = Columns::read(message, NAMES)?;
+    let date_done = columns.time("date_done")?;
+    Ok(GroupResult {
+        group_id: columns.key("group_id")?.into_owned(),
+        content_type: columns.text("content_type")?,
+        content_encoding: columns.text("content_encoding")?,
+        result: columns.text_or_null("result")?,
+        date_created: date_done,
+        date_done,
+    })
+}
+
+/// The members with the names of columns, each as the text of its JSON value.
+struct Columns<'body, const N: usize> {
+    names: [&'static str; N],
+    values: [Option<&'body str>; N],
+}
+
+impl<'body, const N: usize> Columns<'body, N> {
+    /// Picks the named members; every one has to be there. Others are left out.
+    fn read(message: &'body Message, names: [&'static str; N]) -> Result<Self, DecodeError> {
+        let mut version = None;
+        let mut values = [None; N];
+        for member in Members::of(json::text(message)?)? {
+            let (name, value) = member?;
+            if let Some(place) = names.iter().position(|&known| known == name) {
+                values[place] = Some(value);
+            } else if name == "version" {
+                version = Some(value);
+            }
+        }
+        // Another version may have other members, so this is asked first.
+        match version {
+            Some(VERSION) => {}
+            Some(other) if other.parse::<u32>().is_ok() => {
+                return Err(DecodeError::UnsupportedVersion(other.to_owned()));
+            }
+            _ => return Err(wrong("version", "missing or not a number")),
+        }
+        match values.iter().position(Option::is_none) {
+            Some(place) => Err(wrong(names[place], "missing")),
+            None => Ok(Self { names, values }),
+        }
+    }
+
+    fn value(&self, name: &'static str) -> Option<&'body str> {
+        let place = self.names.iter().position(|&known| known == name)?;
+        self.values[place]
+    }
+
+    /// A text, in which a lone surrogate becomes U+FFFD.
+    fn text(&self, name: &'static str) -> Result<String, DecodeError> {
+        match self.value(name).and_then(json_text::string) {
+            Some(Text { text, .. }) => Ok(text.into_owned()),
+            None => Err(wrong(name, "not a text")),
+        }
+    }
+
+    fn text_or_null(&self, name: &'static str) -> Result<Option<String>, DecodeError> {
+        match self.value(name) {
+            Some("null") => Ok(None),
+            _ => match self.text(name) {
+                Ok(text) => Ok(Some(text)),
+                Err(_) => Err(wrong(name, "neither a text nor null")),
+            },
+        }
+    }
+
+    /// A text that names something: there is one, and it is all there.
+    fn key(&self, name: &'static str) -> Result<Cow<'body, str>, DecodeError> {
+        match self.value(name).and_then(json_text::string) {
+            Some(Text { is_lossy: true, .. }) => Err(wrong(name, "a text with a lone surrogate")),
+            Some(Text { text, .. }) if !text.is_empty() => Ok(text),
+            _ => Err(wrong(name, "empty or not a text")),
+        }
+    }
+
+    /// A time with an offset from UTC.
+    fn time(&self, name: &'static str) -> Result<DateTime<Utc>, DecodeError> {
+        let text = self.text(name)?;
+        let time = DateTime::parse_from_rfc3339(&text)
+            .map_err(|_| wrong(name, "not a time in ISO 8601 with an offset from UTC"))?;
+        Some(result_meta::to_microseconds(time.to_utc()))
+            .filter(result_meta::is_storable)
+            .ok_or_else(|| wrong(name, "before 1970 or after 9998"))
+    }
+}
+
+fn wrong(member: &'static str, problem: &'static str) -> DecodeError {
+    DecodeError::WrongMember { member, problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::message::Properties;
+
+    fn message(body: impl Into<Vec<u8>>) -> Message {
+        Message {
+            body: body.into(),
+            properties: Properties::default(),
+            headers: [].into(),
+            exchange: "celeriac".to_owned(),
+            routing_key: "celeriac.results".to_owned(),
+            redelivered: false,
+            delivery_tag: 1,
+            received_at: DateTime::UNIX_EPOCH + TimeDelta::days(20_000),
+        }
+    }
+
+    const TASK_BODY: &str = r#"{"version": 1, "task_id": "t", "status": "STARTED",
+        "content_type": "application/x-python-serialize", "content_encoding": "binary",
+        "result": "gARLKi4=", "meta": "gAR9lC4=", "traceback": null,
+        "task_name": "shop.pay", "task_args": "gASM", "task_kwargs": "", "worker": "w@h",
+        "periodic_task_name": "nightly\n\"\u00e9", "date_done": "2026-11-23T07:51:16.000321+01:00"}"#;
+
+    const GROUP_BODY: &str = r#"{"version": 1, "group_id": "g", "content_type": "application/json",
+        "content_encoding": "utf-8", "result": "[[\"g\", null], []]",
+        "date_done": "2026-11-23T06:51:16Z"}"#;
+
+    #[test]
+    fn the_columns_of_a_task_are_taken_as_they_are() {
+        let result = task(&message(TASK_BODY)).expect("a good body");
+        assert_eq!(result.task_id, "t");
+        assert_eq!(result.outcome.status, State::Started);
+        assert_eq!(result.outcome.content_type, "application/x-python-serialize");
+        assert_eq!(result.outcome.content_encoding, "binary");
+        assert_eq!(result.outcome.result.as_deref(), Some("gARLKi4="));
+        assert_eq!(result.outcome.meta.as_deref(), Some("gAR9lC4="));
+        assert_eq!(result.outcome.traceback, None);
+        let description = &result.description;
+        assert_eq!(description.task_name.as_deref(), Some("shop.pay"));
+        assert_eq!(description.task_args.as_deref(), Some("gASM"));
+        assert_eq!(description.task_kwargs.as_deref(), Some(""), "an empty text is not NULL");
+        assert_eq!(description.worker.as_deref(), Some("w@h"));
+        assert_eq!(description.periodic_task_name.as_deref(), Some("nightly\n\"é"));
+        let time = result.outcome.date_done;
+        assert_eq!(time.to_rfc3339(), "2026-11-23T06:51:16.000321+00:00");
+        assert_eq!((result.date_created, result.date_started), (time, Some(time)));
+        assert!(!result.outcome.by_arrival && !result.started_by_arrival);
+    }
+
+    #[test]
+    fn only_a_start_sets_date_started() {
+        let body = TASK_BODY.replace("STARTED", "SUCCESS");
+        assert_eq!(task(&message(body)).expect("a good body").date_started, None);
+    }
+
+    #[test]
+    fn the_columns_of_a_group_are_taken_as_they_are() {
+        let result = group(&message(GROUP_BODY)).expect("a good body");
+        assert_eq!(result.group_id, "g");
+        assert_eq!(result.content_type, "application/json");
+        assert_eq!(result.content_encoding, "utf-8");
+        assert_eq!(result.result.as_deref(), Some(r#"[["g", null], []]"#));
+        assert_eq!(result.date_done.to_rfc3339(), "2026-11-23T06:51:16+00:00");
+        assert_eq!(result.date_created, result.date_done);
+    }
+
+    /// The body with another value for a member, or without it.
+    fn changed(body: &str, member: &str, value: Option<&str>) -> Message {
+        let mut members: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(body).expect("JSON");
+        members.remove(member).expect("it is there");
+        let mut text = serde_json::to_string(&members).expect("JSON");
+        if let Some(value) = value {
+            text.truncate(text.len() - 1);
+            text = format!(r#"{text}, "{member}": {value}}}"#);
+        }
+        message(text)
+    }
+
+    #[test]
+    fn every_member_has_to_be_there_and_of_its_type() {
+        let members = |body: &str| -> Vec<String> {
+            let object: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_str(body).expect("JSON");
+            object.keys().cloned().collect()
+        };
+        for member in members(TASK_BODY) {
+            for value in [None, Some("true"), Some("1.5"), Some("[]"), Some(r#"{"a": "b"}"#)] {
+                let error = task(&changed(TASK_BODY, &member, value)).expect_err(&member);
+                assert_eq!(error.code(), "not-a-result", "{member}: {value:?}");
+                assert!(error.to_string().contains(&format!("`{member}`")), "{error}");
+            }
+        }
+        for member in members(GROUP_BODY) {
+            for value in [None, Some("7.5"), Some("[]")] {
+                let error = group(&changed(GROUP_BODY, &member, value)).expect_err(&member);
+                assert_eq!(error.code(), "not-a-result", "{member}: {value:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn null_is_taken_where_a_column_may_be_null() {
+        let nullable = [
+            "result",
+            "meta",
+            "traceback",
+            "task_name",
+            "task_args",
+            "task_kwargs",
+            "worker",
+            "periodic_task_name",
+        ];
+        for member in nullable {
+            assert!(task(&changed(TASK_BODY, member, Some("null"))).is_ok(), "{member}");
+        }
+        for member in ["task_id", "status", "content_type", "content_encoding", "date_done"] {
+            assert!(task(&changed(TASK_BODY, member, Some("null"))).is_err(), "{member}");
+        }
+        for (member, value) in [("task_id", r#""""#), ("status", r#""\ud800""#)] {
+            assert!(task(&changed(TASK_BODY, member, Some(value))).is_err(), "{member}");
+        }
+        let lossy = task(&changed(TASK_BODY, "traceback", Some(r#""a\ud800b""#)));
+        assert_eq!(lossy.expect("read").outcome.traceback.as_deref(), Some("a\u{FFFD}b"));
+    }
+
+    #[test]
+    fn an_unknown_version_is_told_from_a_bad_body() {
+        for version in ["2", "0", "4294967295"] {
+            let error = task(&changed(TASK_BODY, "version", Some(version))).expect_err(version);
+            assert_eq!(error.code(), "unsupported-version");
+        }
+        for version in ["\"1\"", "-1", "1.0", "null", "99999999999"] {
+            let error = task(&changed(TASK_BODY, "version", Some(version))).expect_err(version);
+            assert_eq!(error.code(), "not-a-result", "{version}");
+        }
+        let error = task(&message(r#"{"version": 2}"#)).expect_err("of another version");
+        assert_eq!(error.code(), "unsupported-version", "whatever else it has or has not");
+    }
+
+    #[test]
+    fn a_time_has_an_offset_and_is_one_that_databases_hold() {
+        for time in ["", "yesterday", "2026-11-23T06:51:16", "2026-02-30T00:00:00Z", "1767225600"] {
+            let value = format!("\"{time}\"");
+            assert!(task(&changed(TASK_BODY, "date_done", Some(&value))).is_err(), "{time}");
+        }
+        for time in ["1969-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00"] {
+            let value = format!("\"{time}\"");
+            assert!(task(&changed(TASK_BODY, "date_done", Some(&value))).is_err(), "{time}");
+        }
+    }
+
+    #[test]
+    fn members_that_are_not_columns_are_left_out() {
+        let body = TASK_BODY.replacen('{', r#"{"queue": ["celery"], "retries": 3, "#, 1);
+        assert_eq!(task(&message(body)).expect("a good body").task_id, "t");
+    }
+
+    #[test]
+    fn a_body_cut_or_changed_anywhere_is_refused_or_read_and_never_panics() {
+        for body in [TASK_BODY, GROUP_BODY] {
+            for length in 0..body.len() {
+                let cut = message(&body.as_bytes()[..length]);
+                assert!(task(&cut).is_err() && group(&cut).is_err(), "cut after {length} bytes");
+            }
+            for position in 0..body.len() {
+                for byte in 0..=u8::MAX {
+                    let mut changed = message(body);
+                    changed.body[position] = byte;
+                    let _ = (task(&changed), group(&changed));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! One row of `django_celery_results_groupresult`, under Django's column names.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+
+/// A group that was saved with `GroupResult.save()`: a row, or what one message says of it.
+///
+/// The fields are the columns of django-celery-results' `GroupResult`
+/// (`django_celery_results/models.py`, 2.6.0). Times are in UTC, to the microsecond.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GroupResult {
+    /// The group's id, the key of the row.
+    pub group_id: String,
+    /// The serializer of `result`, such as `application/json`.
+    pub content_type: String,
+    /// The charset of the serialized text, or `binary` where the column holds base64.
+    pub content_encoding: String,
+    /// The ids of the group's tasks.
+    pub result: Option<String>,
+    /// When the group was saved first.
+    pub date_created: DateTime<Utc>,
+    /// When the group was saved last.
+    pub date_done: DateTime<Utc>,
+}
+
+/// Shows the id, never the tasks.
+impl fmt::Debug for GroupResult {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("GroupResult")
+            .field("group_id", &self.group_id)
+            .field("date_done", &self.date_done)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,34 @@
+//! One row of any table that Celeriac writes.
+
+use crate::group_result::GroupResult;
+use crate::task_result::TaskResult;
+
+/// A row, or what one message says of it.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every row is a task: a box costs more")]
+pub enum Row {
+    /// A row of `django_celery_results_taskresult`.
+    Task(TaskResult),
+    /// A row of `django_celery_results_groupresult`.
+    Group(GroupResult),
+}
+
+/// What tells rows apart. Rows are sorted by it, tasks before groups.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The `task_id` of a task.
+    Task(String),
+    /// The `group_id` of a group.
+    Group(String),
+}
+
+impl Row {
+    /// The table and the id.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Task(result) => Key::Task(result.task_id.clone()),
+            Self::Group(result) => Key::Group(result.group_id.clone()),
+        }
+    }
+}
