@@ -4,7 +4,8 @@
     python integration/environments.py [NAME…]      (all of them without a name)
 
 makes `.venv/NAME` for each `requirements/NAME.txt` unless it is there and up to date, and prints
-the path of its Python.
+the path of its Python. Each has the package `celeriac` as it stands in `python/`; how it is built
+and installed is tested by `test_wheel.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ from services import install, say
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements"
 ENVIRONMENTS = HERE / ".venv"
+PACKAGE = HERE.parent / "python"
+
+#: What an installer would write for the package; see `pyproject.toml`.
+METADATA = {
+    "METADATA": "Metadata-Version: 2.1\nName: celeriac\nVersion: 0\n",
+    "entry_points.txt": "[celery.result_backends]\nceleriac = celeriac.backend:CeleriacBackend\n",
+}
 
 
 def names() -> list[str]:
@@ -35,7 +43,8 @@ def python(name: str) -> Path:
         raise Failure(f"there is no environment `{name}`: choose from {', '.join(names())}")
     folder = ENVIRONMENTS / name
     interpreter = folder / "bin" / "python"
-    wanted = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
+    parts = requirements.read_bytes(), sys.version.encode(), Path(__file__).read_bytes()
+    wanted = hashlib.sha256(b"".join(parts)).hexdigest()
     ENVIRONMENTS.mkdir(exist_ok=True)
     # Make may ask for the same environment twice at once.
     with (ENVIRONMENTS / f"{name}.lock").open("w") as lock:
@@ -59,6 +68,17 @@ def make(folder: Path, requirements: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise Failure(f"could not make {folder}:\n{done.stdout}{done.stderr}")
+    link_package(folder)
+
+
+def link_package(folder: Path) -> None:
+    """Puts the package of this repository on the path, as an editable installation would."""
+    [packages] = folder.glob("lib/python*/site-packages")
+    (packages / "celeriac.pth").write_text(f"{PACKAGE}\n")
+    information = packages / "celeriac-0.dist-info"
+    information.mkdir(exist_ok=True)
+    for name, text in METADATA.items():
+        (information / name).write_text(text)
 
 
 def main() -> int:
