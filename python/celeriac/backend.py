@@ -1,0 +1,239 @@
+"""The result backend `celeriac://`: what django-celery-results would write goes to RabbitMQ.
+
+Writing needs neither Django nor a database. Reading is that of django-celery-results, which is
+imported when something is read for the first time.
+
+Checked against Celery 5.2.7 to 5.7.0 and django-celery-results 2.6.0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.backends.base import BaseDictBackend, get_current_task
+from celery.exceptions import BackendGetMetaError, ImproperlyConfigured
+from celery.utils.log import get_logger
+from celery.utils.serialization import b64encode
+
+from . import message
+from .options import Options
+from .publisher import Publisher, PublishError, RefusedError, publisher
+
+if TYPE_CHECKING:
+    import amqp
+    from celery import Celery
+    from django_celery_results.backends.database import DatabaseBackend
+
+logger = get_logger(__name__)
+
+
+class ReadingError(ImproperlyConfigured, BackendGetMetaError):
+    """Results cannot be read in this process; the text says what is missing.
+
+    As a `BackendGetMetaError` it does not fail a task that a worker only wanted to look up, for
+    `worker_deduplicate_successful_tasks` (celery/app/trace.py, 5.7.0).
+    """
+
+
+class CeleriacBackend(BaseDictBackend):
+    """Publishes states of tasks and saved groups; reads the tables that Celeriac writes."""
+
+    #: As that of django-celery-results: seconds between two looks at the database.
+    subpolling_interval = 0.5
+
+    def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
+        super().__init__(app, url=url, **kwargs)
+        self.options = Options.parse(url)
+        # From Celery 5.3 on, one backend for all threads and greenlets instead of one for each.
+        self.thread_safe = True
+        self._kwargs = kwargs
+        self._reader: DatabaseBackend | None = None
+        self._has_warned = False
+
+    def as_uri(self, include_password: bool = False) -> str:
+        return self.options.as_uri(include_password=include_password)
+
+    def __reduce__(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return super().__reduce__(args, {"url": self.url, **self._kwargs, **(kwargs or {})})
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def store_result(
+        self,
+        task_id: Any,
+        result: Any,
+        state: str,
+        traceback: Any = None,
+        request: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As Celery's, which calls `_store_result` again with the same time where it retries."""
+        kwargs.setdefault("date_done", message.now())
+        return super().store_result(task_id, result, state, traceback, request=request, **kwargs)
+
+    def _store_result(
+        self,
+        task_id: Any,
+        result: Any,
+        state: str,
+        traceback: Any = None,
+        request: Any = None,
+        date_done: str | None = None,
+        **_: Any,
+    ) -> Any:
+        """The columns of django_celery_results/backends/database.py (2.6.0), `_store_result`.
+
+        On purpose the traceback is there without `result_extended` too.
+        """
+        content_type, content_encoding, encoded = self.encode_content(result)
+        meta = {
+            **self._get_meta_from_request(request),
+            "children": self.current_task_children(request),
+        }
+        columns = {
+            "status": state,
+            "content_type": content_type,
+            "content_encoding": content_encoding,
+            "result": encoded,
+            "meta": self.encode_content(meta)[2],
+            "traceback": traceback,
+            **self._extended_properties(request),
+        }
+        try:
+            self._publish(message.task_result(task_id, date_done or message.now(), columns))
+        except PublishError as error:
+            error.task_id, error.state = str(task_id), str(state)
+            raise
+        return encoded
+
+    def _extended_properties(self, request: Any) -> dict[str, Any]:
+        """`_get_extended_properties` of django-celery-results, without the traceback."""
+        if not (request and self.app.conf.find_value_for_key("extended", "result")):
+            request = None
+
+        def arguments(representation: str, raw: str) -> Any:
+            # The messages of task protocol 1 have the arguments themselves only.
+            value = getattr(request, representation, None)
+            if value is None:
+                value = getattr(request, raw, None)
+            return None if value is None else self.encode_content(value)[2]
+
+        return {
+            "task_name": getattr(request, "task", None),
+            "task_args": arguments("argsrepr", "args"),
+            "task_kwargs": arguments("kwargsrepr", "kwargs"),
+            "worker": getattr(request, "hostname", None),
+            "periodic_task_name": getattr(request, "periodic_task_name", None),
+        }
+
+    def _get_meta_from_request(self, request: Any = None) -> dict[str, Any]:
+        """What a task has put into `request.meta`, or its caller into a header of that name."""
+        request = request or getattr(get_current_task(), "request", None)
+        return getattr(request, "meta", None) or {}
+
+    def encode_content(self, data: Any) -> tuple[str, str, Any]:
+        content_type, content_encoding, content = self._encode(data)
+        if content_encoding == "binary":
+            content = b64encode(content)
+        return content_type, content_encoding, content
+
+    def _save_group(self, group_id: str, result: Any) -> Any:
+        content_type, content_encoding, encoded = self.encode_content(result.as_tuple())
+        date_done = message.now()
+        self._publish(
+            message.group_result(group_id, date_done, content_type, content_encoding, encoded)
+        )
+        # Whoever saved it can restore it at once, before the row is there.
+        self._cache[group_id] = {"group_id": group_id, "result": result, "date_done": date_done}
+        return result
+
+    def _publish(self, published: amqp.Message) -> None:
+        """With `result_backend_always_retry`, Celery itself tries again."""
+        self.publisher.publish(published, None if self.always_retry else self.retry_policy)
+
+    @property
+    def publisher(self) -> Publisher:
+        return publisher(self.app, self.options)
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        if isinstance(exc, PublishError):
+            return not isinstance(exc, RefusedError)
+        return self._reader is not None and self._reader.exception_safe_to_retry(exc)
+
+    # Reading ------------------------------------------------------------------------------------
+
+    @property
+    def reader(self) -> DatabaseBackend:
+        """The backend of django-celery-results with our settings, or a `ReadingError`."""
+        if self._reader is None:
+            self._reader = database_backend()(self.app, **self._kwargs)
+        return self._reader
+
+    @property
+    def TaskModel(self) -> Any:  # noqa: N802, as django-celery-results calls it
+        return self.reader.TaskModel
+
+    @property
+    def GroupModel(self) -> Any:  # noqa: N802, as django-celery-results calls it
+        return self.reader.GroupModel
+
+    def decode_content(self, obj: Any, content: Any) -> Any:
+        return self.reader.decode_content(obj, content)
+
+    def get_state(self, task_id: str) -> str:
+        """The state of a task, or PENDING in a worker that cannot read.
+
+        Celery asks for it before it marks tasks as revoked or as failed with their chain
+        (celery/worker/control.py `_revoke`, celery/backends/base.py `_fail_chain`, 5.7.0), and an
+        error would keep it from doing so. Where the task has ended, merging keeps its outcome.
+        `AsyncResult.state` does not come here, and raises.
+        """
+        try:
+            return super().get_state(task_id)
+        except ReadingError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning("the state of tasks is taken for PENDING: %s", error)
+            return states.PENDING
+
+    get_status = get_state
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        return self.reader._get_task_meta_for(task_id)
+
+    def _forget(self, task_id: str) -> None:
+        self.reader._forget(task_id)
+
+    def cleanup(self) -> None:
+        self.reader.cleanup()
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        return self.reader._restore_group(group_id)
+
+    def _delete_group(self, group_id: str) -> None:
+        self.reader._delete_group(group_id)
+
+
+def database_backend() -> type[DatabaseBackend]:
+    """The class of django-celery-results; a `ReadingError` says why there is none."""
+    try:
+        from django.apps import apps
+    except ImportError as error:
+        raise ReadingError(
+            "results of celeriac:// are read from Django's database, and Django is not installed "
+            "here: read them in a process of the Django project"
+        ) from error
+    if not apps.models_ready:
+        raise ReadingError(
+            "results of celeriac:// are read from Django's database, and Django is not set up "
+            "here: set DJANGO_SETTINGS_MODULE and call django.setup()"
+        )
+    if not apps.is_installed("django_celery_results"):
+        raise ReadingError(
+            "results of celeriac:// are read with django-celery-results: install it, and add "
+            "'django_celery_results' to INSTALLED_APPS"
+        )
+    from django_celery_results.backends.database import DatabaseBackend
+
+    return DatabaseBackend

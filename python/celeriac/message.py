@@ -1,0 +1,81 @@
+"""The messages that `docs/message-format.md` describes."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Any
+
+import amqp
+from kombu.utils.encoding import bytes_to_str
+
+TASK_RESULT = "application/vnd.celeriac.task-result+json"
+GROUP_RESULT = "application/vnd.celeriac.group-result+json"
+VERSION = 1
+
+#: The columns of a task's state, in the order of the document, without `task_id` and `date_done`.
+TASK_COLUMNS = (
+    "status",
+    "content_type",
+    "content_encoding",
+    "result",
+    "meta",
+    "traceback",
+    "task_name",
+    "task_args",
+    "task_kwargs",
+    "worker",
+    "periodic_task_name",
+)
+
+
+def now() -> str:
+    """This moment as the messages have it: in UTC, to the microsecond."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def text(value: Any) -> str | None:
+    """What Django's CharField and TextField make of a value (`to_python`, Django 5.2).
+
+    Except for bytes, which a serializer may return: Django would store their Python repr.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    return bytes_to_str(value) if isinstance(value, bytes) else str(value)
+
+
+def task_result(task_id: Any, date_done: str, columns: dict[str, Any]) -> amqp.Message:
+    """One state of a task; `columns` has a value for each of `TASK_COLUMNS`."""
+    body: dict[str, Any] = {"version": VERSION, "task_id": text(task_id)}
+    for name in TASK_COLUMNS:
+        body[name] = text(columns[name])
+    body["date_done"] = date_done
+    return _message(TASK_RESULT, body["task_id"], body)
+
+
+def group_result(
+    group_id: Any, date_done: str, content_type: str, content_encoding: str, result: Any
+) -> amqp.Message:
+    """A saved group."""
+    body = {
+        "version": VERSION,
+        "group_id": text(group_id),
+        "content_type": content_type,
+        "content_encoding": content_encoding,
+        "result": text(result),
+        "date_done": date_done,
+    }
+    return _message(GROUP_RESULT, body["group_id"], body)
+
+
+def _message(content_type: str, correlation_id: str | None, body: dict[str, Any]) -> amqp.Message:
+    # AMQP has room for 255 bytes of it; what counts is the id in the body.
+    shown = (correlation_id or "").encode(errors="replace")[:255].decode(errors="ignore")
+    # Escaped to ASCII, a lone surrogate in a traceback can be encoded as well.
+    return amqp.Message(
+        json.dumps(body).encode("ascii"),
+        content_type=content_type,
+        content_encoding="utf-8",
+        delivery_mode=2,
+        correlation_id=shown,
+    )

@@ -1,0 +1,71 @@
+"""What a `celeriac://` URL says: where results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from celery.exceptions import ImproperlyConfigured
+from kombu.utils.url import maybe_sanitize_url
+
+SCHEME = "celeriac"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Names that the daemon has to be given too, where they are not the defaults.
+
+    `broker` is the broker's URL, or None for the one that the Celery app has for its tasks.
+    """
+
+    exchange: str = "celeriac"
+    queue: str = "celeriac.results"
+    dead_queue: str = "celeriac.dead"
+    broker: str | None = None
+
+    @classmethod
+    def parse(cls, url: str | None) -> Options:
+        """Reads a URL such as `celeriac://?queue=shop.results`; what is wrong is an
+        `ImproperlyConfigured` that does not repeat the URL, as it may hold a password."""
+        parts = urlsplit(url or f"{SCHEME}://")
+        if parts.netloc or parts.path.strip("/") or parts.fragment:
+            raise ImproperlyConfigured(
+                "the result backend's URL names a host or a path, which celeriac:// has not: "
+                "write celeriac://?broker=amqp%3A%2F%2F… to name another broker than the app's"
+            )
+        known = [field.name for field in fields(cls)]
+        given: dict[str, str] = {}
+        for name, value in parse_qsl(parts.query, keep_blank_values=True):
+            if name not in known:
+                raise ImproperlyConfigured(
+                    f"celeriac:// has no option {name!r}: write one of {', '.join(known)}"
+                )
+            if name in given:
+                raise ImproperlyConfigured(f"celeriac:// has the option {name!r} twice")
+            given[name] = value
+        for name, value in given.items():
+            if not value:
+                raise ImproperlyConfigured(f"the option {name!r} of celeriac:// is empty")
+            # RabbitMQ takes names of up to 255 bytes and keeps those with `amq.` for itself.
+            if name != "broker" and (len(value.encode()) > 255 or value.startswith("amq.")):
+                raise ImproperlyConfigured(
+                    f"the option {name!r} of celeriac:// is no name for RabbitMQ: write at most "
+                    "255 bytes that do not begin with `amq.`"
+                )
+        options = cls(**given)
+        if options.queue == options.dead_queue:
+            raise ImproperlyConfigured("celeriac:// has the same name as queue and dead_queue")
+        return options
+
+    def as_uri(self, *, include_password: bool = False) -> str:
+        """The URL again, without the defaults, and with `**` for passwords where they are not
+        asked for."""
+        query = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if field.name == "broker" and not include_password:
+                value = ";".join(maybe_sanitize_url(part) for part in value.split(";"))
+            query.append(f"{field.name}={quote(value, safe='*')}")
+        return f"{SCHEME}://" + (f"?{'&'.join(query)}" if query else "")
