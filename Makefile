@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release demo test test-rust test-integration lint bench environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -14,6 +14,10 @@ build: ## Builds the daemon for development
 
 release: ## Builds the daemon as it is installed
 	cargo build --locked --release
+
+wheel: ## Builds the Python package with the program in it, into `dist/`
+	$(PYTHON) integration/environments.py wheel
+	integration/.venv/wheel/bin/maturin build --release --locked --out dist
 
 demo: build ## Shows it at work: a Django project, a stock Celery worker, SQLite
 	CELERIAC_BIN=target/debug/celeriac $(PYTHON) integration/demo.py

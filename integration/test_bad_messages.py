@@ -274,7 +274,68 @@ FIELDS = {
     "space around it": Case(lambda id: results.raw(id, b" \r\n" + encoded(id) + b"\t\n"), (), kept),
 }
 
-CASES = MALFORMED | MISLABELLED | TASK_IDS | FIELDS
+def columns(*reasons: str, stored: Callable[[Row], bool] | None = None, **fields: Any) -> Case:
+    """A message of `celeriac://` in which some columns differ."""
+    return Case(lambda id: results.row(results.columns(id, **fields)), reasons, stored)
+
+
+def columns_without(name: str) -> Case:
+    def lacking(task_id: str) -> Message:
+        body = results.columns(task_id)
+        del body[name]
+        properties = results.row(results.columns(task_id)).properties
+        return Message(json.dumps(body).encode(), properties)
+
+    return Case(lacking, (NO_RESULT,))
+
+
+def group(*reasons: str, **fields: Any) -> Case:
+    return Case(lambda id: results.row(results.group_columns(id, **fields)), reasons)
+
+
+#: That every single member is checked is a test of the decoder, `src/decode/columns.rs`.
+COLUMNS = {
+    "row: as it should be": columns(stored=kept),
+    "row: more members than columns": columns(stored=kept, queue="celery", retries=[1]),
+    **{f"row: no {name}": columns_without(name) for name in ("version", "result", "worker")},
+    "row: result a number": columns(NO_RESULT, result=42),
+    "row: worker a list": columns(NO_RESULT, worker=["w"]),
+    "row: content_type null": columns(NO_RESULT, content_type=None),
+    "row: version 2": columns("unsupported-version", version=2),
+    "row: version a text": columns(NO_RESULT, version="1"),
+    "row: status empty": columns(NO_RESULT, status=""),
+    "row: date_done without an offset": columns(NO_RESULT, date_done="2026-03-04T05:06:07"),
+    "row: date_done in the year 0": columns(NO_RESULT, date_done="0000-01-01T00:00:00+00:00"),
+    "row: content_type of 500 characters": columns("unstorable", stored=kept, content_type="c" * 500),
+    "row: worker of 300 characters": columns(
+        stored=lambda row: kept(row) and row["worker"][:100] == "w" * 100, worker="w" * 300
+    ),
+    "row: traceback with NUL": columns(stored=traceback_with("a", "b"), traceback="a\0b"),
+    "row: traceback with half a character": columns(
+        stored=traceback_with("a", "b"), traceback="a\ud800b"
+    ),
+    "row: result of four megabytes": columns(
+        stored=lambda row: len(row["result"]) == 4_000_000, result="r" * 4_000_000
+    ),
+    "row: a list": Case(
+        lambda id: Message(b"[]", results.row(results.columns(id)).properties), ("undecodable",)
+    ),
+    "row: compressed": Case(
+        lambda id: Message(
+            zlib.compress(json.dumps(results.columns(id)).encode()),
+            results.row(results.columns(id)).properties,
+            {"compression": "application/x-gzip"},
+        ),
+        ("unsupported-compression",),
+        kept,
+    ),
+    "group: of another version": group("unsupported-version", version=2),
+    "group: result a list": group(NO_RESULT, result=[]),
+    "group: group_id empty": group(NO_RESULT, group_id=""),
+    "group: date_done null": group(NO_RESULT, date_done=None),
+}
+
+CASES = MALFORMED | MISLABELLED | TASK_IDS | FIELDS | COLUMNS
 
 
 def task_id_in(message: Message, otherwise: str) -> str:
