@@ -101,7 +101,10 @@ class CeleriacBackend(BaseDictBackend):
             **self._extended_properties(request),
         }
         try:
-            self._publish(message.task_result(task_id, date_done or message.now(), columns))
+            self._publish(
+                message.task_result(task_id, date_done or message.now(), columns),
+                confirm_later=state == states.STARTED and is_traced(request),
+            )
         except PublishError as error:
             error.task_id, error.state = str(task_id), str(state)
             raise
@@ -148,9 +151,17 @@ class CeleriacBackend(BaseDictBackend):
         self._cache[group_id] = {"group_id": group_id, "result": result, "date_done": date_done}
         return result
 
-    def _publish(self, published: amqp.Message) -> None:
+    def _publish(self, published: amqp.Message, *, confirm_later: bool = False) -> None:
+        self.publisher.publish(published, self._retry_policy, confirm_later=confirm_later)
+
+    def process_cleanup(self) -> None:
+        """Celery calls this at the end of each task (celery/app/trace.py, 5.2.7 to 5.7.0)."""
+        self.publisher.flush(self._retry_policy)
+
+    @property
+    def _retry_policy(self) -> dict[str, Any] | None:
         """With `result_backend_always_retry`, Celery itself tries again."""
-        self.publisher.publish(published, None if self.always_retry else self.retry_policy)
+        return None if self.always_retry else self.retry_policy
 
     @property
     def publisher(self) -> Publisher:
@@ -213,6 +224,16 @@ class CeleriacBackend(BaseDictBackend):
 
     def _delete_group(self, group_id: str) -> None:
         self.reader._delete_group(group_id)
+
+
+def is_traced(request: Any) -> bool:
+    """Whether a worker runs the task, so that `process_cleanup` is called when it ends.
+
+    Then STARTED, which is followed by the outcome or by that call, is confirmed together with it:
+    a task waits for the broker once. What the broker did not take is published again.
+    """
+    is_call = getattr(request, "called_directly", True) or getattr(request, "is_eager", True)
+    return not is_call
 
 
 def database_backend() -> type[DatabaseBackend]:

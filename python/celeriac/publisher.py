@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,9 @@ PUBLISH_SECONDS = 60.0
 #: What py-amqp raises where the connection or the channel is of no use any more.
 FAILURES = amqp.Connection.connection_errors + amqp.Connection.channel_errors
 
+#: Those of them that a closed connection cannot be the reason for.
+ANSWERS = amqp.Connection.channel_errors + (amqp.MessageNacked, socket.timeout)
+
 
 class PublishError(BackendStoreError):
     """RabbitMQ did not take a message; the text says why. It may do so later."""
@@ -61,12 +65,36 @@ class Publisher:
         self._is_failing = False
         self._reset()
 
-    def publish(self, message: amqp.Message, retry_policy: Mapping[str, Any] | None = None) -> None:
+    def publish(
+        self,
+        message: amqp.Message,
+        retry_policy: Mapping[str, Any] | None = None,
+        *,
+        confirm_later: bool = False,
+    ) -> None:
         """Returns when the broker has confirmed that the message is in the queue.
 
         Without a retry policy (kombu's, with `max_retries` and `interval_…` in seconds) there is
-        one attempt. Raises `PublishError`.
+        one attempt. With `confirm_later` it returns when the message is sent; whoever asks for
+        that has to call `flush` soon. Raises `PublishError`.
         """
+        self._insist(message, retry_policy, confirm_later and bool(self._limit))
+
+    def flush(self, retry_policy: Mapping[str, Any] | None = None) -> None:
+        """Waits for the confirmations that are still due, of all threads.
+
+        What the broker did not take is published again, here or together with the next message.
+        Raises `PublishError`.
+        """
+        while self._overdue or any(link.sent for link in list(self._idle)):
+            self._insist(None, retry_policy)
+
+    def _insist(
+        self,
+        message: amqp.Message | None,
+        retry_policy: Mapping[str, Any] | None,
+        confirm_later: bool = False,
+    ) -> None:
         policy = {"max_retries": 0, **(retry_policy or {})}
         waits = fxrange(
             policy.get("interval_start", 0),
@@ -78,69 +106,68 @@ class Publisher:
         retries = 0
         while True:
             try:
-                self._attempt(message)
-            except PublishError as error:
+                self._attempt(message, confirm_later)
+            except FAILURES + (PublishError,) as error:
+                failure = self._failure(error)
                 wait = next(waits)
                 limit = policy["max_retries"]
                 is_last = limit is not None and retries >= limit
-                if (
-                    is_last
-                    or isinstance(error, RefusedError)
-                    or time.monotonic() + wait > deadline
-                ):
-                    raise
+                is_late = time.monotonic() + wait > deadline
+                if is_last or is_late or isinstance(failure, RefusedError):
+                    raise failure from error
                 retries += 1
                 time.sleep(wait)
             else:
-                return
-
-    def _attempt(self, message: amqp.Message) -> None:
-        try:
-            with self._link() as link:
-                link.publish(message)
-        except FAILURES as error:
-            failure: PublishError = self._failure(error)
-            raise self._noted(failure) from error
-        except PublishError as failure:
-            raise self._noted(failure)
+                break
         if self._is_failing:
             self._is_failing = False
             logger.info("results are published again")
 
-    def _noted(self, failure: PublishError) -> PublishError:
-        """Logs the first failure of a series, as Celery up to 5.6 retries in silence."""
-        if not self._is_failing:
-            self._is_failing = True
-            logger.warning("%s", failure)
-        return failure
-
-    @contextmanager
-    def _link(self) -> Iterator[Link]:
-        """A connection that is alive as far as can be known, to be used by the caller only."""
+    def _attempt(self, message: amqp.Message | None, confirm_later: bool) -> None:
+        """Sends the message, if any, and what is overdue, on a connection that is free."""
         with self._slots:
-            link = None
-            while self._idle and link is None:
-                # Whoever used it last did so without trouble, but maybe long ago.
-                link = self._idle.pop()
-                if not link.is_alive():
-                    self._drop(link)
-                    link = None
-            if link is None:
-                link = self._connect()
-            is_sound = False
-            try:
-                yield link
-                is_sound = True
-            except PublishError:
-                is_sound = True
-                raise
-            finally:
-                # A soft time limit too can come between a message and its confirmation. A pool
-                # of no connections means one for each publish, as for Celery's own pools.
-                if is_sound and self._limit:
-                    self._idle.append(link)
-                else:
-                    self._drop(link)
+            while True:
+                link = self._take(only_unconfirmed=message is None and not self._overdue)
+                is_reused = link is not None
+                if link is None:
+                    link = self._connect()
+                try:
+                    while self._overdue:
+                        link.send(self._overdue.popleft())
+                    if message is not None:
+                        link.send(message)
+                    if not confirm_later:
+                        link.confirm()
+                except BaseException as error:
+                    # Everything that is in doubt goes with the next message; this one's sender
+                    # is told. A soft time limit too can end the wait for a confirmation.
+                    self._overdue.extend(one for one in link.sent if one is not message)
+                    link.sent.clear()
+                    self._give_back(link, is_sound=isinstance(error, amqp.MessageNacked))
+                    if is_reused and isinstance(error, FAILURES) and not isinstance(error, ANSWERS):
+                        # The broker closed it while nobody used it: no failure yet.
+                        continue
+                    raise
+                self._give_back(link, is_sound=True)
+                return
+
+    def _give_back(self, link: Link, *, is_sound: bool) -> None:
+        if is_sound and self._limit:
+            self._idle.append(link)
+        else:
+            self._links.discard(link)
+            link.drop()
+
+    def _take(self, *, only_unconfirmed: bool) -> Link | None:
+        """The connection that was used last, so that as few as possible are in use."""
+        for link in reversed(list(self._idle)):
+            if link.sent or not only_unconfirmed:
+                try:
+                    self._idle.remove(link)
+                except ValueError:
+                    continue  # another thread was faster
+                return link
+        return None
 
     def _broker(self) -> Connection:
         """Celery's connection for publishing: its URL, TLS, login, timeouts and options."""
@@ -164,24 +191,28 @@ class Publisher:
                 return link
         raise AssertionError("there is at least one broker")
 
-    def _drop(self, link: Link) -> None:
-        self._links.discard(link)
-        link.drop()
-
     def _failure(self, error: BaseException) -> PublishError:
+        """What to raise. Logs the first of a series, as Celery up to 5.6 retries in silence."""
         cause = str(error) or type(error).__name__
         words = f"a result could not be published to {self._broker().as_uri()}: {cause}"
+        failure = PublishError(words)
         if isinstance(error, (amqp.AccessRefused, amqp.NotAllowed)):
-            return RefusedError(
+            failure = RefusedError(
                 f"{words}; check the login, the virtual host and the user's permission to write "
                 f"to the exchange `{self._options.exchange}`"
             )
-        return PublishError(words)
+        if not self._is_failing:
+            self._is_failing = True
+            logger.warning("%s", failure)
+        return failure
 
     def _reset(self) -> None:
+        # A pool of no connections means one for each publish, as for Celery's own pools.
         self._slots = threading.BoundedSemaphore(self._limit or 2**31)
         self._links: set[Link] = set()
         self._idle: list[Link] = []
+        #: Messages that may not have arrived and whose senders do not wait for them any more.
+        self._overdue: deque[amqp.Message] = deque()
 
     def forget_inherited(self) -> None:
         """For a child process: the parent's connections are the parent's.
@@ -193,13 +224,18 @@ class Publisher:
 
 
 class Link:
-    """A connection with one channel in confirm mode, for one message at a time."""
+    """A connection with one channel in confirm mode, for one thread at a time."""
 
     def __init__(self, connection: amqp.Connection, options: Options) -> None:
         self._connection = connection
         self._options = options
-        self._answer = ""
-        self._is_returned = False
+        self._channel: amqp.Channel | None = None
+        #: Messages since the last `confirm`.
+        self.sent: list[amqp.Message] = []
+        self._delivery_tag = 0
+        self._awaited: set[int] = set()
+        self._is_missing = False
+        self._is_nacked = False
         self._is_blocked = False
         self._refused: list[str] = []
         try:
@@ -207,57 +243,61 @@ class Link:
             connection.transport.sock.settimeout(ANSWER_SECONDS)
             connection.on_blocked = self._on_blocked
             connection.on_unblocked = self._on_unblocked
-            self._channel = connection.channel()
-            self._channel.events["basic_ack"].add(self._on_ack)
-            self._channel.events["basic_nack"].add(self._on_nack)
-            self._channel.events["basic_return"].add(self._on_return)
             self._open()
         except BaseException:
             self.drop()
             raise
 
-    def publish(self, message: amqp.Message) -> None:
-        """Returns when the broker has confirmed the message, and otherwise raises one of
-        `FAILURES`, or `PublishError` where the link can still be used."""
-        names = self._options
-        if not self._send(message):
-            # The exchange, the queue or the binding was deleted: all are made again.
-            self._open()
-            if not self._send(message):
-                raise amqp.NotFound(
-                    f"the exchange `{names.exchange}` or the queue `{names.queue}` bound to it is "
-                    f"missing{self._hint()}"
-                )
-        if self._answer == "nack":
-            raise PublishError(
-                f"RabbitMQ refused a result (basic.nack): the queue `{names.queue}` is full or "
-                "has no leader"
-            )
-
-    def _send(self, message: amqp.Message) -> bool:
-        """Publishes and waits for the answer; False where there is nothing to publish to."""
-        self._answer = ""
-        self._is_returned = False
-        # Heartbeats end a read too, so that the timeout of the socket alone is no limit.
-        deadline = time.monotonic() + ANSWER_SECONDS
+    def send(self, message: amqp.Message) -> None:
+        self.sent.append(message)
         try:
+            # This looks first whether the broker has closed the connection or the channel.
             self._channel.basic_publish(
                 message,
                 exchange=self._options.exchange,
                 routing_key=self._options.queue,
                 mandatory=True,
             )
-            while not self._answer:
-                self._wait(deadline)
         except amqp.NotFound:
-            return False
-        return not self._is_returned
+            self._on_missing()
+        else:
+            self._delivery_tag += 1
+            self._awaited.add(self._delivery_tag)
 
-    def _wait(self, deadline: float) -> None:
+    def confirm(self) -> None:
+        """Returns when the broker has confirmed all that was sent."""
+        self._wait()
+        if self._is_missing:
+            # The exchange, the queue or the binding was deleted: all are made again.
+            self._open()
+            again, self.sent = self.sent, []
+            for message in again:
+                self.send(message)
+            self._wait()
+        names = self._options
+        if self._is_missing:
+            raise amqp.NotFound(
+                f"the exchange `{names.exchange}` or the queue `{names.queue}` bound to it is "
+                f"missing{self._hint()}"
+            )
+        if self._is_nacked:
+            self._is_nacked = False
+            raise amqp.MessageNacked(
+                f"the broker refused it (basic.nack), as the queue `{names.queue}` is full or has "
+                "no leader"
+            )
+        self.sent.clear()
+
+    def _wait(self) -> None:
+        # Heartbeats end a read too, so that the timeout of the socket alone is no limit.
+        deadline = time.monotonic() + ANSWER_SECONDS
         try:
-            if time.monotonic() > deadline:
-                raise socket.timeout
-            self._connection.blocking_read()
+            while self._awaited:
+                if time.monotonic() > deadline:
+                    raise socket.timeout
+                self._connection.blocking_read()
+        except amqp.NotFound:
+            self._on_missing()
         except socket.timeout:
             because = (
                 "it has blocked the connection, as it is short of memory or disk space"
@@ -265,15 +305,40 @@ class Link:
                 else "the connection or the queue is stuck"
             )
             raise socket.timeout(
-                f"RabbitMQ did not confirm within {ANSWER_SECONDS:.0f} s: {because}"
+                f"no confirmation from RabbitMQ within {ANSWER_SECONDS:.0f} s: {because}"
             ) from None
 
+    def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
+        if multiple:
+            self._awaited = {tag for tag in self._awaited if tag > delivery_tag}
+        else:
+            self._awaited.discard(delivery_tag)
+
+    def _on_nack(self, delivery_tag: int, multiple: bool) -> None:
+        self._is_nacked = True
+        self._on_ack(delivery_tag, multiple)
+
+    def _on_return(self, *_details: object) -> None:
+        """Comes before the confirmation of the same message."""
+        self._is_missing = True
+
+    def _on_missing(self) -> None:
+        """The broker has closed the channel, and nothing on it is confirmed any more."""
+        self._is_missing = True
+        self._awaited.clear()
+
+    def _on_blocked(self, _reason: str) -> None:
+        self._is_blocked = True
+
+    def _on_unblocked(self) -> None:
+        self._is_blocked = False
+
     def _open(self) -> None:
-        """Declares all of `docs/message-format.md` and turns confirmations on.
+        """Opens a channel, declares all of `docs/message-format.md` and turns confirmations on.
 
         An error of the broker closes a channel, which py-amqp opens again at once.
         """
-        names, channel = self._options, self._channel
+        names, channel = self._options, self._connection.channel()
         queues = {
             names.queue: {
                 "x-queue-type": "quorum",
@@ -285,6 +350,7 @@ class Link:
             },
             names.dead_queue: {"x-queue-type": "quorum"},
         }
+        self._is_missing = self._is_nacked = False
         self._refused = []
         with self._declaring(f"the exchange `{names.exchange}`"):
             channel.exchange_declare(names.exchange, "direct", durable=True, auto_delete=False)
@@ -293,7 +359,15 @@ class Link:
                 channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
         with self._declaring(f"the binding of `{names.queue}`"):
             channel.queue_bind(names.queue, names.exchange, names.queue)
+        channel.events["basic_ack"].add(self._on_ack)
+        channel.events["basic_nack"].add(self._on_nack)
+        channel.events["basic_return"].add(self._on_return)
         channel.confirm_select()
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = channel
+        self._delivery_tag = 0
+        self._awaited.clear()
 
     @contextmanager
     def _declaring(self, what: str) -> Iterator[None]:
@@ -320,38 +394,12 @@ class Link:
             "which does, or give the user the permission to configure"
         )
 
-    def is_alive(self) -> bool:
-        """Looks at what the broker has said since the last use: a closed connection says so."""
-        try:
-            while True:
-                self._connection.drain_events(timeout=0)
-        except socket.timeout:
-            return True
-        except FAILURES:
-            return False
-
     def drop(self) -> None:
         """Closes the connection without waiting for an answer."""
         try:
             self._connection.collect()
         except FAILURES:
             logger.debug("a broken connection could not be closed", exc_info=True)
-
-    def _on_ack(self, _delivery_tag: int, _multiple: bool) -> None:
-        self._answer = "ack"
-
-    def _on_nack(self, _delivery_tag: int, _multiple: bool) -> None:
-        self._answer = "nack"
-
-    def _on_return(self, *_details: object) -> None:
-        """Comes before the confirmation of the same message."""
-        self._is_returned = True
-
-    def _on_blocked(self, _reason: str) -> None:
-        self._is_blocked = True
-
-    def _on_unblocked(self) -> None:
-        self._is_blocked = False
 
 
 def transport(broker: Connection) -> pyamqp.Transport:

@@ -1,0 +1,48 @@
+"""`python manage.py celeriac run`: the daemon with the broker and the database of the project."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from celeriac.program import SettingsError, environment, execute
+
+
+class Command(BaseCommand):
+    """Hands everything on to the program; the options that are Django's are taken out."""
+
+    help = (
+        "Runs the program `celeriac` with the broker and the database of this project; see "
+        "`manage.py celeriac --help`. --django-database ALIAS names one of DATABASES."
+    )
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        # Django's own parser would refuse the options that it does not know.
+        try:
+            self.handle(arguments=argv[2:])
+        except CommandError as error:
+            self.stderr.write(f"CommandError: {error}")
+            sys.exit(error.returncode)
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for the program")
+
+    def handle(self, *_: Any, arguments: list[str], **__: Any) -> None:
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--django-database", metavar="ALIAS")
+        # These two have been obeyed by `manage.py` already (ManagementUtility.execute).
+        parser.add_argument("--settings")
+        parser.add_argument("--pythonpath")
+        ours, rest = parser.parse_known_args(arguments)
+        try:
+            if {"-h", "--help", "-V", "--version", "help"} & set(rest):
+                execute(rest, os.environ)
+            from celery import current_app
+
+            execute(rest, environment(current_app._get_current_object(), ours.django_database))
+        except SettingsError as error:
+            raise CommandError(str(error)) from error

@@ -1,0 +1,244 @@
+"""The daemon's program, and the settings for it that Django and Celery already have."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+#: Where libpq looks for PostgreSQL's socket: as Debian, as others and as PostgreSQL itself has it.
+POSTGRESQL_SOCKETS = ("/var/run/postgresql", "/run/postgresql", "/tmp")
+
+
+class SettingsError(Exception):
+    """The program is missing, or a setting has no equivalent; the text says what to do."""
+
+
+def find() -> str:
+    """The path of the program: `CELERIAC_BIN`, beside this Python, or in `PATH`."""
+    if named := os.environ.get("CELERIAC_BIN"):
+        if not os.access(named, os.X_OK):
+            raise SettingsError(f"CELERIAC_BIN names {named}, which is no program")
+        return named
+    name = "celeriac.exe" if os.name == "nt" else "celeriac"
+    folders = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))]
+    for folder in folders:
+        if os.access(folder / name, os.X_OK):
+            return str(folder / name)
+    if found := shutil.which(name):
+        return found
+    raise SettingsError(
+        f"the program `{name}` is neither beside {sys.executable} nor in PATH: install it with "
+        "`pip install celeriac`, or name it in CELERIAC_BIN"
+    )
+
+
+def execute(arguments: list[str], env: Mapping[str, str]) -> None:
+    """Replaces this process with the program, so that signals reach it; does not return."""
+    program = find()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(program, [program, *arguments], dict(env))
+
+
+def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
+    """This process's environment and, where it does not have them yet, the daemon's variables.
+
+    The database is that of `alias`, or where Django's router writes results.
+    """
+    from django.db import connections
+
+    from .options import Options
+
+    # An empty variable says nothing, to the daemon neither.
+    env = {name: value for name, value in os.environ.items() if value}
+    made: dict[str, str] = {}
+    options = Options.parse(_result_url(app))
+    made["CELERIAC_EXCHANGE"] = options.exchange
+    made["CELERIAC_RESULTS_QUEUE"] = options.queue
+    made["CELERIAC_DEAD_QUEUE"] = options.dead_queue
+    if "CELERIAC_BROKER" not in env:
+        made["CELERIAC_BROKER"] = broker_url(app, options.broker)
+    if "CELERIAC_DATABASE" not in env:
+        connection = connections[alias or _results_alias()]
+        made["CELERIAC_DATABASE"] = database_url(connection)
+        if connection.vendor != "postgresql":
+            # PostgreSQL's columns have a time zone themselves.
+            made["CELERIAC_TIME_ZONE"] = connection.timezone_name
+        passfile = connection.settings_dict["OPTIONS"].get("passfile")
+        if connection.vendor == "postgresql" and passfile:
+            made["PGPASSFILE"] = os.fspath(passfile)
+    return {**made, **env}
+
+
+def _result_url(app: Celery) -> str | None:
+    """The URL of the app's result backend where it is ours; workers may be given it elsewhere."""
+    backend = app.conf.result_backend
+    url = backend.rpartition("+")[2] if isinstance(backend, str) else ""
+    return url if url.startswith("celeriac://") else None
+
+
+def _results_alias() -> str:
+    from django.apps import apps
+    from django.db import DEFAULT_DB_ALIAS, router
+
+    if not apps.is_installed("django_celery_results"):
+        return DEFAULT_DB_ALIAS
+    return router.db_for_write(apps.get_model("django_celery_results", "TaskResult"))
+
+
+# The broker -----------------------------------------------------------------------------------
+
+
+def broker_url(app: Celery, url: str | None = None) -> str:
+    """The brokers as the app connects to them for publishing, or those of `url`."""
+    from django.conf import settings
+
+    urls = url or app.conf.broker_write_url
+    if not urls:
+        # No Celery app was made when Django's settings were imported.
+        for name in ("CELERY_BROKER_URL", "BROKER_URL"):
+            urls = urls or getattr(settings, name, None)
+    if not urls:
+        raise SettingsError(
+            "no broker is configured in Django's settings or in a Celery app that the project "
+            "imports: set CELERIAC_BROKER"
+        )
+    parts = urls.split(";") if isinstance(urls, str) else urls
+    return ";".join(_broker_url(app, part) for part in parts if part)
+
+
+def _broker_url(app: Celery, url: str) -> str:
+    from kombu.transport.pyamqp import SSLTransport
+
+    connection = app.connection_for_write(url)
+    scheme = connection.transport_cls
+    if scheme not in ("amqp", "amqps", "pyamqp", "librabbitmq"):
+        raise SettingsError(
+            f"the broker is {scheme}://, and results come by way of RabbitMQ: name one in the "
+            "URL, CELERY_RESULT_BACKEND = 'celeriac://?broker=amqp%3A%2F%2F…', or in "
+            "CELERIAC_BROKER"
+        )
+    password = connection.password
+    password = password() if callable(password) else password
+    has_tls = bool(connection.ssl) or scheme == "amqps"
+    port = connection.port or (SSLTransport.default_ssl_port if has_tls else 5672)
+    query = {"heartbeat": int(connection.heartbeat)} if connection.heartbeat else {}
+    if isinstance(connection.ssl, dict):
+        query.update(_broker_tls(connection.ssl))
+    return _url(
+        "amqps" if has_tls else "amqp",
+        connection.userid or "guest",
+        password or "guest",
+        connection.hostname or "localhost",
+        port,
+        connection.virtual_host or "/",
+        query,
+    )
+
+
+def _broker_tls(options: Mapping[str, Any]) -> dict[str, str]:
+    """py-amqp's options for TLS as parameters of the daemon's URL, which checks certificates."""
+    query = {}
+    for name in ("ca_certs", "certfile", "keyfile"):
+        if value := options.get(name) or options.get(f"ssl_{name}"):
+            query[f"ssl_{name}"] = os.fspath(value)
+    if options.get("cert_reqs", options.get("ssl_cert_reqs")) == ssl.CERT_NONE:
+        query["ssl_cert_reqs"] = "none"
+    return query
+
+
+# The database ---------------------------------------------------------------------------------
+
+
+def database_url(connection: BaseDatabaseWrapper) -> str:
+    """One of Django's databases as a URL, by its kind and not by the name of its engine."""
+    makers = {"postgresql": _postgresql, "mysql": _mysql, "sqlite": _sqlite}
+    if connection.vendor not in makers:
+        raise SettingsError(
+            f"the database {connection.alias!r} is {connection.vendor}, which Celeriac does not "
+            "write to: name one on PostgreSQL, MySQL, MariaDB or SQLite with --django-database"
+        )
+    return makers[connection.vendor](connection.settings_dict)
+
+
+def _postgresql(settings: Mapping[str, Any]) -> str:
+    """What libpq would connect to: without a host, its variable and then a local socket."""
+    options = settings["OPTIONS"]
+    if "service" in options:
+        raise _unsupported("the OPTIONS `service`")
+    host = settings["HOST"] or options.get("host") or os.environ.get("PGHOST")
+    port = settings["PORT"] or os.environ.get("PGPORT") or ""
+    if not host:
+        socket = f".s.PGSQL.{port or 5432}"
+        folders = [path for path in POSTGRESQL_SOCKETS if (Path(path) / socket).exists()]
+        host = folders[0] if folders else "localhost"
+    names = ("sslmode", "sslrootcert", "sslcert", "sslkey", "options")
+    query = {name: os.fspath(options[name]) for name in names if options.get(name)}
+    if role := options.get("assume_role"):
+        query["options"] = f"{query.get('options', '')} -c role={role}".strip()
+    user, password = settings["USER"], settings["PASSWORD"]
+    return _url("postgres", user, password, host, port, settings["NAME"] or "postgres", query)
+
+
+def _mysql(settings: Mapping[str, Any]) -> str:
+    """The options of mysqlclient and PyMySQL, which Django hands on."""
+    options = settings["OPTIONS"]
+    if "read_default_file" in options or "read_default_group" in options:
+        raise _unsupported("the OPTIONS `read_default_file`")
+    host, query = settings["HOST"] or "localhost", {}
+    if socket := host if host.startswith("/") else options.get("unix_socket"):
+        host, query["socket"] = "localhost", os.fspath(socket)
+    tls = options.get("ssl") or {}
+    for name in ("ca", "cert", "key"):
+        if value := tls.get(name) or options.get(f"ssl_{name}"):
+            query[f"ssl-{name}"] = os.fspath(value)
+    checks_host = tls.get("check_hostname") or options.get("ssl_verify_identity")
+    if mode := options.get("ssl_mode"):
+        query["ssl-mode"] = mode
+    elif "ssl-ca" in query:
+        query["ssl-mode"] = "VERIFY_IDENTITY" if checks_host else "VERIFY_CA"
+    elif tls or "ssl-cert" in query:
+        query["ssl-mode"] = "REQUIRED"
+    user = settings["USER"] or options.get("user", "")
+    password = settings["PASSWORD"] or options.get("password") or options.get("passwd", "")
+    name = settings["NAME"] or options.get("database") or options.get("db", "")
+    return _url("mysql", user, password, host, settings["PORT"], name, query)
+
+
+def _sqlite(settings: Mapping[str, Any]) -> str:
+    name = os.fspath(settings["NAME"])
+    if name.startswith("file:") or ":memory:" in name:
+        raise _unsupported("a URI or a database in memory as NAME of SQLite")
+    return f"sqlite:///{quote(os.path.abspath(name))}"
+
+
+def _unsupported(what: str) -> SettingsError:
+    return SettingsError(f"Celeriac cannot take {what} from Django: set CELERIAC_DATABASE")
+
+
+def _url(
+    scheme: str,
+    user: str,
+    password: str,
+    host: str,
+    port: int | str,
+    name: str,
+    query: Mapping[str, Any],
+) -> str:
+    """Every part is encoded, so that `/` in a host is the folder of a Unix socket."""
+    login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+    address = f"[{host}]" if ":" in host else quote(host, safe="")
+    address += f":{port}" if port else ""
+    parameters = f"?{urlencode(query, quote_via=quote)}" if query else ""
+    return f"{scheme}://{login}{'@' if login else ''}{address}/{quote(name, safe='')}{parameters}"
