@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import amqp
+from amqp.exceptions import MessageNacked
 from celery.exceptions import BackendStoreError, ImproperlyConfigured
 from celery.utils.log import get_logger
 from kombu.transport import pyamqp
@@ -44,7 +45,7 @@ PUBLISH_SECONDS = 60.0
 FAILURES = amqp.Connection.connection_errors + amqp.Connection.channel_errors
 
 #: Those of them that a closed connection cannot be the reason for.
-ANSWERS = amqp.Connection.channel_errors + (amqp.MessageNacked, socket.timeout)
+ANSWERS = amqp.Connection.channel_errors + (MessageNacked, socket.timeout)
 
 
 class PublishError(BackendStoreError):
@@ -143,7 +144,7 @@ class Publisher:
                     # is told. A soft time limit too can end the wait for a confirmation.
                     self._overdue.extend(one for one in link.sent if one is not message)
                     link.sent.clear()
-                    self._give_back(link, is_sound=isinstance(error, amqp.MessageNacked))
+                    self._give_back(link, is_sound=isinstance(error, MessageNacked))
                     if is_reused and isinstance(error, FAILURES) and not isinstance(error, ANSWERS):
                         # The broker closed it while nobody used it: no failure yet.
                         continue
@@ -282,7 +283,7 @@ class Link:
             )
         if self._is_nacked:
             self._is_nacked = False
-            raise amqp.MessageNacked(
+            raise MessageNacked(
                 f"the broker refused it (basic.nack), as the queue `{names.queue}` is full or has "
                 "no leader"
             )
