@@ -15,6 +15,7 @@ SITE = Path(__file__).resolve().parent / "site"
 
 #: What would otherwise leak from the caller's shell into the project or the daemon.
 FOREIGN = (
+    "ACCEPT_CONTENT",
     "CELERY_",
     "CELERIAC_",
     "DATABASE_URL",
@@ -42,6 +43,8 @@ class Project:
             "CELERY_BROKER_URL": broker,
             # A site package compiled by several Pythons at once is no place for stale caches.
             "PYTHONDONTWRITEBYTECODE": "1",
+            # Workers may run as root here, also where they accept pickle.
+            "C_FORCE_ROOT": "1",
             **(settings or {}),
         }
 
@@ -67,11 +70,18 @@ class Project:
         """Every result through the ORM and through `AsyncResult`, by task id."""
         return json.loads(self.manage("rows"))
 
-    def worker(self, log: Path, *, result_backend: str | None = None) -> Process:
+    def tables(self) -> dict[str, Any]:
+        """The rows of all three tables and what reading them through Celery gives."""
+        return json.loads(self.manage("tables"))
+
+    def worker(
+        self, log: Path, *more_options: str, result_backend: str | None = None
+    ) -> Process:
         """A stock worker, not yet started; without a result backend it has the project's own."""
         celery = self.python.parent / "celery"
         backend = ["--result-backend", result_backend] if result_backend else []
         options = ["--concurrency", "2", "--hostname", "worker@test", "--loglevel", "INFO"]
+        options += more_options
         return Process(
             f"Celery worker ({result_backend or 'django-db'})",
             [celery, "-A", "shop", *backend, "worker", *options],

@@ -129,7 +129,7 @@ def zoo(
         forwarder = stack.enter_context(Forwarder(stock_broker.url, targets))
         with ThreadPoolExecutor() as both:
             published = both.map(
-                lambda project: json.loads(project.manage("zoo", run)), (truth, stock)
+                lambda project: json.loads(project.manage("zoo", run, "--stock")), (truth, stock)
             )
         cases, same_cases = published
         assert cases == same_cases

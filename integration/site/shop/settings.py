@@ -84,10 +84,13 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = flag("USE_TZ", "on")
 TIME_ZONE = os.environ.get("TIME_ZONE", "UTC")
 
-# Where Django reads results. The workers are given `--result-backend rpc://`, which wins.
-CELERY_RESULT_BACKEND = "django-db"
+# Where Django reads results. The workers may be given another, as `--result-backend rpc://`, which
+# wins.
+CELERY_RESULT_BACKEND = os.environ.get("RESULT_BACKEND", "django-db")
 CELERY_RESULT_EXTENDED = flag("RESULT_EXTENDED", "on")
 CELERY_RESULT_SERIALIZER = os.environ.get("RESULT_SERIALIZER", "json")
+CELERY_RESULT_CHORD_RETRY_INTERVAL = float(os.environ.get("RESULT_CHORD_RETRY_INTERVAL", "1"))
+CELERY_ACCEPT_CONTENT = os.environ.get("ACCEPT_CONTENT", "json").split(",")
 CELERY_TASK_TRACK_STARTED = flag("TASK_TRACK_STARTED", "on")
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "amqp://guest:guest@localhost:5672//")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

@@ -14,6 +14,11 @@ def column(value):
     return value
 
 
+def columns(instance):
+    fields = instance._meta.concrete_fields
+    return {field.name: column(field.value_from_object(instance)) for field in fields}
+
+
 def async_result(task_id):
     """What a caller sees; a row that cannot be read is told as such, so that tests can compare."""
     try:
@@ -28,15 +33,15 @@ def async_result(task_id):
         return {"error": repr(error)}
 
 
+def rows():
+    return {
+        task.task_id: {"row": columns(task), "async_result": async_result(task.task_id)}
+        for task in TaskResult.objects.order_by("id")
+    }
+
+
 class Command(BaseCommand):
     help = "Print all task results as one JSON object by task id."
 
     def handle(self, *args, **options):
-        rows = {}
-        for task in TaskResult.objects.order_by("id"):
-            fields = task._meta.concrete_fields
-            rows[task.task_id] = {
-                "row": {field.name: column(field.value_from_object(task)) for field in fields},
-                "async_result": async_result(task.task_id),
-            }
-        self.stdout.write(json.dumps(rows))
+        self.stdout.write(json.dumps(rows()))

@@ -1,0 +1,69 @@
+"""All that the result tables hold, and all that Celery's result classes make of it."""
+
+import json
+import traceback
+
+from celery.result import AsyncResult, GroupResult
+from django.core.management.base import BaseCommand
+from django_celery_results.models import ChordCounter
+from django_celery_results.models import GroupResult as GroupRow
+from django_celery_results.models import TaskResult
+
+from .rows import column, columns
+
+
+def attempt(read):
+    """What `read` gives, or the error that it raises, as text."""
+    try:
+        return repr(read())
+    except Exception as error:
+        return "".join(traceback.format_exception_only(type(error), error))
+
+
+def task_view(task_id):
+    result = AsyncResult(task_id)
+    views = {
+        name: attempt(lambda name=name: getattr(result, name))
+        for name in (
+            "state",
+            "result",
+            "info",
+            "traceback",
+            "name",
+            "args",
+            "kwargs",
+            "worker",
+            "retries",
+            "queue",
+            "children",
+            "parent",
+        )
+    }
+    views["ready"] = attempt(result.ready)
+    views["got"] = attempt(lambda: result.get(timeout=1, propagate=False))
+    views["date_done"] = attempt(lambda: column(result.date_done))
+    return views
+
+
+def group_view(group_id):
+    def members():
+        restored = GroupResult.restore(group_id)
+        return restored.id, [(member.as_tuple(), member.state) for member in restored]
+
+    return {"members": attempt(members)}
+
+
+class Command(BaseCommand):
+    help = "Print the rows of all three tables, and what reading them through Celery gives."
+
+    def handle(self, *args, **options):
+        tasks = {
+            task.task_id: {"row": columns(task), "view": task_view(task.task_id)}
+            for task in TaskResult.objects.order_by("id")
+        }
+        groups = {
+            group.group_id: {"row": columns(group), "view": group_view(group.group_id)}
+            for group in GroupRow.objects.order_by("id")
+        }
+        chords = [columns(chord) for chord in ChordCounter.objects.order_by("id")]
+        self.stdout.write(json.dumps({"tasks": tasks, "groups": groups, "chords": chords}))

@@ -1,0 +1,101 @@
+"""What the cases are made of: ids that follow from a run's name, and the ways to publish."""
+
+import datetime
+import uuid
+
+from celery import current_app, shared_task
+
+ZOO = uuid.UUID("5a2b8f54-3c0f-4c53-9d0e-0f4f6d1f7c11")
+
+#: What stands for the last status of a task that leaves no row at all.
+NO_ROW = None
+
+#: A final state, which the serializer or the version of Celery decides.
+ENDS = "ENDS"
+
+#: Some state, final or not, which the version of Celery decides.
+SEEN = "SEEN"
+
+#: A row or none.
+MAYBE = "MAYBE"
+
+
+def task_id_of(run, name):
+    return str(uuid.uuid5(ZOO, f"{run}/{name}"))
+
+
+def child_id_of(parent_id, name):
+    return str(uuid.uuid5(uuid.UUID(parent_id), name))
+
+
+def children_of(parent_id, *names):
+    return [child_id_of(parent_id, name) for name in names]
+
+
+def simple(task, status, *args, **options):
+    """A case of one task that is published once."""
+
+    def publish(task_id):
+        task.apply_async(args, task_id=task_id, **options)
+        return {task_id: status}
+
+    return publish
+
+
+def called(task, status, args=(), kwargs=None, **options):
+    """The same for a task with keyword arguments, or with arguments by the dozen."""
+
+    def publish(task_id):
+        task.apply_async(args, kwargs, task_id=task_id, **options)
+        return {task_id: status}
+
+    return publish
+
+
+def spawning(task, names, status="SUCCESS", *args):
+    """A task that publishes children under ids of its own, which end well."""
+
+    def publish(task_id):
+        task.apply_async(args, task_id=task_id)
+        children = {child_id_of(task_id, name): "SUCCESS" for name in names}
+        return {task_id: status, **children}
+
+    return publish
+
+
+def send_body(task_id, body, headers):
+    """A message made by hand, as a producer that is not Celery sends it."""
+    with current_app.producer_or_acquire() as producer:
+        producer.publish(
+            body,
+            serializer="json",
+            exchange="",
+            routing_key="celery",
+            headers=headers,
+            correlation_id=task_id,
+            reply_to="celeriac.results",
+        )
+
+
+def in_an_hour():
+    return datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+
+
+@shared_task
+def echo(*args, **kwargs):
+    return [args, kwargs]
+
+
+@shared_task
+def add(left, right):
+    return left + right
+
+
+@shared_task
+def total(numbers):
+    return sum(numbers)
+
+
+@shared_task
+def break_down(*_):
+    raise ValueError("bad value")

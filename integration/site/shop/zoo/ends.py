@@ -1,0 +1,132 @@
+"""Ends that a task does not choose: revoked, terminated, expired, out of time."""
+
+import time
+
+from celery import current_app, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
+
+import celery
+
+from .cases import ENDS, NO_ROW, SEEN, called, echo, simple
+
+
+@shared_task(bind=True)
+def sleep_until_terminated(self, signal_name):
+    """Has itself terminated, so that nobody needs to find out when it runs."""
+    current_app.control.revoke(self.request.id, terminate=True, signal=signal_name)
+    time.sleep(60)
+
+
+@shared_task(soft_time_limit=0.5)
+def sleep_softly(caught):
+    try:
+        time.sleep(30)
+    except SoftTimeLimitExceeded:
+        if not caught:
+            raise
+        return "cleaned up"
+
+
+@shared_task(time_limit=1)
+def sleep_too_long():
+    time.sleep(30)
+
+
+@shared_task
+def sleep(seconds):
+    time.sleep(seconds)
+
+
+@shared_task(bind=True, time_limit=1)
+def tell_and_sleep_too_long(self):
+    self.update_state(state="PROGRESS", meta={"soon": "out of time"})
+    time.sleep(30)
+
+
+@shared_task(ignore_result=True, time_limit=1)
+def sleep_unwanted():
+    time.sleep(30)
+
+
+@shared_task(acks_late=True, time_limit=1)
+def sleep_late():
+    time.sleep(30)
+
+
+@shared_task(bind=True)
+def revoke_running(self):
+    """Does not stop what runs already."""
+    current_app.control.revoke(self.request.id)
+    time.sleep(0.3)
+    return "unimpressed"
+
+
+@shared_task(bind=True)
+def retry_once_revoked(self):
+    """Is revoked while it waits for its next attempt."""
+    current_app.control.revoke(self.request.id)
+    raise self.retry(countdown=1)
+
+
+def revoke(task_id, **options):
+    """Waits until the one worker has heard of it."""
+    current_app.control.revoke(task_id, reply=True, limit=1, **options)
+
+
+def publish_expired(task_id):
+    """The worker holds the message until its countdown is over, which is past its expiry."""
+    echo.apply_async(("late",), task_id=task_id, countdown=2, expires=1)
+    return {task_id: "REVOKED"}
+
+
+def publish_revoked(task_id):
+    """The worker knows before the task arrives."""
+    revoke(task_id)
+    echo.apply_async(("revoked",), task_id=task_id)
+    return {task_id: "REVOKED"}
+
+
+def publish_revoked_waiting(task_id):
+    echo.apply_async(("waiting",), task_id=task_id, countdown=1.5)
+    revoke(task_id)
+    return {task_id: "REVOKED"}
+
+
+def publish_revoked_unwanted(task_id):
+    revoke(task_id)
+    echo.apply_async(("revoked",), task_id=task_id, ignore_result=True)
+    return {task_id: SEEN if celery.VERSION >= (5, 6) else NO_ROW}
+
+
+def publish_revoked_stamped(task_id):
+    current_app.control.revoke_by_stamped_headers({"order": [task_id]}, reply=True, limit=1)
+    signature = echo.s("stamped")
+    signature.stamp(order=task_id)
+    signature.apply_async(task_id=task_id)
+    return {task_id: "REVOKED"}
+
+
+STOCK = {
+    "terminated": simple(sleep_until_terminated, "REVOKED", "SIGKILL"),
+    "expired": publish_expired,
+    "revoked": publish_revoked,
+    "time_limit.hard": simple(sleep_too_long, "FAILURE"),
+    "time_limit.soft": simple(sleep_softly, "FAILURE", False),
+    "time_limit.soft_caught": simple(sleep_softly, "SUCCESS", True),
+}
+
+CASES = {
+    **STOCK,
+    "terminated.softly": simple(sleep_until_terminated, "REVOKED", "SIGTERM"),
+    "time_limit.hard_told": simple(tell_and_sleep_too_long, "FAILURE"),
+    "time_limit.hard_late": simple(sleep_late, "FAILURE"),
+    "time_limit.hard_unwanted": simple(sleep_unwanted, NO_ROW),
+    "time_limit.by_call": called(sleep, "FAILURE", (30,), time_limit=1),
+    "time_limit.soft_by_call": called(sleep, "FAILURE", (30,), soft_time_limit=0.5),
+    "revoked.waiting": publish_revoked_waiting,
+    "revoked.running": simple(revoke_running, SEEN),
+    "revoked.retrying": simple(retry_once_revoked, "REVOKED"),
+    "revoked.unwanted": publish_revoked_unwanted,
+}
+if celery.VERSION >= (5, 3):
+    CASES["revoked.stamped"] = publish_revoked_stamped
