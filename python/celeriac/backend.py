@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 from celery.backends.base import BaseDictBackend, get_current_task
 from celery.exceptions import BackendGetMetaError, ImproperlyConfigured
+from celery.utils.functional import LRUCache
 from celery.utils.log import get_logger
 from celery.utils.serialization import b64encode
 
@@ -49,6 +50,7 @@ class CeleriacBackend(BaseDictBackend):
         self.thread_safe = True
         self._kwargs = kwargs
         self._reader: DatabaseBackend | None = None
+        self._saved_groups = LRUCache(limit=100)
         self._has_warned = False
 
     def as_uri(self, include_password: bool = False) -> str:
@@ -148,7 +150,8 @@ class CeleriacBackend(BaseDictBackend):
             message.group_result(group_id, date_done, content_type, content_encoding, encoded)
         )
         # Whoever saved it can restore it at once, before the row is there.
-        self._cache[group_id] = {"group_id": group_id, "result": result, "date_done": date_done}
+        meta = {"group_id": group_id, "result": result, "date_done": date_done}
+        self._saved_groups[group_id] = meta
         return result
 
     def _publish(self, published: amqp.Message, *, confirm_later: bool = False) -> None:
@@ -220,9 +223,20 @@ class CeleriacBackend(BaseDictBackend):
         self.reader.cleanup()
 
     def _restore_group(self, group_id: str) -> dict[str, Any] | None:
-        return self.reader._restore_group(group_id)
+        saved = self._saved_groups.get(group_id)
+        try:
+            meta = self.reader._restore_group(group_id)
+        except ReadingError:
+            if saved is None:
+                raise
+            return saved
+        if not meta or meta["result"] is None:
+            return saved or meta
+        self._saved_groups.pop(group_id, None)
+        return meta
 
     def _delete_group(self, group_id: str) -> None:
+        self._saved_groups.pop(group_id, None)
         self.reader._delete_group(group_id)
 
 

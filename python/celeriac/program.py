@@ -121,14 +121,15 @@ def broker_url(app: Celery, url: str | None = None) -> str:
 def _broker_url(app: Celery, url: str) -> str:
     from kombu.transport.pyamqp import SSLTransport
 
-    connection = app.connection_for_write(url)
-    scheme = connection.transport_cls
+    # Without a scheme it is a host, and the setting `broker_transport` counts.
+    scheme = url.partition("://")[0] if "://" in url else app.conf.broker_transport or "amqp"
     if scheme not in ("amqp", "amqps", "pyamqp", "librabbitmq"):
         raise SettingsError(
             f"the broker is {scheme}://, and results come by way of RabbitMQ: name one in the "
             "URL, CELERY_RESULT_BACKEND = 'celeriac://?broker=amqp%3A%2F%2F…', or in "
             "CELERIAC_BROKER"
         )
+    connection = app.connection_for_write(url)
     password = connection.password
     password = password() if callable(password) else password
     has_tls = bool(connection.ssl) or scheme == "amqps"

@@ -41,11 +41,15 @@ ANSWER_SECONDS = 30.0
 #: How long to go on trying where Celery's `result_backend_always_retry` is off.
 PUBLISH_SECONDS = 60.0
 
-#: What py-amqp raises where the connection or the channel is of no use any more.
-FAILURES = amqp.Connection.connection_errors + amqp.Connection.channel_errors
+#: What py-amqp raises where the broker is not there or does not take a message.
+FAILURES = (
+    *amqp.Connection.connection_errors,
+    *amqp.Connection.channel_errors,
+    MessageNacked,
+)
 
 #: Those of them that a closed connection cannot be the reason for.
-ANSWERS = amqp.Connection.channel_errors + (MessageNacked, socket.timeout)
+ANSWERS = (*amqp.Connection.channel_errors, MessageNacked, socket.timeout)
 
 
 class PublishError(BackendStoreError):
@@ -108,7 +112,7 @@ class Publisher:
         while True:
             try:
                 self._attempt(message, confirm_later)
-            except FAILURES + (PublishError,) as error:
+            except FAILURES as error:
                 failure = self._failure(error)
                 wait = next(waits)
                 limit = policy["max_retries"]

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from celery import current_app
+from celery.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from celeriac.program import SettingsError, environment, execute
@@ -41,8 +43,6 @@ class Command(BaseCommand):
         try:
             if {"-h", "--help", "-V", "--version", "help"} & set(rest):
                 execute(rest, os.environ)
-            from celery import current_app
-
             execute(rest, environment(current_app._get_current_object(), ours.django_database))
-        except SettingsError as error:
+        except (ImproperlyConfigured, SettingsError) as error:
             raise CommandError(str(error)) from error
