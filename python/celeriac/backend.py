@@ -137,6 +137,14 @@ class CeleriacBackend(BaseDictBackend):
         request = request or getattr(get_current_task(), "request", None)
         return getattr(request, "meta", None) or {}
 
+    def fallback_chord_unlock(self, *args: Any, **kwargs: Any) -> None:
+        """As Celery's, but what unlocks a chord is no child of the task that starts the chord."""
+        task = self.app.current_worker_task
+        children = task.request.children if task else []
+        known = len(children)
+        super().fallback_chord_unlock(*args, **kwargs)
+        del children[known:]
+
     def encode_content(self, data: Any) -> tuple[str, str, Any]:
         content_type, content_encoding, content = self._encode(data)
         if content_encoding == "binary":
