@@ -85,3 +85,57 @@ class Side:
         except Failure as failure:
             failure.add_note(json.dumps(missing(), indent=1))
             raise
+
+
+# Rules ---------------------------------------------------------------------------------------
+
+#: In what two runs of the same tasks differ, whoever stores them.
+CHANGING = (
+    # Processes, and the jobs of a pool
+    (re.compile(r"(\bpid['\"]?: )\d+"), r"\1PID"),
+    (re.compile(r"(Job: )\d+"), r"\1JOB"),
+    # Objects by their address
+    (re.compile(r"\b0x[0-9a-f]{6,}"), "ADDRESS"),
+)
+
+UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
+
+#: One frame of a traceback, with the lines of code and of marks below it.
+FRAME = re.compile(r'^(?P<indent> +)File "(?P<file>[^"]*)", line .*\n(?:(?P=indent) .*\n)*', re.M)
+
+#: The frames of a result backend, between those of Celery that call it and those of the encoder.
+BACKENDS = ("/django_celery_results/", "/celeriac/")
+
+
+@dataclass
+class Rules:
+    """Compares texts of two runs; `named` are the ids that the zoo has chosen."""
+
+    named: frozenset[str] = field(default_factory=frozenset)
+
+    def normalised(self, text: str | None) -> str | None:
+        if text is None:
+            return None
+        for pattern, replacement in CHANGING:
+            text = pattern.sub(replacement, text)
+        return UUID.sub(lambda found: found[0] if found[0] in self.named else "ID", text)
+
+    def traceback(self, text: str | None) -> str | None:
+        """Without the frames of whichever backend stored the result."""
+        if text is None:
+            return None
+
+        def shown(frame: re.Match[str]) -> str:
+            return "" if any(part in frame["file"] for part in BACKENDS) else frame[0]
+
+        return self.normalised(FRAME.sub(shown, text))
+
+    def same_column(self, column: str, true: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+        """To the letter; where that is base64, values may differ in what changes between runs."""
+        left, right = true["row"][column], ours["row"][column]
+        if left == right or self.normalised(left) == self.normalised(right):
+            return True
+        if true["row"]["content_encoding"] != "binary" or left is None or right is None:
+            return False
+        left, right = true["decoded"][column], ours["decoded"][column]
+        return left != right and self.normalised(left) == self.normalised(right)

@@ -11,7 +11,7 @@ from .canvas import (
     replace_with_group,
     spawn,
 )
-from .cases import NO_ROW, MAYBE, add, child_id_of, children_of, echo, simple, spawning, total
+from .cases import ENDS, MAYBE, NO_ROW, add, child_id_of, children_of, echo, simple, spawning, total
 from .ends import sleep_too_long
 from .failures import fail
 from .requests import set_meta
@@ -304,10 +304,10 @@ CASES = {
     "chord.header_values": header_and_body(
         lambda: (give.s("datetime_aware"), give.s("text_beyond_bmp"), give.s("none")),
         echo.s,
+        ENDS,
         "SUCCESS",
         "SUCCESS",
-        "SUCCESS",
-        "SUCCESS",
+        ENDS,
     ),
     "chord.errback_old": publish_errback(errback_of_old.s(), "SUCCESS"),
     "chord.errback_new": publish_errback(errback_of_new.s(), NO_ROW),

@@ -3,8 +3,10 @@
 import json
 import traceback
 
+from celery import current_app
 from celery.result import AsyncResult, GroupResult
 from django.core.management.base import BaseCommand
+from django_celery_results.backends import DatabaseBackend
 from django_celery_results.models import ChordCounter
 from django_celery_results.models import GroupResult as GroupRow
 from django_celery_results.models import TaskResult
@@ -13,11 +15,21 @@ from .rows import column, columns
 
 
 def attempt(read):
-    """What `read` gives, or the error that it raises, as text."""
+    """What `read` gives, or what it raises, as text; results can be a KeyboardInterrupt."""
     try:
         return repr(read())
-    except Exception as error:
+    except BaseException as error:
         return "".join(traceback.format_exception_only(type(error), error))
+
+
+def decoded(row):
+    """The columns that a serializer wrote, as values: two runs' bytes differ by process ids."""
+    backend = DatabaseBackend(app=current_app)
+    return {
+        name: attempt(lambda name=name: backend.decode_content(row, getattr(row, name)))
+        for name in ("result", "meta", "task_args", "task_kwargs")
+        if hasattr(row, name)
+    }
 
 
 def task_view(task_id):
@@ -39,8 +51,8 @@ def task_view(task_id):
             "parent",
         )
     }
-    views["ready"] = attempt(result.ready)
-    views["got"] = attempt(lambda: result.get(timeout=1, propagate=False))
+    # Waiting for one that is not there would take its time.
+    views["got"] = attempt(lambda: result.ready() and result.get(timeout=1))
     views["date_done"] = attempt(lambda: column(result.date_done))
     return views
 
@@ -58,11 +70,19 @@ class Command(BaseCommand):
 
     def handle(self, *args, **options):
         tasks = {
-            task.task_id: {"row": columns(task), "view": task_view(task.task_id)}
+            task.task_id: {
+                "row": columns(task),
+                "decoded": decoded(task),
+                "view": task_view(task.task_id),
+            }
             for task in TaskResult.objects.order_by("id")
         }
         groups = {
-            group.group_id: {"row": columns(group), "view": group_view(group.group_id)}
+            group.group_id: {
+                "row": columns(group),
+                "decoded": decoded(group),
+                "view": group_view(group.group_id),
+            }
             for group in GroupRow.objects.order_by("id")
         }
         chords = [columns(chord) for chord in ChordCounter.objects.order_by("id")]
