@@ -90,6 +90,10 @@ class Broker:
         with self.channel() as channel:
             channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
 
+    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        with self.channel() as channel:
+            channel.queue_bind(queue, exchange, routing_key)
+
     def delete(self, queue: str) -> None:
         with self.channel() as channel:
             channel.queue_delete(queue)

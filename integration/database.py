@@ -61,6 +61,12 @@ class Database:
     def statuses(self) -> dict[str, str]:
         return dict(self.query(f"select task_id, status from {TABLE}"))
 
+    def forget(self, task_id: str) -> None:
+        """Deletes one row."""
+        mark = "?" if self.engine == "sqlite" else "%s"
+        with self.connect() as connection:
+            connection.cursor().execute(f"delete from {TABLE} where task_id = {mark}", (task_id,))
+
     def row(self, task_id: str) -> dict[str, Any] | None:
         """One row by its column names, or None, also where the database cannot hold such an id."""
         mark = "?" if self.engine == "sqlite" else "%s"

@@ -38,6 +38,7 @@ class Project:
         self, python: Path, database: str, broker: str, settings: Mapping[str, str] | None = None
     ) -> None:
         self.python = python
+        self.settings = dict(settings or {})
         self.env = clean_environment() | {
             "DATABASE_URL": database,
             "CELERY_BROKER_URL": broker,
@@ -45,7 +46,7 @@ class Project:
             "PYTHONDONTWRITEBYTECODE": "1",
             # Workers may run as root here, also where they accept pickle.
             "C_FORCE_ROOT": "1",
-            **(settings or {}),
+            **self.settings,
         }
 
     def manage(self, *arguments: str) -> str:

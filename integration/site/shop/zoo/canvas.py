@@ -1,7 +1,6 @@
 """Tasks that lead to other tasks: children, chains, groups, links, replacements."""
 
 from celery import chain, group, shared_task, signature
-from celery.canvas import StampingVisitor
 
 import celery
 
@@ -240,6 +239,8 @@ def publish_chain_linked(task_id):
 
 
 def publish_chain_stamped(task_id):
+    from celery.canvas import StampingVisitor
+
     class Order(StampingVisitor):
         def on_signature(self, sig, **headers):
             return {"order": "o-1", "stamped_headers": ["order"]}

@@ -5,7 +5,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 import celery
 
-from .cases import ENDS, NO_ROW, SEEN, called, child_id_of, echo, simple
+from .cases import ENDS, MAYBE, NO_ROW, SEEN, called, child_id_of, echo, simple
 
 
 @shared_task(bind=True, max_retries=3)
@@ -365,8 +365,8 @@ CASES = {
     ),
     "unwanted": simple(unwanted, NO_ROW),
     "unwanted.failure": simple(unwanted, NO_ROW, "fail"),
-    "unwanted.asked_for": simple(unwanted, SEEN, ignore_result=False),
-    "unwanted.asked_for_failure": simple(unwanted, SEEN, "fail", ignore_result=False),
+    "unwanted.asked_for": simple(unwanted, MAYBE, ignore_result=False),
+    "unwanted.asked_for_failure": simple(unwanted, MAYBE, "fail", ignore_result=False),
     "unwanted.failure_wanted": simple(unwanted_but_errors, "FAILURE", "fail"),
     "unwanted.but_errors": simple(unwanted_but_errors, NO_ROW),
     "unwanted.progress": simple(unwanted_progress, "PROGRESS"),
