@@ -19,7 +19,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import amqp
 import pytest
 from celery import Celery, chain, chord, group
 from celery.app.task import Context
@@ -112,9 +111,7 @@ def _nothing_was_warned_of() -> None:
 def make_backend(broker: str, url: str = "celeriac://", **settings: Any) -> CeleriacBackend:
     app = Celery("test", broker=broker, backend=url, set_as_current=False)
     app.conf.update(settings)
-    made = app.backend
-    made.app_is_kept = app  # the backend of an app is found by a weak reference
-    return made
+    return app.backend
 
 
 def bodies(broker: Broker, queue: str = RESULTS) -> list[dict[str, Any]]:
@@ -186,7 +183,9 @@ def test_without_extended_results_only_the_traceback_is_more(
     broker: Broker, backend: CeleriacBackend
 ) -> None:
     request = Context(id="t1", task="shop.price", args=(), kwargs={}, hostname="w")
-    backend.store_result("t1", ValueError(1), "FAILURE", traceback="Traceback …\ud800", request=request)
+    backend.store_result(
+        "t1", ValueError(1), "FAILURE", traceback="Traceback …\ud800", request=request
+    )
     [body] = bodies(broker)
     assert json.loads(body["result"])["exc_type"] == "ValueError"
     assert body["traceback"] == "Traceback …\ud800"
@@ -282,7 +281,9 @@ def test_the_url_that_is_shown_has_no_password() -> None:
     backend = make_backend("amqp://", url)
     shown = backend.as_uri()
     assert "secret" not in shown
-    assert shown == "celeriac://?broker=amqp%3A%2F%2Fu%3A**%40a%2F%2F%3Bamqp%3A%2F%2Fu%3A**%40b%2F%2F"
+    assert (
+        shown == "celeriac://?broker=amqp%3A%2F%2Fu%3A**%40a%2F%2F%3Bamqp%3A%2F%2Fu%3A**%40b%2F%2F"
+    )
     assert backend.as_uri(include_password=True).count("secret") == 2
 
 
@@ -516,9 +517,7 @@ def test_a_broker_that_does_not_confirm_is_not_waited_for_for_ever(
     assert {"t0", "t2"} <= ids(broker)
 
 
-def test_a_blocked_connection_is_named(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_blocked_connection_is_named(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a memory alarm RabbitMQ reads nothing more from whoever publishes."""
     monkeypatch.setattr(publisher, "ANSWER_SECONDS", 1.0)
     with private("rabbitmq") as server:
@@ -641,9 +640,7 @@ Start = Callable[..., Process]
 
 
 @pytest.fixture
-def start_worker(
-    broker: Broker, without_django: dict[str, str], tmp_path: Path
-) -> Iterator[Start]:
+def start_worker(broker: Broker, without_django: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     """Starts a worker with the given options and waits for it to be ready."""
     started: list[Process] = []
 
@@ -917,9 +914,7 @@ def manage(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
 
-    def run(
-        *arguments: str, settings: str = "", **env: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, settings: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "some_settings.py").write_text(
             "SECRET_KEY = 'x'\n"
             "INSTALLED_APPS = ['django_celery_results', 'celeriac']\n"
@@ -1009,8 +1004,7 @@ DATABASE_URLS = {
         "mysql://u@db/n?ssl-ca=%2Fca&ssl-mode=VERIFY_CA",
     ),
     "a socket of MySQL": (
-        "'ENGINE': 'django.db.backends.mysql', 'HOST': '/run/mysqld.sock', 'NAME': 'n',"
-        "'USER': 'u'",
+        "'ENGINE': 'django.db.backends.mysql', 'HOST': '/run/mysqld.sock', 'NAME': 'n','USER': 'u'",
         "mysql://u@localhost/n?socket=%2Frun%2Fmysqld.sock",
     ),
     "a path of SQLite": (
@@ -1024,20 +1018,22 @@ DATABASE_URLS = {
 def test_django_databases_as_urls(manage: Any, case: str) -> None:
     settings, url = DATABASE_URLS[case]
     settings = (
-        "import pymysql; pymysql.install_as_MySQLdb()\n"
-        f"DATABASES = {{'default': {{{settings}}}}}"
+        f"import pymysql; pymysql.install_as_MySQLdb()\nDATABASES = {{'default': {{{settings}}}}}"
     )
     assert given(manage("run", settings=settings))["CELERIAC_DATABASE"] == url
 
 
 @pytest.mark.parametrize(
     ("options", "use_tz", "zone"),
-    [("", True, "UTC"), ("", False, "Europe/Paris"), ("'TIME_ZONE': 'Asia/Tokyo'", True, "Asia/Tokyo")],
+    [
+        ("", True, "UTC"),
+        ("", False, "Europe/Paris"),
+        ("'TIME_ZONE': 'Asia/Tokyo'", True, "Asia/Tokyo"),
+    ],
 )
 def test_the_time_zone_of_the_columns(manage: Any, options: str, use_tz: bool, zone: str) -> None:
     settings = (
-        f"USE_TZ = {use_tz}\nTIME_ZONE = 'Europe/Paris'\n"
-        f"DATABASES['default'].update({{{options}}})"
+        f"USE_TZ = {use_tz}\nTIME_ZONE = 'Europe/Paris'\nDATABASES['default'].update({{{options}}})"
     )
     assert given(manage("run", settings=settings))["CELERIAC_TIME_ZONE"] == zone
     postgresql = "\nDATABASES['default'].update(ENGINE='django.db.backends.postgresql', HOST='h')"

@@ -13,11 +13,11 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import amqp
 from amqp.exceptions import MessageNacked
@@ -38,7 +38,8 @@ logger = get_logger(__name__)
 #: while a quorum queue elects a leader; a new connection before that would add to its troubles.
 ANSWER_SECONDS = 30.0
 
-#: How long to go on trying where Celery's `result_backend_always_retry` is off.
+#: How long to go on trying where Celery's `result_backend_always_retry` is off: longer than the
+#: twenty retries of Celery's own policy, and than one confirmation that does not come.
 PUBLISH_SECONDS = 60.0
 
 #: What py-amqp raises where the broker is not there or does not take a message.
@@ -64,7 +65,7 @@ class Publisher:
     """Publishes messages for one app to the queue that `options` name."""
 
     def __init__(self, app: Celery, options: Options) -> None:
-        self._app = app
+        self._app = weakref.proxy(app)
         self._options = options
         self._limit = app.conf.broker_pool_limit
         self._is_failing = False
@@ -132,13 +133,19 @@ class Publisher:
         """Sends the message, if any, and what is overdue, on a connection that is free."""
         with self._slots:
             while True:
-                link = self._take(only_unconfirmed=message is None and not self._overdue)
+                has_nothing_to_send = message is None and not self._overdue
+                link = self._take(only_unconfirmed=has_nothing_to_send)
                 is_reused = link is not None
                 if link is None:
+                    if has_nothing_to_send:
+                        return  # another thread waits for the confirmations
                     link = self._connect()
                 try:
                     while self._overdue:
-                        link.send(self._overdue.popleft())
+                        try:
+                            link.send(self._overdue.popleft())
+                        except IndexError:
+                            break  # another thread was faster
                     if message is not None:
                         link.send(message)
                     if not confirm_later:
@@ -201,7 +208,10 @@ class Publisher:
         cause = str(error) or type(error).__name__
         words = f"a result could not be published to {self._broker().as_uri()}: {cause}"
         failure = PublishError(words)
-        if isinstance(error, (amqp.AccessRefused, amqp.NotAllowed)):
+        if isinstance(error, amqp.PreconditionFailed):
+            # The message is larger than `max_message_size`.
+            failure = RefusedError(words)
+        elif isinstance(error, (amqp.AccessRefused, amqp.NotAllowed)):
             failure = RefusedError(
                 f"{words}; check the login, the virtual host and the user's permission to write "
                 f"to the exchange `{self._options.exchange}`"
@@ -216,8 +226,9 @@ class Publisher:
         self._slots = threading.BoundedSemaphore(self._limit or 2**31)
         self._links: set[Link] = set()
         self._idle: list[Link] = []
-        #: Messages that may not have arrived and whose senders do not wait for them any more.
-        self._overdue: deque[amqp.Message] = deque()
+        #: Messages that may not have arrived and whose senders do not wait for them any more. The
+        #: limit is for a broker that is away for hours, while task after task fails for it.
+        self._overdue: deque[amqp.Message] = deque(maxlen=1000)
 
     def forget_inherited(self) -> None:
         """For a child process: the parent's connections are the parent's.
@@ -255,6 +266,10 @@ class Link:
 
     def send(self, message: amqp.Message) -> None:
         self.sent.append(message)
+        if not self._is_missing:
+            self._publish(message)
+
+    def _publish(self, message: amqp.Message) -> None:
         try:
             # This looks first whether the broker has closed the connection or the channel.
             self._channel.basic_publish(
@@ -275,9 +290,8 @@ class Link:
         if self._is_missing:
             # The exchange, the queue or the binding was deleted: all are made again.
             self._open()
-            again, self.sent = self.sent, []
-            for message in again:
-                self.send(message)
+            for message in self.sent:
+                self._publish(message)
             self._wait()
         names = self._options
         if self._is_missing:
@@ -421,7 +435,8 @@ def transport(broker: Connection) -> pyamqp.Transport:
 
 
 # One publisher serves all backends of an app: up to Celery 5.2 each thread has its own backend.
-_publishers: WeakKeyDictionary[Celery, dict[Options, Publisher]] = WeakKeyDictionary()
+_publishers: weakref.WeakKeyDictionary[Celery, dict[Options, Publisher]]
+_publishers = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 _inherited: list[Link] = []
 _warned: set[str] = set()
