@@ -45,7 +45,13 @@ def text(value: Any) -> str | None:
 
 
 def task_result(task_id: Any, date_done: str, columns: dict[str, Any]) -> amqp.Message:
-    """One state of a task; `columns` has a value for each of `TASK_COLUMNS`."""
+    """One state of a task; `columns` has a value for each of `TASK_COLUMNS`.
+
+    Some versions of Celery tell the failure of a body that has no id (5.4, chords); the table has
+    no room for that, and the error is raised where django-celery-results would raise its own.
+    """
+    if task_id is None or columns["status"] is None:
+        raise ValueError("a result without a task id or a status cannot be stored")
     body: dict[str, Any] = {"version": VERSION, "task_id": text(task_id)}
     for name in TASK_COLUMNS:
         body[name] = text(columns[name])
