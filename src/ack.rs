@@ -87,7 +87,8 @@ pub struct Acknowledger {
     consumer_tag: ShortString,
     brokers: Vec<BrokerUrl>,
     dead_queue: String,
-    results_queue: String,
+    /// The queue that the messages come from.
+    queue: String,
     /// A connection of its own, opened for the first dead letter: a broker that is short of
     /// memory or disk stops reading from connections that publish, and acknowledgements would
     /// stand behind the letter.
@@ -101,13 +102,18 @@ struct Publisher {
 }
 
 impl Acknowledger {
-    pub(crate) fn new(channel: Channel, consumer_tag: ShortString, config: &Config) -> Self {
+    pub(crate) fn new(
+        channel: Channel,
+        consumer_tag: ShortString,
+        queue: &str,
+        config: &Config,
+    ) -> Self {
         Self {
             channel,
             consumer_tag,
             brokers: config.brokers.clone(),
             dead_queue: config.dead_queue.clone(),
-            results_queue: config.results_queue.clone(),
+            queue: queue.to_owned(),
             publisher: Mutex::new(None),
         }
     }
@@ -132,7 +138,7 @@ impl Acknowledger {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let mut confirmations = Vec::with_capacity(letters.len());
         for (message, reason) in letters {
-            let properties = dead_properties(message, reason, &self.results_queue);
+            let properties = dead_properties(message, reason, &self.queue);
             let published = channel.basic_publish(
                 ShortString::default(),
                 queue.clone(),
@@ -185,7 +191,7 @@ type Setter = fn(BasicProperties, ShortString) -> BasicProperties;
 
 /// The properties of a dead letter: the message's own, made persistent and without an expiry,
 /// and headers that say why, from where, when and by whom.
-fn dead_properties(message: &Message, reason: &Reason, results_queue: &str) -> BasicProperties {
+fn dead_properties(message: &Message, reason: &Reason, from_queue: &str) -> BasicProperties {
     let Properties {
         content_type,
         content_encoding,
@@ -218,7 +224,7 @@ fn dead_properties(message: &Message, reason: &Reason, results_queue: &str) -> B
     if is_too_large {
         set("x-celeriac-headers", "the message's own headers were too large to be kept");
     }
-    set("x-celeriac-queue", results_queue);
+    set("x-celeriac-queue", from_queue);
     set("x-celeriac-exchange", &message.exchange);
     set("x-celeriac-routing-key", &message.routing_key);
     set("x-celeriac-time", &Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true));

@@ -7,11 +7,11 @@ use std::collections::btree_map::Entry;
 use crate::message::Message;
 use crate::row::{Key, Row};
 
-/// How much one batch may hold. It is full when either limit is reached, and holds at least one
-/// message however large that is.
+/// How much one batch may hold. It is full when a limit is reached, and holds at least one message
+/// however large that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most messages in a batch.
+    /// The most messages, and the most rows, in a batch.
     pub max_rows: usize,
     /// The most bytes of message bodies in a batch.
     pub max_bytes: usize,
@@ -19,13 +19,14 @@ pub struct Limits {
 
 /// What is written, dead-lettered and acknowledged together.
 ///
-/// Every message that was pushed is either the source of a row or refused; acknowledging the
+/// Every message that was pushed is the source of rows, or refused, or says nothing; acknowledging the
 /// last one on its channel, with all before it, therefore settles exactly this batch.
 #[derive(Debug, Default)]
 pub struct Batch {
     messages: Vec<Message>,
     rows: BTreeMap<Key, Merged>,
     refused: Vec<Refused>,
+    skipped: Option<(usize, &'static str)>,
     size_bytes: usize,
 }
 
@@ -54,23 +55,46 @@ pub struct Reason {
 }
 
 impl Batch {
-    /// Adds a message and what was read from it, merging it into the row with its id.
-    pub fn push(&mut self, message: Message, read: Result<Row, Reason>) {
+    /// Adds a message and the rows that were read from it, each merged into the one with its id.
+    pub fn push(&mut self, message: Message, read: Result<Vec<Row>, Reason>) {
         let place = self.messages.len();
         self.size_bytes += message.body.len();
         self.messages.push(message);
         match read {
-            Ok(row) => match self.rows.entry(row.key()) {
-                Entry::Vacant(entry) => {
-                    entry.insert(Merged { row, sources: vec![place] });
+            Ok(rows) => {
+                for row in rows {
+                    self.merge(row, place);
                 }
-                Entry::Occupied(mut entry) => {
-                    entry.get_mut().row.merge(row);
-                    entry.get_mut().sources.push(place);
-                }
-            },
+            }
             Err(reason) => self.refused.push(Refused { message: place, reason }),
         }
+    }
+
+    fn merge(&mut self, row: Row, place: usize) {
+        match self.rows.entry(row.key()) {
+            Entry::Vacant(entry) => {
+                entry.insert(Merged { row, sources: vec![place] });
+            }
+            Entry::Occupied(mut entry) => {
+                let merged = entry.get_mut();
+                merged.row.merge(row);
+                if merged.sources.last() != Some(&place) {
+                    merged.sources.push(place);
+                }
+            }
+        }
+    }
+
+    /// Counts events of a message that were left out, and keeps what was wrong with the last.
+    pub fn skip(&mut self, events: usize, problem: &'static str) {
+        let (count, _) = self.skipped.unwrap_or_default();
+        self.skipped = Some((count + events, problem));
+    }
+
+    /// How many events were left out, and what was wrong with the last of them.
+    #[must_use]
+    pub fn skipped(&self) -> Option<(usize, &'static str)> {
+        self.skipped
     }
 
     /// Whether nothing was pushed.
@@ -82,7 +106,8 @@ impl Batch {
     /// Whether the batch should be written before more is pushed.
     #[must_use]
     pub fn is_full(&self, limits: Limits) -> bool {
-        self.messages.len() >= limits.max_rows || self.size_bytes >= limits.max_bytes
+        self.messages.len().max(self.rows.len()) >= limits.max_rows
+            || self.size_bytes >= limits.max_bytes
     }
 
     /// How many messages were pushed.
@@ -113,7 +138,11 @@ impl Batch {
     }
 
     /// Marks the message at a place, as [`Batch::sources`] gives it, as one that cannot be stored.
+    /// A message of several rows is refused once.
     pub fn refuse(&mut self, place: usize, reason: Reason) {
+        if self.refused.iter().any(|refused| refused.message == place) {
+            return;
+        }
         self.refused.push(Refused { message: place, reason });
     }
 

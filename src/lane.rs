@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::config::Config;
+use crate::config::{Config, Events};
 use crate::pipeline::{self, End, Pace};
 use crate::source::{Session, SourceError};
 use crate::store::{Store, StoreError};
@@ -31,26 +31,33 @@ const CAREFUL_DELAY: Duration = Duration::from_millis(20);
 
 /// Runs one lane until `shutdown` is cancelled. It takes messages only while the database can be
 /// written, and outlives the loss of either side.
-pub async fn run<S: Store>(config: &Config, mut store: S, shutdown: &CancellationToken) {
+///
+/// It takes the events where they are given, else the results.
+pub async fn run<S: Store>(
+    config: &Config,
+    events: Option<&Events>,
+    mut store: S,
+    shutdown: &CancellationToken,
+) {
+    let queue = events.map_or(&config.results_queue, |events| &events.queue);
     let pace = Pace { limits: config.limits, max_wait: config.max_wait };
     let mut backoff = Backoff::new();
     let mut is_careful = false;
     let mut careful_sessions = 0;
     loop {
         let prefetch = if is_careful { 1 } else { config.prefetch };
-        let Some(mut session) = open(config, prefetch, &mut store, &mut backoff, shutdown).await
-        else {
-            return;
-        };
+        let open = open(config, events, prefetch, &mut store, &mut backoff, shutdown);
+        let Some(mut session) = open.await else { return };
         let opened_at = Instant::now();
         backoff.end("both sides are there again");
         if !is_careful {
-            tracing::info!(queue = config.results_queue, "consuming");
+            tracing::info!(queue, "consuming");
         }
         let until = shutdown.child_token();
         let (messages, acknowledger) = session.split();
+        let policy = events.map(|events| events.policy);
         let end = tokio::select! {
-            end = pipeline::run(messages, &mut store, acknowledger, pace, &until) => end,
+            end = pipeline::run(messages, policy, &mut store, acknowledger, pace, &until) => end,
             never = end_careful_session(is_careful, &until) => match never {},
         };
         session.close().await;
@@ -116,6 +123,7 @@ async fn end_careful_session(is_careful: bool, until: &CancellationToken) -> Inf
 /// when it is time to stop.
 async fn open<S: Store>(
     config: &Config,
+    events: Option<&Events>,
     prefetch: u16,
     store: &mut S,
     backoff: &mut Backoff,
@@ -124,7 +132,7 @@ async fn open<S: Store>(
     while !shutdown.is_cancelled() {
         let opened = async {
             store.prepare().await?;
-            Ok::<_, OpenError>(Session::open(config, prefetch).await?)
+            Ok::<_, OpenError>(Session::open(config, events, prefetch).await?)
         };
         let opened = tokio::select! {
             opened = opened => opened,

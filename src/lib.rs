@@ -9,7 +9,7 @@
 //! - [`pipeline`]: the only loop, and the policy for every class of error.
 //! - [`source`]: a session with the broker; what lapin delivers becomes a [`message`].
 //! - [`message`]: body, properties and headers as plain data.
-//! - [`decode`]: content type → [`row`]; one file per wire format.
+//! - [`decode`]: content type → [`row`]s; one file per wire format, of results and of events.
 //! - [`state`]: Celery's states.
 //! - [`task_result`], [`group_result`]: a row of each table, under Django's column names.
 //! - [`row`]: one of them.

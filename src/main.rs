@@ -108,6 +108,7 @@ async fn serve(config: &Arc<Config>) -> anyhow::Result<()> {
         database = %config.database,
         results_queue = config.results_queue,
         dead_queue = config.dead_queue,
+        events = ?config.events,
         lanes = config.lanes,
         max_rows = config.limits.max_rows,
         max_bytes = config.limits.max_bytes,
@@ -150,8 +151,17 @@ async fn run_lanes<S: Store + 'static>(
     for number in 1..=config.lanes {
         let store = store().context("database")?;
         let (config, shutdown) = (Arc::clone(config), shutdown.clone());
-        let lane = async move { lane::run(&config, store, &shutdown).await };
+        let lane = async move { lane::run(&config, None, store, &shutdown).await };
         lanes.spawn(lane.instrument(tracing::info_span!("lane", number)));
+    }
+    if config.events.is_some() {
+        // A lane of their own, so that no result ever stands behind events.
+        let store = store().context("database")?;
+        let (config, shutdown) = (Arc::clone(config), shutdown.clone());
+        let lane = async move {
+            lane::run(&config, config.events.as_ref(), store, &shutdown).await;
+        };
+        lanes.spawn(lane.instrument(tracing::info_span!("events")));
     }
     while let Some(ended) = lanes.join_next().await {
         ended.context("a lane has failed")?;

@@ -4,26 +4,34 @@
 //! event view orders by `precedence()`, under which a RETRY can never follow a STARTED. The law
 //! here follows neither:
 //!
-//! - The **outcome** moves as one unit. The more final one wins (SUCCESS, then FAILURE, then
-//!   REVOKED, then every other state), as in Celery's key-value backends; among equals the newer;
-//!   at the same microsecond the greater content, so that there is always one winner. An outcome
-//!   whose time is only its arrival gives way to an earlier arrival of the same outcome: it is
-//!   a duplicate.
-//! - Each part of the **description** is the winner's where it has one, else the other's. A value
-//!   never gives way to nothing.
+//! - The **outcome** moves as one unit. The winner is the one that comes first in this list:
+//!   1. a final outcome (SUCCESS, FAILURE, REVOKED) before one that is not;
+//!   2. what a result message says before what an event says, and PENDING of an event last;
+//!   3. SUCCESS before FAILURE before REVOKED, as in Celery's key-value backends;
+//!   4. the newer; an outcome whose time is only its arrival gives way to an earlier arrival of
+//!      the same outcome, because it is a duplicate;
+//!   5. at the same microsecond the greater content, so that there is always one winner.
+//! - The **description** is the winner's where it is whole, that is, where it has the task's
+//!   arguments; else the other's where that one is whole. A part that it lacks is filled from the
+//!   other: a value never gives way to nothing. Events without arguments are all that is known of
+//!   some tasks, and several of them may differ: then a part is the greatest text. The **worker**,
+//!   of which a task may have had several, is that of the event which won; where a task is over,
+//!   that of its final events, of which there is nearly always one.
 //! - **`date_created`** is the earliest. **`date_started`** is the latest; where it is known only
 //!   by arrival, an outcome that does not win does not move it, and it is never later than the
 //!   time of a final outcome.
 //! - Of a saved **group** the newest wins as a whole, but for `date_created`, the earliest.
 //!
-//! The same law stands in SQL in `store/upsert.rs`,
-//! with the row in the place of `self` and the batch's result in the place of `newer`.
+//! Everything that decides stands in the row, so that another daemon decides the same. The same law
+//! stands in SQL in `store/upsert.rs`, with the row in the place of `self` and the batch's result in
+//! the place of `newer`.
 
 use std::cmp::Ordering;
 
 use crate::group_result::GroupResult;
 use crate::row::Row;
-use crate::task_result::{Description, Outcome, TaskResult};
+use crate::state::State;
+use crate::task_result::{Description, EVENT, Outcome, TaskResult};
 
 impl Row {
     /// Joins what `newer` says of the same row into this one; see [`TaskResult::merge`] and
@@ -62,13 +70,14 @@ impl TaskResult {
     pub fn merge(&mut self, newer: Self) {
         debug_assert_eq!(self.task_id, newer.task_id, "only results of one task merge");
         let newer_wins = newer.beats(self);
-        if newer_wins {
+        let both_are_final = self.outcome.status.is_ready() && newer.outcome.status.is_ready();
+        let older = std::mem::take(&mut self.description);
+        self.description = if newer_wins {
             self.outcome = newer.outcome;
-            let older = std::mem::replace(&mut self.description, newer.description);
-            self.description.fill(older);
+            newer.description.merged(older, both_are_final)
         } else {
-            self.description.fill(newer.description);
-        }
+            older.merged(newer.description, both_are_final)
+        };
         self.date_created = self.date_created.min(newer.date_created);
         self.date_started = if newer.started_by_arrival {
             let started = if newer_wins {
@@ -86,9 +95,8 @@ impl TaskResult {
 
     /// Whether this result's outcome takes the place of the older one's.
     fn beats(&self, older: &Self) -> bool {
-        let finality = |result: &Self| result.outcome.status.finality();
-        if finality(self) != finality(older) {
-            return finality(self) > finality(older);
+        if self.outcome.rank() != older.outcome.rank() {
+            return self.outcome.rank() > older.outcome.rank();
         }
         if self.outcome.by_arrival && self.outcome.content() == older.outcome.content() {
             return self.outcome.date_done < older.outcome.date_done;
@@ -100,6 +108,22 @@ impl TaskResult {
 }
 
 impl Outcome {
+    /// What decides before the time does: whether it is final, how much its source knows, and how
+    /// final it is.
+    fn rank(&self) -> (bool, u8, u8) {
+        let knowledge = match (self.is_event(), &self.status) {
+            (true, State::Pending) => 0,
+            (true, _) => 1,
+            (false, _) => 2,
+        };
+        (self.status.is_ready(), knowledge, self.status.finality())
+    }
+
+    /// Whether the outcome is known only from an event.
+    fn is_event(&self) -> bool {
+        self.content_type == EVENT
+    }
+
     /// Everything that makes two outcomes the same but for their times. Texts compare by bytes,
     /// and NULL as the empty text, in SQL as here.
     fn content(&self) -> [&str; 6] {
@@ -115,14 +139,36 @@ impl Outcome {
 }
 
 impl Description {
-    /// Takes from `other` what is not known here.
-    fn fill(&mut self, other: Self) {
-        let Self { task_name, task_args, task_kwargs, worker, periodic_task_name } = other;
-        self.task_name = self.task_name.take().or(task_name);
-        self.task_args = self.task_args.take().or(task_args);
-        self.task_kwargs = self.task_kwargs.take().or(task_kwargs);
-        self.worker = self.worker.take().or(worker);
-        self.periodic_task_name = self.periodic_task_name.take().or(periodic_task_name);
+    /// Joins another description of the task into that of the winning outcome.
+    fn merged(self, other: Self, both_are_final: bool) -> Self {
+        if self.is_whole() {
+            return self.filled_from(other);
+        }
+        if other.is_whole() {
+            return other.filled_from(self);
+        }
+        Self {
+            task_name: self.task_name.max(other.task_name),
+            task_args: None,
+            task_kwargs: self.task_kwargs.max(other.task_kwargs),
+            worker: if both_are_final { self.worker.max(other.worker) } else { self.worker },
+            periodic_task_name: self.periodic_task_name.max(other.periodic_task_name),
+        }
+    }
+
+    /// Whether it is that of a result backend which knows the task, and not of events alone.
+    fn is_whole(&self) -> bool {
+        self.task_args.is_some()
+    }
+
+    fn filled_from(self, other: Self) -> Self {
+        Self {
+            task_name: self.task_name.or(other.task_name),
+            task_args: self.task_args.or(other.task_args),
+            task_kwargs: self.task_kwargs.or(other.task_kwargs),
+            worker: self.worker.or(other.worker),
+            periodic_task_name: self.periodic_task_name.or(other.periodic_task_name),
+        }
     }
 }
 
@@ -218,6 +264,7 @@ mod tests {
     fn a_description_is_the_winners_and_never_gives_way_to_nothing() {
         let described = |mut result: TaskResult, worker: &str| {
             result.description.worker = Some(worker.to_owned());
+            result.description.task_args = Some("[]".to_owned());
             result
         };
         let worker = |results: &[TaskResult]| merged(results).description.worker;
@@ -253,5 +300,89 @@ mod tests {
         assert_eq!(merged(&history).date_started, Some(at(1)), "delivered again");
         let history = [arrival("STARTED", 1), arrival("RETRY", 2), arrival("STARTED", 3)];
         assert_eq!(merged(&history).date_started, Some(at(3)), "another attempt");
+    }
+
+    /// What is known from an event.
+    fn event(status: &str, seconds: i64, name: Option<&str>, worker: &str) -> TaskResult {
+        let mut event = result(status, seconds);
+        EVENT.clone_into(&mut event.outcome.content_type);
+        event.description.task_name = name.map(str::to_owned);
+        event.description.worker = Some(worker.to_owned());
+        event
+    }
+
+    #[test]
+    fn a_result_message_stands_above_every_event_that_is_as_final() {
+        check(&result("STARTED", 1), &event("RETRY", 9, None, "w"), "STARTED", 1);
+        check(&result("FAILURE", 1), &event("SUCCESS", 9, None, "w"), "FAILURE", 1);
+        check(&result("STARTED", 9), &event("SUCCESS", 1, None, "w"), "SUCCESS", 1);
+        check(&event("SUCCESS", 1, None, "w"), &event("FAILURE", 9, None, "w"), "SUCCESS", 1);
+        check(&event("PENDING", 9, None, "w"), &event("RECEIVED", 1, None, "w"), "RECEIVED", 1);
+    }
+
+    fn permutations(results: &[TaskResult]) -> Vec<Vec<TaskResult>> {
+        if results.is_empty() {
+            return vec![Vec::new()];
+        }
+        let first_and_rest = (0..results.len()).flat_map(|place| {
+            let mut rest = results.to_vec();
+            let first = rest.remove(place);
+            permutations(&rest)
+                .into_iter()
+                .map(move |rest| [std::slice::from_ref(&first), &rest[..]].concat())
+        });
+        first_and_rest.collect()
+    }
+
+    /// Every order of the results, and every way to cut it in two batches.
+    fn check_orders(results: &[TaskResult], expected: &Description) {
+        for order in permutations(results) {
+            for cut in 1..order.len() {
+                let mut row = merged(&order[..cut]);
+                row.merge(merged(&order[cut..]));
+                let shown: Vec<_> =
+                    order.iter().map(|result| result.outcome.status.as_str()).collect();
+                assert!(row.description == *expected, "{shown:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn events_name_a_task_whose_results_do_not() {
+        let expected = Description {
+            task_name: Some("pay".to_owned()),
+            worker: Some("two".to_owned()),
+            ..Description::default()
+        };
+        let mut history = vec![
+            event("RECEIVED", 1, Some("pay"), "one"),
+            event("STARTED", 2, None, "one"),
+            event("RETRY", 3, None, "one"),
+            event("STARTED", 5, None, "two"),
+            event("SUCCESS", 6, None, "two"),
+        ];
+        check_orders(&history, &expected);
+        history[1] = arrival("SUCCESS", 7);
+        check_orders(&history, &expected);
+    }
+
+    #[test]
+    fn a_whole_description_is_not_touched_by_events() {
+        let mut success = result("SUCCESS", 6);
+        success.description = Description {
+            task_name: Some("pay".to_owned()),
+            task_args: Some("[]".to_owned()),
+            task_kwargs: Some("{}".to_owned()),
+            worker: Some("two".to_owned()),
+            periodic_task_name: Some("nightly".to_owned()),
+        };
+        let expected = success.description.clone();
+        let history = [
+            event("RECEIVED", 1, Some("shadow"), "one"),
+            event("STARTED", 5, Some("z"), "z"),
+            event("FAILURE", 7, None, "z"),
+            success,
+        ];
+        check_orders(&history, &expected);
     }
 }

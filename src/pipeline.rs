@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ack::{Acknowledge, DeadLetterError};
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Limits, Reason};
-use crate::decode::decode;
+use crate::decode::{DecodeError, EventPolicy, Events, decode, decode_events};
 use crate::message::Message;
 use crate::row::Row;
 use crate::source::SourceError;
@@ -52,9 +52,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const CONFLICT_RETRIES: usize = 5;
 
 /// Takes messages, merges them into batches, stores these and settles the messages, until the
-/// messages end, the store is unfit for long, or `shutdown` is cancelled.
+/// messages end, the store is unfit for long, or `shutdown` is cancelled. The messages are events
+/// where a policy for them is given, else results.
 pub async fn run<S: Store, A: Acknowledge>(
     mut messages: impl Stream<Item = Result<Message, SourceError>> + Unpin,
+    events: Option<EventPolicy>,
     store: &mut S,
     acknowledger: &A,
     pace: Pace,
@@ -85,7 +87,8 @@ pub async fn run<S: Store, A: Acknowledge>(
         {
             begun_at = None;
             let batch = std::mem::take(&mut batch);
-            write.set(settle(store, acknowledger, batch, &catalog, shutdown).fuse());
+            let settling = settle(store, acknowledger, batch, events, &catalog, shutdown);
+            write.set(settling.fuse());
         }
         if messages_ended && batch.is_empty() && idle.is_some() {
             return End::Stopped;
@@ -106,8 +109,7 @@ pub async fn run<S: Store, A: Acknowledge>(
                     match message {
                         Some(Ok(message)) => {
                             begun_at.get_or_insert_with(Instant::now);
-                            let read = read(&message, &catalog);
-                            batch.push(message, read);
+                            take(&mut batch, message, events, &catalog);
                         }
                         Some(Err(error)) => return End::SourceLost(error),
                         None if is_stopping => {
@@ -153,12 +155,43 @@ async fn sleep_until(instant: Option<Instant>) {
     }
 }
 
-/// What a message says, in the form that the tables can hold.
-fn read(message: &Message, catalog: &Catalog) -> Result<Row, Reason> {
-    let mut row =
-        decode(message).map_err(|error| Reason { code: error.code(), error: error.to_string() })?;
-    catalog.fit(&mut row)?;
-    Ok(row)
+/// Adds a message to a batch with what it says.
+fn take(batch: &mut Batch, message: Message, events: Option<EventPolicy>, catalog: &Catalog) {
+    let read = read(&message, events, catalog).map(|read| {
+        if let Some((count, problem)) = read.skipped {
+            batch.skip(count, problem);
+        }
+        read.rows
+    });
+    batch.push(message, read);
+}
+
+/// What a message says, in the form that the tables can hold. An event that they cannot hold is
+/// left out, because others share its message.
+fn read(
+    message: &Message,
+    events: Option<EventPolicy>,
+    catalog: &Catalog,
+) -> Result<Events, Reason> {
+    let refused = |error: DecodeError| Reason { code: error.code(), error: error.to_string() };
+    match events {
+        None => {
+            let mut row = decode(message).map_err(refused)?;
+            catalog.fit(&mut row)?;
+            Ok(Events { rows: vec![row], skipped: None })
+        }
+        Some(policy) => {
+            let mut events = decode_events(message, policy).map_err(refused)?;
+            let count = events.rows.len();
+            events.rows.retain_mut(|row| catalog.fit(row).is_ok());
+            if events.rows.len() < count {
+                let (skipped, _) = events.skipped.unwrap_or_default();
+                let problem = "`uuid` is longer than the column takes, or has U+0000 in it";
+                events.skipped = Some((skipped + count - events.rows.len(), problem));
+            }
+            Ok(events)
+        }
+    }
 }
 
 /// Stores a batch, dead-letters what cannot be stored, and acknowledges all of it. Gives the
@@ -167,11 +200,12 @@ async fn settle<'store, S: Store, A: Acknowledge>(
     store: &'store mut S,
     acknowledger: &A,
     mut batch: Batch,
+    events: Option<EventPolicy>,
     catalog: &Catalog,
     shutdown: &CancellationToken,
 ) -> (&'store mut S, Result<(), End>) {
     let started_at = Instant::now();
-    if let Err(error) = store_batch(store, &mut batch, catalog, shutdown).await {
+    if let Err(error) = store_batch(store, &mut batch, events, catalog, shutdown).await {
         return (store, Err(End::StoreUnfit(error, batch)));
     }
     if let Err(error) = dead_letter(acknowledger, &batch, shutdown).await {
@@ -181,6 +215,9 @@ async fn settle<'store, S: Store, A: Acknowledge>(
         && let Err(error) = acknowledger.acknowledge(last_delivery_tag).await
     {
         return (store, Err(End::SourceLost(error)));
+    }
+    if let Some((events, problem)) = batch.skipped() {
+        tracing::warn!(events, problem, "events that Celery does not send were left out");
     }
     tracing::debug!(
         messages = batch.len(),
@@ -227,6 +264,7 @@ pub async fn wait_for_store<S: Store>(
 async fn store_batch<S: Store>(
     store: &mut S,
     batch: &mut Batch,
+    events: Option<EventPolicy>,
     catalog: &Catalog,
     shutdown: &CancellationToken,
 ) -> Result<(), StoreError> {
@@ -238,11 +276,15 @@ async fn store_batch<S: Store>(
             match (store_part(store, part, shutdown).await?, part) {
                 (Stored::All, _) => {}
                 (Stored::Refused(_), [row]) => {
-                    for (place, message) in batch.sources(&row.key()) {
-                        let Ok(row) = read(message, catalog) else { continue };
-                        if let Stored::Refused(error) = store_part(store, &[&row], shutdown).await?
-                        {
-                            refused.push((place, error));
+                    let key = row.key();
+                    for (place, message) in batch.sources(&key) {
+                        let Ok(read) = read(message, events, catalog) else { continue };
+                        for row in read.rows.iter().filter(|row| row.key() == key) {
+                            if let Stored::Refused(error) =
+                                store_part(store, &[row], shutdown).await?
+                            {
+                                refused.push((place, error));
+                            }
                         }
                     }
                 }

@@ -23,7 +23,7 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 
 use crate::ack::Acknowledger;
-use crate::config::{BrokerUrl, Config};
+use crate::config::{BrokerUrl, Config, Events};
 use crate::message::{Headers, Message, Properties, Value};
 use crate::telemetry::Causes;
 
@@ -116,25 +116,42 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects to the first broker that answers, declares the queues and consumes, with so many
-    /// messages on their way at most.
+    /// Connects to the first broker that answers, declares the queues and consumes that of the
+    /// events or else that of the results, with so many messages on their way at most.
     ///
     /// # Errors
     ///
     /// Says which step failed; it may succeed when tried again.
-    pub async fn open(config: &Config, prefetch: u16) -> Result<Self, SourceError> {
+    pub async fn open(
+        config: &Config,
+        events: Option<&Events>,
+        prefetch: u16,
+    ) -> Result<Self, SourceError> {
         let connection = connect(&config.brokers, "celeriac").await?;
+        let queue = events.map_or(&config.results_queue, |events| &events.queue);
         let opened = async {
             declare_dead_queue(&connection, &config.dead_queue).await?;
-            let arguments = results_arguments(&config.dead_queue);
-            declare(&connection, &config.results_queue, &arguments).await?;
-            bind(&connection, &config.exchange, &config.results_queue).await?;
-            consume(&connection, &config.results_queue, prefetch).await
+            let arguments = match events {
+                Some(events) => events_arguments(events),
+                None => results_arguments(&config.dead_queue),
+            };
+            declare(&connection, queue, &arguments).await?;
+            match events {
+                Some(events) => {
+                    // As Celery declares it (`celery/events/event.py`, 5.7.0).
+                    bind(&connection, &events.exchange, ExchangeKind::Topic, queue, "task.#")
+                        .await?;
+                }
+                None => {
+                    bind(&connection, &config.exchange, ExchangeKind::Direct, queue, queue).await?;
+                }
+            }
+            consume(&connection, queue, prefetch).await
         };
         let (channel, consumer) = tokio::time::timeout(PATIENCE, opened)
             .await
             .map_err(|_| SourceError::Silent { broker: "the broker".to_owned() })??;
-        let acknowledger = Acknowledger::new(channel, consumer.tag(), config);
+        let acknowledger = Acknowledger::new(channel, consumer.tag(), queue, config);
         Ok(Self { connection, consumer, acknowledger })
     }
 
@@ -242,6 +259,18 @@ fn results_arguments(dead_queue: &str) -> FieldTable {
     table
 }
 
+/// What the queue of events is declared with: it must never fill the broker.
+fn events_arguments(events: &Events) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in [("x-queue-type", "classic"), ("x-overflow", "drop-head")] {
+        table.insert(name.into(), AMQPValue::LongString(value.into()));
+    }
+    let ttl_milliseconds = i64::try_from(events.ttl.as_millis()).unwrap_or(i64::MAX);
+    table.insert("x-max-length".into(), AMQPValue::LongLongInt(events.max_length.into()));
+    table.insert("x-message-ttl".into(), AMQPValue::LongLongInt(ttl_milliseconds));
+    table
+}
+
 /// Makes the dead-letter queue where it is not there.
 pub(crate) async fn declare_dead_queue(
     connection: &Connection,
@@ -293,19 +322,20 @@ async fn declare(
     Ok(())
 }
 
-/// Makes the exchange that the backend `celeriac://` publishes to, and binds it to the queue with
-/// the queue's name as routing key. What we may not do is left to the workers, which do the same.
-async fn bind(connection: &Connection, exchange: &str, queue: &str) -> Result<(), SourceError> {
+/// Makes the exchange that workers publish to, and binds it to the queue. What we may not do is left
+/// to the workers, which make it as well.
+async fn bind(
+    connection: &Connection,
+    exchange: &str,
+    kind: ExchangeKind,
+    queue: &str,
+    routing_key: &str,
+) -> Result<(), SourceError> {
     let failed = |source| SourceError::Exchange { exchange: exchange.to_owned(), source };
     let short = |name| ShortString::try_new(name).unwrap_or_default();
     let channel = connection.create_channel().await.map_err(failed)?;
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    let declared = channel.exchange_declare(
-        short(exchange),
-        ExchangeKind::Direct,
-        options,
-        FieldTable::default(),
-    );
+    let declared = channel.exchange_declare(short(exchange), kind, options, FieldTable::default());
     let channel = match declared.await {
         Ok(()) => channel,
         Err(error) => {
@@ -322,7 +352,7 @@ async fn bind(connection: &Connection, exchange: &str, queue: &str) -> Result<()
     let bound = channel.queue_bind(
         short(queue),
         short(exchange),
-        short(queue),
+        short(routing_key),
         options,
         FieldTable::default(),
     );
@@ -333,8 +363,8 @@ async fn bind(connection: &Connection, exchange: &str, queue: &str) -> Result<()
         // The broker's 403 (no right to bind) and 404 (no exchange, and no right to make it).
         Err(error) if is_protocol_error(&error, &[403, 404]) => warn_once(
             exchange,
-            "the exchange cannot be bound to the results queue: results of celeriac:// come only \
-             where somebody else has bound it",
+            "the exchange cannot be bound to the queue: what workers publish to it comes only where \
+             somebody else has bound it",
             &Causes(&error).to_string(),
         ),
         Err(error) => return Err(failed(error)),

@@ -6,6 +6,10 @@ use chrono::{DateTime, Utc};
 
 use crate::state::State;
 
+/// The `content_type` of an outcome that is known only from an event. Its `result` is a JSON text
+/// that was made of the `repr` of the real one.
+pub const EVENT: &str = "application/vnd.celeriac.event+json";
+
 /// What is known of one task: a row, or what one message says of it.
 ///
 /// The fields are the columns of django-celery-results' `TaskResult`

@@ -202,7 +202,7 @@ impl Running {
                     limits: Limits { max_rows, max_bytes },
                     max_wait: Duration::from_millis(20),
                 };
-                pipeline::run(messages, &mut store, &acknowledger, pace, &shutdown).await
+                pipeline::run(messages, None, &mut store, &acknowledger, pace, &shutdown).await
             }
         });
         Self { world, sender, shutdown, sent: 0, end }
@@ -352,7 +352,7 @@ async fn what_was_given_back_finds_out_when_the_database_is_there_again() {
     world.fail(&[ErrorClass::Setup, ErrorClass::Outage, ErrorClass::Setup]);
     let mut batch = Batch::default();
     let result = decode(&message(1, &success("a"))).expect("good");
-    batch.push(message(1, &success("a")), Ok(result));
+    batch.push(message(1, &success("a")), Ok(vec![result]));
     let (mut backoff, shutdown) = (Backoff::new(), CancellationToken::new());
     let mut store = world.clone();
     assert!(pipeline::wait_for_store(&mut store, &batch, &mut backoff, &shutdown).await);

@@ -14,7 +14,7 @@ use celeriac::group_result::GroupResult;
 use celeriac::row::Row;
 use celeriac::state::State;
 use celeriac::store::{Catalog, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError};
-use celeriac::task_result::{Description, Outcome, TaskResult};
+use celeriac::task_result::{Description, EVENT, Outcome, TaskResult};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use futures_util::FutureExt;
@@ -473,20 +473,143 @@ async fn a_missing_table_of_groups_costs_only_the_groups(database: &mut TestData
     store.store_tasks(&[&result("a", "SUCCESS", 1)]).await.expect("stored");
 }
 
+/// Whatever the order, the batches and the number of writers, a history of a task ends in one row.
+async fn any_order_ends_in_the_same_row(database: &mut TestDatabase) {
+    let mut stores = [database.store(), database.store()];
+    let mut runner = TestRunner::deterministic();
+    for case in 0..25 {
+        let tree = (any_history(), any::<u64>()).new_tree(&mut runner).expect("a value");
+        let (history, seed) = tree.current();
+        let mut expected: Option<TaskResult> = None;
+        for step in &history {
+            match &mut expected {
+                Some(expected) => expected.merge(step.clone()),
+                None => expected = Some(step.clone()),
+            }
+        }
+        let mut expected = expected.expect("at least one step");
+        let mut chance = Chance(seed);
+        for variant in 0..4 {
+            let mut steps = history.clone();
+            // Some come twice.
+            let repeated = history.iter().filter(|_| chance.below(3) == 0).cloned();
+            steps.extend(repeated.collect::<Vec<_>>());
+            chance.shuffle(&mut steps);
+            let task_id = format!("case-{case}-{variant}");
+            let mut shown = Vec::new();
+            let mut rest = steps.as_mut_slice();
+            while !rest.is_empty() {
+                let (batch, tail) = rest.split_at_mut(1 + chance.below(rest.len()));
+                rest = tail;
+                for step in &mut *batch {
+                    step.task_id.clone_from(&task_id);
+                    shown.push(format!("{step:?} of {:?}", step.outcome.content_type));
+                }
+                let mut merged = batch[0].clone();
+                batch[1..].iter().for_each(|step| merged.merge(step.clone()));
+                shown.push("-".to_owned());
+                stores[chance.below(2)].store_tasks(&[&merged]).await.expect("stored");
+            }
+            expected.task_id.clone_from(&task_id);
+            let row = database.row(&task_id).await;
+            assert_rows_equal(row.as_ref(), &expected, &shown.join("\n"));
+        }
+    }
+}
+
+/// A generator of numbers for what a strategy cannot make, splitmix64.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut number = self.0;
+        number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        usize::try_from((number ^ (number >> 31)) % limit as u64).expect("below a usize")
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for place in (1..items.len()).rev() {
+            items.swap(place, self.below(place + 1));
+        }
+    }
+}
+
+/// What is told of one task by messages that carry their time: attempts on several workers, whose
+/// clocks differ, with and without events, and any of it missing. Either the result messages
+/// describe the task, and then its last one is among them, or only events do.
+fn any_history() -> impl Strategy<Value = Vec<TaskResult>> {
+    let attempts = prop::collection::vec((0..3usize, 0..4i64, 0..64u8), 1..4);
+    let end = prop::sample::select(vec!["SUCCESS", "FAILURE", "REVOKED", "PROGRESS"]);
+    (attempts, end, any::<bool>(), any::<bool>()).prop_map(|(attempts, end, is_whole, has_end)| {
+        let mut history = Vec::new();
+        let mut time = 0;
+        for (number, (worker, skew, kept)) in attempts.iter().enumerate() {
+            let worker = ["w-b", "w-a", "w-c"][*worker];
+            let name = ["pay", "Pay", "refund"][number];
+            let is_last = number + 1 == attempts.len();
+            let (state, kind) = if is_last { (end, end) } else { ("RETRY", "RETRY") };
+            for (place, (status, is_event)) in [
+                ("RECEIVED", true),
+                ("STARTED", true),
+                ("STARTED", false),
+                (state, false),
+                (kind, true),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                time += 1;
+                let is_needed = is_whole && is_last && place == 3;
+                if (kept >> place) & 1 == 0 && !is_needed && !(has_end && is_last && place == 3) {
+                    continue;
+                }
+                let mut step = result("", status, time + skew);
+                step.started_by_arrival = false;
+                step.description.worker = Some(worker.to_owned());
+                if is_event {
+                    EVENT.clone_into(&mut step.outcome.content_type);
+                    step.outcome.meta = None;
+                    step.description.task_name = (place == 0).then(|| name.to_owned());
+                } else if is_whole {
+                    step.description.task_name = Some(name.to_owned());
+                    step.description.task_args = Some(format!("[{number}]"));
+                } else {
+                    step.description = Description::default();
+                }
+                history.push(step);
+            }
+        }
+        if history.is_empty() {
+            history.push(result("", "SUCCESS", time));
+        }
+        history
+    })
+}
+
 /// Results that meet often: few times, few texts.
 fn any_result() -> impl Strategy<Value = TaskResult> {
-    let status =
-        prop::sample::select(vec!["SUCCESS", "FAILURE", "REVOKED", "STARTED", "RETRY", "PROGRESS"]);
+    let status = prop::sample::select(vec![
+        "SUCCESS", "FAILURE", "REVOKED", "STARTED", "RETRY", "PROGRESS", "PENDING",
+    ]);
     let text = || prop::option::of(prop::sample::select(vec!["A", "a", "b", "é"]));
-    (status, 0..4i64, text(), text(), text(), text(), any::<bool>(), any::<bool>()).prop_map(
-        |(status, time, text, traceback, name, worker, by_arrival, started_by_arrival)| {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (status, 0..4i64, text(), text(), text(), text(), text(), flags).prop_map(
+        |(status, time, text, traceback, name, worker, args, flags)| {
+            let (by_arrival, started_by_arrival, is_event) = flags;
             let mut result = result("", status, time);
             result.outcome.result = text.map(str::to_owned);
             result.outcome.traceback = traceback.map(str::to_owned);
             result.description.task_name = name.map(str::to_owned);
+            result.description.task_args = args.map(str::to_owned);
+            result.description.worker = worker.map(str::to_owned);
             result.description.periodic_task_name = worker.map(str::to_owned);
             result.outcome.by_arrival = by_arrival;
             result.started_by_arrival = started_by_arrival;
+            if is_event {
+                EVENT.clone_into(&mut result.outcome.content_type);
+            }
             result
         },
     )
@@ -531,6 +654,7 @@ async fn tables_of_older_versions_are_written(database: &mut TestDatabase) {
         let mut started = result(column, "STARTED", 1);
         started.description.periodic_task_name = Some("nightly".to_owned());
         started.description.worker = Some("w".to_owned());
+        started.description.task_args = Some("[]".to_owned());
         store.store_tasks(&[&started]).await.expect("stored");
         store.store_tasks(&[&result(column, "SUCCESS", 2)]).await.expect("stored");
         assert!(store.prepare().await.expect("ready").missing_columns().contains(&column));
@@ -669,6 +793,7 @@ suite!([
     every_column_reads_back,
     writing_again_changes_nothing,
     the_statement_agrees_with_the_merge,
+    any_order_ends_in_the_same_row,
     groups_are_stored_as_they_merge,
     a_missing_table_of_groups_costs_only_the_groups,
     batches_of_any_size_are_stored,

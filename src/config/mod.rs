@@ -8,7 +8,10 @@
 mod broker_url;
 mod database_url;
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use chrono_tz::Tz;
@@ -17,6 +20,7 @@ use serde::{Deserialize, Deserializer};
 pub use self::broker_url::{BrokerUrl, TlsFiles};
 pub use self::database_url::{DatabaseKind, DatabaseUrl};
 use crate::batch::Limits;
+use crate::decode::EventPolicy;
 
 /// The settings of `celeriac run` as users write them, each optional.
 #[derive(Clone, Default, clap::Args, Deserialize)]
@@ -67,6 +71,82 @@ pub struct Settings {
     /// Default: celeriac.dead
     #[arg(long, value_name = "NAME", env = "CELERIAC_DEAD_QUEUE")]
     dead_queue: Option<String>,
+
+    /// Whether task events are stored as well: true or false.
+    ///
+    /// Gives rows as soon as tasks are received and started, names of tasks, and rows of tasks
+    /// whose results go elsewhere or nowhere. Workers have to send events: `celery worker -E`.
+    ///
+    /// Default: false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "CELERIAC_EVENTS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    #[serde(deserialize_with = "text")]
+    events: Option<String>,
+
+    /// The queue that events gather in.
+    ///
+    /// Declared durable, classic and bounded; a queue that is there already is used as it is.
+    ///
+    /// Default: celeriac.events
+    #[arg(long, value_name = "NAME", env = "CELERIAC_EVENTS_QUEUE")]
+    events_queue: Option<String>,
+
+    /// The exchange that workers send events to: Celery's `event_exchange`.
+    ///
+    /// Default: celeryev
+    #[arg(long, value_name = "NAME", env = "CELERIAC_EVENT_EXCHANGE")]
+    event_exchange: Option<String>,
+
+    /// The most messages in the queue of events, 1 to 2147483647. The oldest give way.
+    ///
+    /// A worker puts up to 24 events into one message.
+    ///
+    /// Default: 100000
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_EVENTS_MAX_LENGTH")]
+    #[serde(deserialize_with = "text")]
+    events_max_length: Option<String>,
+
+    /// How long events wait in their queue before they are dropped, such as 10m or 1day.
+    ///
+    /// Default: 1h
+    #[arg(long, value_name = "DURATION", env = "CELERIAC_EVENTS_TTL")]
+    events_ttl: Option<String>,
+
+    /// Whether tasks that were sent and not yet received get a row, PENDING: true or false.
+    ///
+    /// Clients have to send that event: Celery's `task_send_sent_event`.
+    ///
+    /// Default: false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "CELERIAC_EVENTS_PENDING",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    #[serde(deserialize_with = "text")]
+    events_pending: Option<String>,
+
+    /// Whether the arguments in events are stored: true or false. They can be secrets.
+    ///
+    /// Default: false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "CELERIAC_EVENTS_ARGUMENTS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    #[serde(deserialize_with = "text")]
+    events_arguments: Option<String>,
 
     /// How many lanes work side by side, 1 to 64.
     ///
@@ -149,7 +229,9 @@ pub struct Config {
     pub exchange: String,
     /// The queue that dead letters go to.
     pub dead_queue: String,
-    /// How many lanes there are, at least 1.
+    /// Where task events come from, where they are wanted.
+    pub events: Option<Events>,
+    /// How many lanes there are for results, at least 1. Events have one of their own.
     pub lanes: usize,
     /// What one batch may hold.
     pub limits: Limits,
@@ -163,6 +245,21 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged.
     pub log_level: String,
+}
+
+/// Where task events come from, and what of them is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// The queue that is consumed.
+    pub queue: String,
+    /// The exchange that workers send them to.
+    pub exchange: String,
+    /// The most messages in the queue, at least 1.
+    pub max_length: u32,
+    /// How long a message waits in the queue at most.
+    pub ttl: Duration,
+    /// What of them is stored.
+    pub policy: EventPolicy,
 }
 
 /// How log lines look.
@@ -216,6 +313,13 @@ impl Settings {
             results_queue: or(self.results_queue, other.results_queue),
             exchange: or(self.exchange, other.exchange),
             dead_queue: or(self.dead_queue, other.dead_queue),
+            events: or(self.events, other.events),
+            events_queue: or(self.events_queue, other.events_queue),
+            event_exchange: or(self.event_exchange, other.event_exchange),
+            events_max_length: or(self.events_max_length, other.events_max_length),
+            events_ttl: or(self.events_ttl, other.events_ttl),
+            events_pending: or(self.events_pending, other.events_pending),
+            events_arguments: or(self.events_arguments, other.events_arguments),
             lanes: or(self.lanes, other.lanes),
             max_rows: or(self.max_rows, other.max_rows),
             max_bytes: or(self.max_bytes, other.max_bytes),
@@ -250,15 +354,15 @@ impl Settings {
         let database = DatabaseUrl::parse(database)
             .map_err(|problem| ConfigError::new("database", problem))?;
 
-        let lanes = number("lanes", self.lanes.as_deref(), 1, 64)?.unwrap_or(1);
+        let lanes = whole("lanes", self.lanes.as_deref(), 1..=64_u16)?.unwrap_or(1);
         if lanes > 1 && database.kind() == DatabaseKind::Sqlite {
             return Err(ConfigError::new(
                 "lanes",
                 "SQLite has one writer: write 1, or use PostgreSQL, MySQL or MariaDB",
             ));
         }
-        let max_rows = number("max-rows", self.max_rows.as_deref(), 1, 65_535)?.unwrap_or(1_000);
-        let prefetch = number("prefetch", self.prefetch.as_deref(), 1, 65_535)?;
+        let max_rows = whole("max-rows", self.max_rows.as_deref(), 1..=u16::MAX)?.unwrap_or(1_000);
+        let prefetch = whole("prefetch", self.prefetch.as_deref(), 1..=u16::MAX)?;
         let prefetch = prefetch.unwrap_or_else(|| max_rows.saturating_mul(2));
 
         let results_queue = name("results-queue", self.results_queue, "celeriac.results")?;
@@ -271,12 +375,35 @@ impl Settings {
                  another name",
             ));
         }
+        let events = Events {
+            queue: name("events-queue", self.events_queue, "celeriac.events")?,
+            exchange: name("event-exchange", self.event_exchange, "celeryev")?,
+            max_length: whole(
+                "events-max-length",
+                self.events_max_length.as_deref(),
+                1..=i32::MAX.unsigned_abs(),
+            )?
+            .unwrap_or(100_000),
+            ttl: events_ttl(self.events_ttl.as_deref())?,
+            policy: EventPolicy {
+                pending: flag("events-pending", self.events_pending.as_deref())?,
+                arguments: flag("events-arguments", self.events_arguments.as_deref())?,
+            },
+        };
+        if events.queue == results_queue || events.queue == dead_queue {
+            return Err(ConfigError::new(
+                "events-queue",
+                "is the queue of results or of dead letters: write another name",
+            ));
+        }
+        let has_events = flag("events", self.events.as_deref())?;
         Ok(Config {
             brokers,
             database,
             results_queue,
             exchange,
             dead_queue,
+            events: has_events.then_some(events),
             lanes: usize::from(lanes),
             limits: Limits {
                 max_rows: usize::from(max_rows),
@@ -300,18 +427,47 @@ impl Settings {
     }
 }
 
-fn number(
+/// A whole number in a range.
+fn whole<N: FromStr + PartialOrd + Display>(
     setting: &str,
     text: Option<&str>,
-    least: u16,
-    most: u16,
-) -> Result<Option<u16>, ConfigError> {
+    range: RangeInclusive<N>,
+) -> Result<Option<N>, ConfigError> {
     let Some(text) = text else { return Ok(None) };
     match text.trim().parse() {
-        Ok(number) if (least..=most).contains(&number) => Ok(Some(number)),
+        Ok(number) if range.contains(&number) => Ok(Some(number)),
         _ => Err(ConfigError::new(
             setting,
-            format!("{text:?} is out of range: write a number from {least} to {most}"),
+            format!(
+                "{text:?} is out of range: write a number from {} to {}",
+                range.start(),
+                range.end()
+            ),
+        )),
+    }
+}
+
+fn flag(setting: &str, text: Option<&str>) -> Result<bool, ConfigError> {
+    match text.map(|text| text.trim().to_ascii_lowercase()).as_deref() {
+        None | Some("false" | "no" | "off" | "0") => Ok(false),
+        Some("true" | "yes" | "on" | "1") => Ok(true),
+        Some(other) => Err(ConfigError::new(
+            setting,
+            format!("{other:?} is neither true nor false: write one of them"),
+        )),
+    }
+}
+
+/// RabbitMQ takes milliseconds in 32 bits.
+fn events_ttl(text: Option<&str>) -> Result<Duration, ConfigError> {
+    let Some(text) = text else { return Ok(Duration::from_hours(1)) };
+    match humantime::parse_duration(text.trim()) {
+        Ok(ttl) if (Duration::from_secs(1)..=Duration::from_hours(24 * 40)).contains(&ttl) => {
+            Ok(ttl)
+        }
+        _ => Err(ConfigError::new(
+            "events-ttl",
+            format!("{text:?} is not a duration from 1s to 40days: write for example 10m or 1day"),
         )),
     }
 }
@@ -361,16 +517,18 @@ fn name(setting: &str, name: Option<String>, default: &str) -> Result<String, Co
     Err(ConfigError::new(setting, format!("the name {problem}: write for example {default}")))
 }
 
-/// Takes a number in the file as well as a text, so that both may be written there.
+/// Takes a number or a truth value in the file as well as a text, so that both may be written there.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a text or a whole number")]
+    #[serde(untagged, expecting = "expected a text, a whole number, true or false")]
     enum TextOrNumber {
         Number(i64),
+        Flag(bool),
         Text(String),
     }
     Ok(Some(match TextOrNumber::deserialize(deserializer)? {
         TextOrNumber::Number(number) => number.to_string(),
+        TextOrNumber::Flag(flag) => flag.to_string(),
         TextOrNumber::Text(text) => text,
     }))
 }
@@ -427,6 +585,13 @@ mod tests {
             results_queue: Some(default("results_queue")),
             exchange: Some(default("exchange")),
             dead_queue: Some(default("dead_queue")),
+            events: Some(default("events")),
+            events_queue: Some(default("events_queue")),
+            event_exchange: Some(default("event_exchange")),
+            events_max_length: Some(default("events_max_length")),
+            events_ttl: Some(default("events_ttl")),
+            events_pending: Some(default("events_pending")),
+            events_arguments: Some(default("events_arguments")),
             lanes: Some(default("lanes")),
             max_rows: Some(default("max_rows")),
             max_bytes: Some(default("max_bytes")),
@@ -458,6 +623,23 @@ mod tests {
     }
 
     #[test]
+    fn events_are_stored_where_they_are_wanted() {
+        let events = |toml: &str| settings(toml).check().expect(toml).events;
+        assert_eq!(events("events-arguments = true"), None);
+        let wanted = events("events = true\nevents-ttl = '10m'\nevents-max-length = 7");
+        let wanted = wanted.expect("they are wanted");
+        assert_eq!(
+            (wanted.queue.as_str(), wanted.exchange.as_str()),
+            ("celeriac.events", "celeryev")
+        );
+        assert_eq!((wanted.max_length, wanted.ttl), (7, Duration::from_mins(10)));
+        assert_eq!(wanted.policy, EventPolicy::default());
+        let policy = events("events = 'on'\nevents-pending = 'yes'\nevents-arguments = 1");
+        let policy = policy.expect("they are wanted").policy;
+        assert!(policy.pending && policy.arguments);
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_the_fix() {
         for (toml, expected) in [
             ("lanes = 0", "lanes: \"0\" is out of range: write a number from 1 to 64"),
@@ -473,6 +655,10 @@ mod tests {
             ("results-queue = 'celeriac.dead'", "dead-queue: is the same as results-queue"),
             ("exchange = 'amq.direct'", "exchange: the name begins with `amq.`"),
             ("results-queue = 'amq.x'", "results-queue: the name begins with `amq.`"),
+            ("events = 'maybe'", "events: \"maybe\" is neither true nor false"),
+            ("events-max-length = 0", "events-max-length: \"0\" is out of range: write a number"),
+            ("events-ttl = '0s'", "events-ttl: \"0s\" is not a duration from 1s to 40days"),
+            ("events-queue = 'celeriac.dead'", "events-queue: is the queue of results or of dead"),
             ("time-zone = 'Mars'", "time-zone: \"Mars\" is not a time zone"),
             ("log-format = 'xml'", "log-format: \"xml\" is not a format: write text or json"),
             ("broker = 'redis://:secret@h'", "broker: redis:// is not RabbitMQ"),

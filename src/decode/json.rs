@@ -8,7 +8,8 @@
 use std::borrow::Cow;
 
 use crate::decode::DecodeError;
-use crate::decode::json_text::{self, Members};
+use crate::decode::event::{self, Event, EventPolicy, Events};
+use crate::decode::json_text::{self, Elements, Members};
 use crate::decode::result_meta::{ResultMeta, Text, Value};
 use crate::message::Message;
 use crate::task_result::TaskResult;
@@ -18,6 +19,33 @@ pub(super) fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
     let members =
         Members::of(text(message)?)?.map(|member| member.map(|(key, text)| (key, Json(text))));
     ResultMeta::collect(members)?.into_result(message)
+}
+
+/// Reads the events in a body of the content type `application/json`: one, or a list.
+pub(super) fn decode_events(message: &Message, policy: EventPolicy) -> Result<Events, DecodeError> {
+    let body = text(message)?;
+    let mut events = Events::default();
+    let Some(elements) = Elements::of(body) else {
+        events.push(event(body)?.into_result(message, policy));
+        return Ok(events);
+    };
+    for (number, element) in elements.enumerate() {
+        let element = element?;
+        if number == event::MAX_EVENTS {
+            return Err(DecodeError::TooManyEvents);
+        }
+        events.push(if element.starts_with('{') {
+            event(element)?.into_result(message, policy)
+        } else {
+            Err("it is not an object")
+        });
+    }
+    Ok(events)
+}
+
+/// The event that a text consists of.
+fn event(text: &str) -> Result<Event<Json<'_>>, DecodeError> {
+    Event::collect(Members::of(text)?.map(|member| member.map(|(key, text)| (key, Json(text)))))
 }
 
 /// The text of a body that is JSON.
@@ -49,6 +77,19 @@ impl<'body> Value<'body> for Json<'body> {
 
     fn texts(self) -> Vec<Cow<'body, str>> {
         json_text::strings(self.0).collect()
+    }
+
+    fn number(self) -> Option<f64> {
+        // The scanner has passed it, so that a digit or a sign begins a number.
+        self.0.parse().ok().filter(|_| self.0.starts_with(|c: char| c == '-' || c.is_ascii_digit()))
+    }
+
+    fn is_true(self) -> bool {
+        self.0 == "true"
+    }
+
+    fn json(self) -> Option<String> {
+        self.0.starts_with('"').then(|| self.0.to_owned())
     }
 
     fn column(self) -> String {

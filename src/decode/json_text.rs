@@ -68,6 +68,64 @@ impl<'text> Iterator for Members<'text> {
     }
 }
 
+/// The texts of the values in the array that a text consists of. Whoever reads them stops at the
+/// first error.
+pub(super) struct Elements<'text> {
+    scanner: Scanner<'text>,
+    is_first: bool,
+    is_over: bool,
+}
+
+impl<'text> Elements<'text> {
+    /// Begins at the array in `text`, which must hold nothing else; `None` where it begins with
+    /// something else.
+    pub(super) fn of(text: &'text str) -> Option<Self> {
+        let mut scanner = Scanner { text, position: 0, closers: Vec::new() };
+        scanner.skip_whitespace();
+        (scanner.peek() == Some(b'[')).then(|| {
+            scanner.position += 1;
+            Self { scanner, is_first: true, is_over: false }
+        })
+    }
+
+    fn advance(&mut self) -> Result<Option<&'text str>, DecodeError> {
+        let scanner = &mut self.scanner;
+        scanner.skip_whitespace();
+        match scanner.peek() {
+            Some(b']') => {
+                scanner.position += 1;
+                scanner.skip_whitespace();
+                return match scanner.peek() {
+                    None => Ok(None),
+                    Some(_) => Err(scanner.malformed("something follows the array")),
+                };
+            }
+            Some(b',') if !self.is_first => {
+                scanner.position += 1;
+                scanner.skip_whitespace();
+            }
+            Some(_) if self.is_first => {}
+            Some(_) => return Err(scanner.malformed("expected `,` or `]`")),
+            None => return Err(scanner.malformed("the text ends")),
+        }
+        self.is_first = false;
+        scanner.value().map(Some)
+    }
+}
+
+impl<'text> Iterator for Elements<'text> {
+    type Item = Result<&'text str, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let element = self.advance().transpose();
+        self.is_over = !matches!(element, Some(Ok(_)));
+        element
+    }
+}
+
 /// The characters of a JSON string that the scanner has passed; `None` for any other value.
 pub(super) fn string(value: &str) -> Option<Text<'_>> {
     let inner = value.strip_prefix('"')?.strip_suffix('"')?;
@@ -106,20 +164,8 @@ pub(super) fn string(value: &str) -> Option<Text<'_>> {
 
 /// The strings directly in an array; nothing where the value is not an array.
 pub(super) fn strings(value: &str) -> impl Iterator<Item = Cow<'_, str>> {
-    let mut scanner = Scanner { text: value, position: 0, closers: Vec::new() };
-    std::iter::from_fn(move || {
-        loop {
-            // Before each element stands the opening bracket or a comma.
-            let Some(b'[' | b',') = scanner.peek() else { return None };
-            scanner.position += 1;
-            scanner.skip_whitespace();
-            let element = scanner.value().ok()?;
-            scanner.skip_whitespace();
-            if let Some(decoded) = string(element) {
-                return Some(decoded.text);
-            }
-        }
-    })
+    let elements = Elements::of(value).into_iter().flatten();
+    elements.filter_map(|element| Some(string(element.ok()?)?.text))
 }
 
 /// Four hexadecimal digits, which the scanner has checked, taken off the front.

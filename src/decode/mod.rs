@@ -3,29 +3,23 @@
 //! Each wire format has a file of its own. Nothing here guesses a format from the bytes.
 
 mod columns;
+mod event;
 mod json;
 mod json_text;
 mod msgpack;
 mod result_meta;
 
+pub use self::event::{EventPolicy, Events};
 use crate::message::{Message, Value};
 use crate::row::Row;
 
-/// Reads the row in a message.
+/// Reads the row in a message of a worker's result backend.
 ///
 /// # Errors
 ///
 /// When the message can never be read, with a reason that stays true however often it is tried.
 pub fn decode(message: &Message) -> Result<Row, DecodeError> {
-    match message.headers.get("compression") {
-        None | Some(Value::Void) => {}
-        Some(Value::Text(name)) if name.is_empty() => {}
-        Some(_) => return Err(DecodeError::UnsupportedCompression),
-    }
-    // kombu takes the encoding in any case, and a message without labels as `application/data` in
-    // utf-8 (`kombu/serialization.py`, `loads`, 5.7.0).
-    let content_type = message.properties.content_type.as_deref().unwrap_or("application/data");
-    let content_encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
+    let (content_type, content_encoding) = labels(message)?;
     match content_type {
         "application/json" | columns::TASK | columns::GROUP if !is_utf8(content_encoding) => {
             Err(DecodeError::UnsupportedContentEncoding(content_encoding.to_owned()))
@@ -36,6 +30,37 @@ pub fn decode(message: &Message) -> Result<Row, DecodeError> {
         columns::GROUP => columns::group(message).map(Row::Group),
         _ => Err(DecodeError::UnsupportedContentType(content_type.to_owned())),
     }
+}
+
+/// Reads the task events in a message of a worker's event dispatcher.
+///
+/// # Errors
+///
+/// As for [`decode`]. An event that is not what Celery sends costs only itself.
+pub fn decode_events(message: &Message, policy: EventPolicy) -> Result<Events, DecodeError> {
+    let (content_type, content_encoding) = labels(message)?;
+    match content_type {
+        "application/json" if !is_utf8(content_encoding) => {
+            Err(DecodeError::UnsupportedContentEncoding(content_encoding.to_owned()))
+        }
+        "application/json" => json::decode_events(message, policy),
+        "application/x-msgpack" => msgpack::decode_events(message, policy),
+        _ => Err(DecodeError::UnsupportedContentType(content_type.to_owned())),
+    }
+}
+
+/// The serializer and the charset of a body that is not compressed.
+fn labels(message: &Message) -> Result<(&str, &str), DecodeError> {
+    match message.headers.get("compression") {
+        None | Some(Value::Void) => {}
+        Some(Value::Text(name)) if name.is_empty() => {}
+        Some(_) => return Err(DecodeError::UnsupportedCompression),
+    }
+    // kombu takes the encoding in any case, and a message without labels as `application/data` in
+    // utf-8 (`kombu/serialization.py`, `loads`, 5.7.0).
+    let content_type = message.properties.content_type.as_deref().unwrap_or("application/data");
+    let content_encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
+    Ok((content_type, content_encoding))
 }
 
 /// Whether a label of kombu's means UTF-8 or a part of it. JSON itself says what `binary` is.
@@ -51,7 +76,7 @@ fn is_utf8(content_encoding: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The serializer is not one that Celeriac reads.
-    #[error("the content type {0:?} is not supported: use json or msgpack as `result_serializer`")]
+    #[error("the content type {0:?} is not supported: use json or msgpack as serializer")]
     UnsupportedContentType(String),
     /// The charset is not one that Celeriac reads.
     #[error("the content encoding {0:?} is not supported: use utf-8")]
@@ -80,6 +105,9 @@ pub enum DecodeError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// A list of events is longer than any that Celery sends.
+    #[error("the body is a list of more than {max} events", max = event::MAX_EVENTS)]
+    TooManyEvents,
     /// The body is well formed but is not a task's result.
     #[error("the body is not a task result: {0}")]
     NotAResult(&'static str),
@@ -94,6 +122,7 @@ impl DecodeError {
             Self::UnsupportedContentEncoding(_) => "unsupported-content-encoding",
             Self::UnsupportedCompression => "unsupported-compression",
             Self::Malformed { .. } => "undecodable",
+            Self::TooManyEvents => "too-many-events",
             Self::UnsupportedVersion(_) => "unsupported-version",
             Self::WrongMember { .. } | Self::NotAResult(_) => "not-a-result",
         }

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::decode::DecodeError;
+use crate::decode::event::{self, Event, EventPolicy, Events, python_json};
 use crate::decode::result_meta::{ResultMeta, Text, Value};
 use crate::message::Message;
 use crate::task_result::TaskResult;
@@ -17,6 +18,43 @@ use crate::task_result::TaskResult;
 /// Reads the result in a body of the content type `application/x-msgpack`.
 pub(super) fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
     ResultMeta::collect(Members::of(&message.body)?)?.into_result(message)
+}
+
+/// Reads the events in a body of the content type `application/x-msgpack`: one, or a list.
+pub(super) fn decode_events(message: &Message, policy: EventPolicy) -> Result<Events, DecodeError> {
+    let mut events = Events::default();
+    let (count, mut position) = match *message.body {
+        [header @ 0x90..=0x9F, ..] => (u32::from(header & 0x0F), 1),
+        [0xDC, a, b, ..] => (u32::from(u16::from_be_bytes([a, b])), 3),
+        [0xDD, a, b, c, d, ..] => (u32::from_be_bytes([a, b, c, d]), 5),
+        _ => {
+            let event = Event::collect(Members::of(&message.body)?)?;
+            events.push(event.into_result(message, policy));
+            return Ok(events);
+        }
+    };
+    if count as usize > event::MAX_EVENTS {
+        return Err(DecodeError::TooManyEvents);
+    }
+    for _ in 0..count {
+        let rest = &message.body[position..];
+        let value = first_value(rest, position)?;
+        position += value.0.len();
+        events.push(match Members::of(value.0) {
+            Ok(members) => Event::collect(members)?.into_result(message, policy),
+            Err(_) => Err("it is not a map"),
+        });
+    }
+    if position < message.body.len() {
+        return Err(malformed("something follows the array", position));
+    }
+    Ok(events)
+}
+
+/// The value that some bytes begin with, which stand at `position` in the body.
+fn first_value(bytes: &[u8], position: usize) -> Result<Packed<'_>, DecodeError> {
+    let value = value_length(bytes).and_then(|length| bytes.get(..length));
+    value.map(Packed).ok_or(malformed("a value is cut off or of no known kind", position))
 }
 
 /// The bytes of one value.
@@ -41,6 +79,19 @@ impl<'body> Value<'body> for Packed<'body> {
     fn texts(self) -> Vec<Cow<'body, str>> {
         let texts = rmp_serde::from_slice::<Vec<&str>>(self.0).unwrap_or_default();
         texts.into_iter().map(Cow::Borrowed).collect()
+    }
+
+    fn number(self) -> Option<f64> {
+        // `rmp_serde` takes an integer for a float where one is asked for.
+        rmp_serde::from_slice(self.0).ok()
+    }
+
+    fn is_true(self) -> bool {
+        self.0 == [0xC3]
+    }
+
+    fn json(self) -> Option<String> {
+        self.text().map(|text| python_json(&text.text))
     }
 
     fn column(self) -> String {
@@ -89,12 +140,9 @@ impl<'body> Members<'body> {
     }
 
     fn value(&mut self) -> Result<Packed<'body>, DecodeError> {
-        let rest = &self.body[self.position..];
-        let value = value_length(rest)
-            .and_then(|length| rest.get(..length))
-            .ok_or(malformed("a value is cut off or of no known kind", self.position))?;
-        self.position += value.len();
-        Ok(Packed(value))
+        let value = first_value(&self.body[self.position..], self.position)?;
+        self.position += value.0.len();
+        Ok(value)
     }
 }
 

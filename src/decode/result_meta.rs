@@ -34,6 +34,15 @@ pub(super) trait Value<'body>: Copy {
     /// The texts in a list; none where the value is something else.
     fn texts(self) -> Vec<Cow<'body, str>>;
 
+    /// The number, where the value is one. Truth values are none.
+    fn number(self) -> Option<f64>;
+
+    /// Whether the value is the truth value of that name.
+    fn is_true(self) -> bool;
+
+    /// The JSON text of a text, as Python writes it; nothing where the value is something else.
+    fn json(self) -> Option<String>;
+
     /// What a column holds for the value.
     fn column(self) -> String;
 

@@ -253,16 +253,12 @@ impl MysqlDatabase {
 /// The statement for a table. Its only parameter is the rows as a JSON text.
 fn statement(law: Law<'_>) -> String {
     let (table, columns) = (law.table(), law.columns());
-    let wins = format!("({WINS} := {})", SYNTAX.wins(law));
-    let assignments: Vec<_> = SYNTAX
-        .assignments(law, WINS)
-        .into_iter()
-        .enumerate()
-        .map(|(place, (column, value))| match place {
-            0 => format!("{column} = {}", value.replacen(WINS, &wins, 1)),
-            _ => format!("{column} = {value}"),
-        })
-        .collect();
+    // Assigned to itself, the key changes nothing, and the variable has its value for the rest.
+    let (key, wins) = (law.key(), SYNTAX.wins(law));
+    let first = format!("{key} = case when ({WINS} := {wins}) then {key} else {key} end");
+    let assignments = SYNTAX.assignments(law, WINS);
+    let assignments = assignments.iter().map(|(column, value)| format!("{column} = {value}"));
+    let assignments: Vec<_> = std::iter::once(first).chain(assignments).collect();
     let assignments = assignments.join(",\n    ");
     let values: Vec<_> = columns.iter().map(|column| format!("new_{column}")).collect();
     let marks: &[_] = match law {

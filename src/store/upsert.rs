@@ -5,6 +5,7 @@
 //! `newer` in [`crate::merge`].
 
 use super::{Catalog, GROUPS, TASKS};
+use crate::task_result::EVENT;
 
 /// How a database spells the parts of the statement.
 pub(super) struct Syntax {
@@ -28,6 +29,9 @@ const OUTCOME: [&str; 7] =
 const DESCRIPTION: [&str; 5] =
     ["task_name", "task_args", "task_kwargs", "worker", "periodic_task_name"];
 
+/// Celery's `READY_STATES`.
+const FINAL: &str = "('SUCCESS', 'FAILURE', 'REVOKED')";
+
 /// The columns of a group that move as one unit.
 const GROUP: [&str; 4] = ["result", "content_type", "content_encoding", "date_done"];
 
@@ -50,7 +54,7 @@ impl Law<'_> {
     }
 
     /// The column that tells rows apart.
-    fn key(self) -> &'static str {
+    pub(super) fn key(self) -> &'static str {
         match self {
             Self::Tasks(_) => "task_id",
             Self::Groups => "group_id",
@@ -114,15 +118,17 @@ where {changes}"
     }
 
     fn task_wins(&self, catalog: &Catalog) -> String {
-        let finality = |status: &str| {
-            let status = (self.bytes)(status);
+        let rank = |side: fn(&str) -> String| {
+            let status = self.status(side);
             format!(
-                "case {status} when 'SUCCESS' then 3 when 'FAILURE' then 2 when 'REVOKED' then 1 \
-                 else 0 end"
+                "case when {status} in {FINAL} then 1 else 0 end,
+            case when {kind} <> '{EVENT}' then 2 when {status} = 'PENDING' then 0 else 1 end,
+            case {status} when 'SUCCESS' then 3 when 'FAILURE' then 2 when 'REVOKED' then 1 \
+             else 0 end",
+                kind = (self.bytes)(&side("content_type")),
             )
         };
-        let (new_finality, old_finality) =
-            (finality(&(self.new)("status")), finality(&(self.old)("status")));
+        let (new_rank, old_rank) = (rank(self.new), rank(self.old));
         let content: Vec<_> = OUTCOME.into_iter().filter(|&column| column != "date_done").collect();
         let same = content
             .iter()
@@ -137,8 +143,8 @@ where {changes}"
         let by_arrival = self.by_arrival;
         format!(
             "case
-        when {new_finality} <> {old_finality}
-            then {new_finality} > {old_finality}
+        when ({new_rank}) <> ({old_rank})
+            then ({new_rank}) > ({old_rank})
         when {by_arrival} and {same}
             then {new_done} < {old_done}
         else ({new_order})
@@ -147,27 +153,65 @@ where {changes}"
         )
     }
 
+    /// A part of the merged description.
+    fn described_part(&self, column: &str, wins: &str) -> String {
+        let (new, old) = ((self.new)(column), (self.old)(column));
+        let (new_is_whole, old_is_whole) =
+            ((self.new)("task_args") + " is not null", (self.old)("task_args") + " is not null");
+        let neither = match column {
+            "task_args" => "null".to_owned(),
+            "worker" => format!(
+                "case when {} in {FINAL} and {} in {FINAL} then {} when {wins} then {new} \
+                 else {old} end",
+                self.status(self.new),
+                self.status(self.old),
+                self.greatest(column),
+            ),
+            _ => self.greatest(column),
+        };
+        format!(
+            "case when {new_is_whole} and ({wins} or not {old_is_whole}) then coalesce({new}, {old})
+        when {old_is_whole} then coalesce({old}, {new})
+        else {neither} end"
+        )
+    }
+
+    /// The greater of two texts, NULL being the least.
+    fn greatest(&self, column: &str) -> String {
+        let (new, old) = ((self.new)(column), (self.old)(column));
+        format!(
+            "case when {old} is null or {} > {} then {new} else {old} end",
+            (self.bytes)(&new),
+            (self.bytes)(&old),
+        )
+    }
+
+    fn status(&self, side: fn(&str) -> String) -> String {
+        (self.bytes)(&side("status"))
+    }
+
     /// The assignments of an update, each a column and its value. `wins` is the spelling of
     /// whether the new outcome wins, for use in each.
     ///
-    /// `date_started` stands last: it takes the merged `status` and `date_done` as arguments,
-    /// because a database may have assigned them already.
+    /// A database may see what it has assigned already. So `task_args`, by which a description is
+    /// whole, stands last of the description, and that before the outcome; and `date_started`, last
+    /// of all, is the same whether `status` and `date_done` are merged already or not.
     pub(super) fn assignments(&self, law: Law<'_>, wins: &str) -> Vec<(&'static str, String)> {
         let (old, new) = (self.old, self.new);
         let pick = |new: &str, old: &str| format!("case when {wins} then {new} else {old} end");
         let mut assignments = Vec::new();
-        let (unit, described): (&[_], Vec<_>) = match law {
-            Law::Tasks(catalog) => (&OUTCOME, described(catalog).collect()),
-            Law::Groups => (&GROUP, Vec::new()),
+        let unit: &[_] = match law {
+            Law::Tasks(catalog) => {
+                let parts = described(catalog).filter(|&column| column != "task_args");
+                for column in parts.chain(["task_args"]) {
+                    assignments.push((column, self.described_part(column, wins)));
+                }
+                &OUTCOME
+            }
+            Law::Groups => &GROUP,
         };
         for &column in unit {
             assignments.push((column, pick(&new(column), &old(column))));
-        }
-        for column in described {
-            let (new, old) = (new(column), old(column));
-            let value =
-                pick(&format!("coalesce({new}, {old})"), &format!("coalesce({old}, {new})"));
-            assignments.push((column, value));
         }
         let (new_created, old_created) = (new("date_created"), old("date_created"));
         assignments.push((
@@ -190,7 +234,7 @@ where {changes}"
         let bounded = |started: &str, status: String, done: String| {
             let status = (self.bytes)(&status);
             format!(
-                "case when {status} in ('SUCCESS', 'FAILURE', 'REVOKED') and {started} > {done} \
+                "case when {status} in {FINAL} and {started} > {done} \
                  then {done} else {started} end"
             )
         };
@@ -218,7 +262,8 @@ where {changes}"
             vec![wins.to_owned(), format!("{} < {}", new("date_created"), old("date_created"))];
         if let Law::Tasks(catalog) = law {
             changes.extend(described(catalog).map(|column| {
-                format!("({} is null and {} is not null)", old(column), new(column))
+                let part = self.described_part(column, wins);
+                format!("{} is distinct from {part}", old(column))
             }));
             if catalog.has("date_started") {
                 changes.push(format!(

@@ -1,0 +1,537 @@
+//! Celery's task events, whatever the serializer.
+//!
+//! A message holds one event, or a list of them under the routing key `task.multi`. Each is a map
+//! with `type`, `timestamp`, `hostname` and, for tasks, `uuid`; the other members depend on the
+//! type (`celery/events/event.py`, `celery/worker/request.py`, 4.4 to 5.7.0). `timestamp` is
+//! seconds since the epoch in UTC; `utcoffset` says only where the worker stands.
+//!
+//! What an event says of an outcome is less than a result message does: the `repr` of a result,
+//! cut short, and of an exception. Its rows bear [`EVENT`] as `content_type`, by which the law of
+//! merging lets every result message take their place.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::decode::DecodeError;
+use crate::decode::result_meta::{Text, Value, to_microseconds};
+use crate::message::Message;
+use crate::row::Row;
+use crate::state::State;
+use crate::task_result::{Description, EVENT, Outcome, TaskResult};
+
+/// The most events in one message. Celery's workers send lists of at most 24
+/// (`buffer_limit` in `celery/events/dispatcher.py`, 5.7.0).
+pub(super) const MAX_EVENTS: usize = 10_000;
+
+/// How far the clock of a worker may be ahead of ours.
+const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
+
+/// 2009-04-01, before the first release of Celery, as seconds since the epoch.
+const CELERY_BEGAN: i64 = 1_238_544_000;
+
+/// Which parts of events may be stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventPolicy {
+    /// Whether tasks that were only sent get a row, in the state PENDING.
+    pub pending: bool,
+    /// Whether arguments are stored, which can be secrets.
+    pub arguments: bool,
+}
+
+/// What came of the events in a message.
+#[derive(Debug, Default, PartialEq)]
+pub struct Events {
+    /// The rows that the events speak of, in their order.
+    pub rows: Vec<Row>,
+    /// How many events were left out because they are not what Celery sends, and what was wrong
+    /// with the last of them.
+    pub skipped: Option<(usize, &'static str)>,
+}
+
+impl Events {
+    /// Adds what one event says, where it says anything.
+    pub(super) fn push(&mut self, event: Result<Option<TaskResult>, &'static str>) {
+        match event {
+            Ok(Some(result)) => self.rows.push(Row::Task(result)),
+            Ok(None) => {}
+            Err(problem) => {
+                let (count, _) = self.skipped.unwrap_or_default();
+                self.skipped = Some((count + 1, problem));
+            }
+        }
+    }
+}
+
+/// The members of one event that count.
+pub(super) struct Event<V> {
+    kind: Option<V>,
+    uuid: Option<V>,
+    timestamp: Option<V>,
+    hostname: Option<V>,
+    name: Option<V>,
+    args: Option<V>,
+    kwargs: Option<V>,
+    result: Option<V>,
+    exception: Option<V>,
+    traceback: Option<V>,
+    terminated: Option<V>,
+    expired: Option<V>,
+}
+
+impl<'body, V: Value<'body>> Event<V> {
+    /// Picks the members that count out of all of them.
+    pub(super) fn collect<'key>(
+        members: impl Iterator<Item = Result<(Cow<'key, str>, V), DecodeError>>,
+    ) -> Result<Self, DecodeError> {
+        let mut event = Self {
+            kind: None,
+            uuid: None,
+            timestamp: None,
+            hostname: None,
+            name: None,
+            args: None,
+            kwargs: None,
+            result: None,
+            exception: None,
+            traceback: None,
+            terminated: None,
+            expired: None,
+        };
+        for member in members {
+            let (key, value) = member?;
+            let member = match &*key {
+                "type" => &mut event.kind,
+                "uuid" => &mut event.uuid,
+                "timestamp" => &mut event.timestamp,
+                "hostname" => &mut event.hostname,
+                "name" => &mut event.name,
+                "args" => &mut event.args,
+                "kwargs" => &mut event.kwargs,
+                "result" => &mut event.result,
+                "exception" => &mut event.exception,
+                "traceback" => &mut event.traceback,
+                "terminated" => &mut event.terminated,
+                "expired" => &mut event.expired,
+                _ => continue,
+            };
+            *member = Some(value);
+        }
+        Ok(event)
+    }
+
+    /// What the event says of a task; nothing where it is of no task or of none that we store.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with an event that Celery would not have sent.
+    pub(super) fn into_result(
+        self,
+        message: &Message,
+        policy: EventPolicy,
+    ) -> Result<Option<TaskResult>, &'static str> {
+        let kind = key(self.kind).ok_or("`type` is missing or not a text")?;
+        let Some(kind) = kind.strip_prefix("task-") else { return Ok(None) };
+        if kind == "sent" && !policy.pending {
+            return Ok(None);
+        }
+        let task_id = match (self.uuid, key(self.uuid)) {
+            (_, Some(task_id)) => task_id.into_owned(),
+            // An application's own event need not be of a task.
+            (None, None) if state(kind).is_none() => return Ok(None),
+            _ => return Err("`uuid` is missing, empty or not a text"),
+        };
+        let time = self
+            .timestamp
+            .and_then(V::number)
+            .and_then(|seconds| time(seconds, message.received_at))
+            .ok_or("`timestamp` is missing or cannot be the time of an event")?;
+        let status = state(kind).unwrap_or_else(|| State::from(&*kind.to_uppercase()));
+
+        let text = |value: Option<V>| {
+            let text = value.and_then(V::text)?.text.into_owned();
+            Some(text).filter(|text| !text.is_empty())
+        };
+        let (result, traceback) = match status {
+            State::Success => (self.result.and_then(V::json), None),
+            State::Failure | State::Retry => {
+                let traceback = text(self.traceback);
+                let exception = text(self.exception);
+                let result = exception.and_then(|repr| exception_json(&repr, traceback.as_deref()));
+                (result, traceback)
+            }
+            State::Revoked => (Some(self.revocation()), None),
+            _ => (None, None),
+        };
+        // Only these two name the task; `name` of another may be anything.
+        let names_the_task = matches!(kind, "sent" | "received");
+        let arguments = |value: Option<V>| {
+            value.filter(|_| names_the_task && policy.arguments).and_then(V::json)
+        };
+        Ok(Some(TaskResult {
+            task_id,
+            description: Description {
+                task_name: text(self.name.filter(|_| names_the_task)),
+                task_args: arguments(self.args),
+                task_kwargs: arguments(self.kwargs),
+                // The host of `task-sent` is the client's.
+                worker: text(self.hostname.filter(|_| kind != "sent")),
+                periodic_task_name: None,
+            },
+            date_created: time,
+            date_started: (status == State::Started).then_some(time),
+            started_by_arrival: false,
+            outcome: Outcome {
+                status,
+                content_type: EVENT.to_owned(),
+                content_encoding: "utf-8".to_owned(),
+                result,
+                traceback,
+                meta: None,
+                date_done: time,
+                by_arrival: false,
+            },
+        }))
+    }
+
+    /// What the result of a revoked task is (`celery/worker/request.py`, 5.7.0).
+    fn revocation(&self) -> String {
+        let is_true = |value: Option<V>| value.is_some_and(V::is_true);
+        let message = match () {
+            () if is_true(self.expired) => "expired",
+            () if is_true(self.terminated) => "terminated",
+            () => "revoked",
+        };
+        format!(
+            r#"{{"exc_type": "TaskRevokedError", "exc_message": ["{message}"], "exc_module": "celery.exceptions"}}"#
+        )
+    }
+}
+
+/// The state that an event tells, by the part of its type behind `task-`
+/// (`TASK_EVENT_TO_STATE` in `celery/events/state.py`, 5.7.0). A worker that cancels a task gives
+/// it back and marks it for a retry (`Request.cancel` in `celery/worker/request.py`). An
+/// application's own event is a state of that name.
+fn state(kind: &str) -> Option<State> {
+    Some(match kind {
+        "sent" => State::Pending,
+        "received" => State::Received,
+        "started" => State::Started,
+        "succeeded" => State::Success,
+        "failed" => State::Failure,
+        "retried" | "cancelled" => State::Retry,
+        "rejected" => State::Rejected,
+        "revoked" => State::Revoked,
+        _ => return None,
+    })
+}
+
+/// A text that names something: not empty, and without a lone surrogate.
+fn key<'body, V: Value<'body>>(value: Option<V>) -> Option<Cow<'body, str>> {
+    match value?.text()? {
+        Text { is_lossy: true, .. } => None,
+        Text { text, .. } => Some(text).filter(|text| !text.is_empty()),
+    }
+}
+
+/// The time that so many seconds since the epoch are, unless no worker can have meant it: one such
+/// time would stay in the row for ever, as the earliest or the latest.
+#[expect(clippy::cast_possible_truncation, reason = "it is in range when it is compared")]
+fn time(seconds: f64, received_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let time = DateTime::from_timestamp_micros((seconds * 1e6).round() as i64)?;
+    let is_possible = time.timestamp() >= CELERY_BEGAN && time <= received_at + MAX_AHEAD;
+    is_possible.then(|| to_microseconds(time))
+}
+
+/// An exception in the form in which Celery stores one
+/// (`prepare_exception` in `celery/backends/base.py`, 5.7.0), made of its `repr`. The module is
+/// not known, and the arguments are one text as they stand in the `repr`.
+fn exception_json(repr: &str, traceback: Option<&str>) -> Option<String> {
+    let (kind, message) = match repr {
+        "None" => return None,
+        // What billiard 4 makes of every exception that the worker's main process found.
+        "ExceptionWithTraceback()" => traceback
+            .and_then(|text| text.trim_end().lines().next_back())
+            .and_then(|line| line.split_once(": "))
+            .map_or(("Exception", ""), |(path, message)| {
+                (path.rsplit('.').next().unwrap_or(path), message)
+            }),
+        _ => repr
+            .strip_suffix(')')
+            .and_then(|repr| repr.split_once('('))
+            .filter(|(kind, _)| is_identifier(kind))
+            .unwrap_or(("Exception", repr)),
+    };
+    let kind = if is_identifier(kind) { kind } else { "Exception" };
+    let message = if message.is_empty() { String::new() } else { python_json(message) };
+    Some(format!(
+        r#"{{"exc_type": {}, "exc_message": [{message}], "exc_module": null}}"#,
+        python_json(kind)
+    ))
+}
+
+fn is_identifier(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
+
+/// A text as `json.dumps` of Python writes it, in ASCII.
+pub(super) fn python_json(text: &str) -> String {
+    let mut json = String::with_capacity(text.len() + 2);
+    json.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => json.push_str("\\\""),
+            '\\' => json.push_str("\\\\"),
+            '\n' => json.push_str("\\n"),
+            '\r' => json.push_str("\\r"),
+            '\t' => json.push_str("\\t"),
+            '\u{8}' => json.push_str("\\b"),
+            '\u{c}' => json.push_str("\\f"),
+            ' '..='~' => json.push(character),
+            _ => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(json, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    json.push('"');
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{DecodeError, decode_events};
+    use crate::message::Properties;
+
+    const NOW: i64 = 1_795_416_700;
+
+    fn message(body: impl Into<Vec<u8>>, content_type: &str) -> Message {
+        Message {
+            body: body.into(),
+            properties: Properties {
+                content_type: Some(content_type.to_owned()),
+                ..Properties::default()
+            },
+            headers: [].into(),
+            exchange: "celeryev".to_owned(),
+            routing_key: "task.multi".to_owned(),
+            redelivered: false,
+            delivery_tag: 1,
+            received_at: DateTime::from_timestamp(NOW, 0).expect("in range"),
+        }
+    }
+
+    const EVERYTHING: EventPolicy = EventPolicy { pending: true, arguments: true };
+
+    fn events(body: &str, policy: EventPolicy) -> Events {
+        decode_events(&message(body, "application/json"), policy).expect(body)
+    }
+
+    /// The one task that an event speaks of, with its common members added.
+    fn task(members: &str) -> TaskResult {
+        let body = format!(
+            r#"{{"hostname": "w@h", "utcoffset": -1, "pid": 7, "clock": 3, "uuid": "t",
+            "timestamp": 1795416669.2731755, {members}}}"#
+        );
+        let mut events = events(&body, EVERYTHING);
+        assert_eq!((events.rows.len(), events.skipped), (1, None), "{members}");
+        let Some(Row::Task(result)) = events.rows.pop() else { panic!("a task") };
+        result
+    }
+
+    #[test]
+    fn every_type_tells_a_state() {
+        for (kind, status) in [
+            ("sent", "PENDING"),
+            ("received", "RECEIVED"),
+            ("started", "STARTED"),
+            ("succeeded", "SUCCESS"),
+            ("failed", "FAILURE"),
+            ("retried", "RETRY"),
+            ("cancelled", "RETRY"),
+            ("rejected", "REJECTED"),
+            ("revoked", "REVOKED"),
+            ("progress", "PROGRESS"),
+        ] {
+            let result = task(&format!(r#""type": "task-{kind}""#));
+            assert_eq!(result.outcome.status.as_str(), status);
+            assert_eq!(result.outcome.content_type, EVENT);
+            assert_eq!(result.outcome.date_done.to_rfc3339(), "2026-11-23T06:51:09.273176+00:00");
+            assert_eq!(result.date_created, result.outcome.date_done);
+            assert_eq!(result.date_started.is_some(), kind == "started");
+            assert!(!result.outcome.by_arrival && !result.started_by_arrival);
+            let worker = (kind != "sent").then_some("w@h");
+            assert_eq!(result.description.worker.as_deref(), worker);
+        }
+    }
+
+    #[test]
+    fn the_name_and_the_arguments_are_those_of_the_first_events() {
+        let members = r#""name": "shop.pay", "args": "('caf\u00e9',)", "kwargs": "{}""#;
+        let result = task(&format!(r#""type": "task-received", {members}"#));
+        assert_eq!(result.description.task_name.as_deref(), Some("shop.pay"));
+        assert_eq!(result.description.task_args.as_deref(), Some(r#""('caf\u00e9',)""#));
+        assert_eq!(result.description.task_kwargs.as_deref(), Some(r#""{}""#));
+
+        let result = task(&format!(r#""type": "task-progress", {members}"#));
+        assert_eq!(result.description.task_name, None, "an application's own members");
+
+        let body =
+            format!(r#"{{"type": "task-received", "uuid": "t", "timestamp": {NOW}, {members}}}"#);
+        let Some(Row::Task(result)) = events(&body, EventPolicy::default()).rows.pop() else {
+            panic!("a task")
+        };
+        assert_eq!(result.description.task_name.as_deref(), Some("shop.pay"));
+        assert_eq!(result.description.task_args, None, "only where they are asked for");
+        assert_eq!(result.outcome.result, None);
+    }
+
+    #[test]
+    fn what_is_not_asked_for_or_not_of_a_task_says_nothing() {
+        for body in [
+            r#"{"type": "task-sent", "uuid": "t", "timestamp": 1795416669}"#,
+            r#"{"type": "worker-heartbeat", "timestamp": 1795416669}"#,
+            r#"{"type": "order-placed", "uuid": "t", "timestamp": 1795416669}"#,
+            r#"{"type": "task-statistics", "timestamp": 1795416669}"#,
+            "[]",
+        ] {
+            assert_eq!(events(body, EventPolicy::default()), Events::default(), "{body}");
+        }
+    }
+
+    #[test]
+    fn outcomes_have_the_form_that_celery_reads() {
+        let result = |members: &str| task(members).outcome.result;
+        assert_eq!(
+            result(r#""type": "task-succeeded", "result": "{'a': 'caf\u00e9'}", "runtime": 0.1"#),
+            Some(r#""{'a': 'caf\u00e9'}""#.to_owned())
+        );
+        assert_eq!(
+            result(r#""type": "task-revoked", "terminated": true, "signum": 15, "expired": false"#),
+            Some(
+                r#"{"exc_type": "TaskRevokedError", "exc_message": ["terminated"], "exc_module": "celery.exceptions"}"#
+                    .to_owned()
+            )
+        );
+        let failed = task(
+            r#""type": "task-failed", "exception": "ValueError('bad', 7)", "traceback": "Trace""#,
+        );
+        assert_eq!(failed.outcome.traceback.as_deref(), Some("Trace"));
+        assert_eq!(
+            failed.outcome.result.as_deref(),
+            Some(r#"{"exc_type": "ValueError", "exc_message": ["'bad', 7"], "exc_module": null}"#)
+        );
+        assert_eq!(result(r#""type": "task-retried", "exception": "None""#), None);
+    }
+
+    #[test]
+    fn an_exception_is_read_from_its_repr_or_from_the_traceback() {
+        for (repr, traceback, expected) in [
+            ("ValueError()", None, r#""ValueError", "exc_message": []"#),
+            ("Odd <repr>", None, r#""Exception", "exc_message": ["Odd <repr>"]"#),
+            ("x.y(1)", None, r#""Exception", "exc_message": ["x.y(1)"]"#),
+            (
+                "ExceptionWithTraceback()",
+                Some("Traceback:\n  line\nbilliard.exceptions.TimeLimitExceeded: (1,)\n"),
+                r#""TimeLimitExceeded", "exc_message": ["(1,)"]"#,
+            ),
+            ("ExceptionWithTraceback()", None, r#""Exception", "exc_message": []"#),
+            (
+                "Err('é\n\u{1F96C}\u{7F}')",
+                None,
+                r#""Err", "exc_message": ["'\u00e9\n\ud83e\udd6c\u007f'"]"#,
+            ),
+        ] {
+            let json = exception_json(repr, traceback).expect("an exception");
+            assert_eq!(json, format!(r#"{{"exc_type": {expected}, "exc_module": null}}"#));
+        }
+    }
+
+    #[test]
+    fn a_bad_event_costs_only_itself() {
+        let good = r#"{"type": "task-started", "uuid": "good", "timestamp": 1795416669}"#;
+        for bad in [
+            "7",
+            "null",
+            "[]",
+            "{}",
+            r#"{"type": 7}"#,
+            r#"{"type": "task-started", "timestamp": 1795416669}"#,
+            r#"{"type": "task-started", "uuid": "", "timestamp": 1795416669}"#,
+            r#"{"type": "task-started", "uuid": ["t"], "timestamp": 1795416669}"#,
+            r#"{"type": "task-started", "uuid": "t\ud800", "timestamp": 1795416669}"#,
+            r#"{"type": "task-started", "uuid": "t"}"#,
+            r#"{"type": "task-started", "uuid": "t", "timestamp": "now"}"#,
+            r#"{"type": "task-started", "uuid": "t", "timestamp": true}"#,
+            r#"{"type": "task-started", "uuid": "t", "timestamp": NaN}"#,
+            r#"{"type": "task-started", "uuid": "t", "timestamp": -Infinity}"#,
+            r#"{"type": "task-started", "uuid": "t", "timestamp": 1e300}"#,
+            r#"{"type": "task-started", "uuid": "t", "timestamp": 5}"#,
+            r#"{"type": "task-started", "uuid": "t", "timestamp": 32503680000}"#,
+        ] {
+            let events = events(&format!("[{good}, {bad}, {good}]"), EVERYTHING);
+            assert_eq!(events.rows.len(), 2, "{bad}");
+            assert_eq!(events.skipped.map(|(count, _)| count), Some(1), "{bad}");
+        }
+        let odd = task(
+            r#""type": "task-succeeded", "result": [[[]]], "hostname": 7, "name": {}, "args": 1"#,
+        );
+        assert_eq!(odd.outcome.result, None);
+        assert!(odd.description == Description::default());
+    }
+
+    #[test]
+    fn a_body_that_is_cut_or_too_long_is_refused() {
+        let one = r#"{"type": "task-started", "uuid": "t", "timestamp": 1795416669}"#;
+        let list = format!("[{one}, {one}]");
+        for length in 0..list.len() {
+            let cut = message(&list[..length], "application/json");
+            assert!(decode_events(&cut, EVERYTHING).is_err(), "cut after {length} bytes");
+        }
+        for position in 0..list.len() {
+            for byte in 0..=u8::MAX {
+                let mut changed = message(list.as_str(), "application/json");
+                changed.body[position] = byte;
+                let _ = decode_events(&changed, EVERYTHING);
+            }
+        }
+        let many = |count: usize| {
+            let body = format!("[{}]", vec![one; count].join(","));
+            decode_events(&message(body, "application/json"), EVERYTHING)
+        };
+        assert_eq!(many(MAX_EVENTS).expect("as many as may be").rows.len(), MAX_EVENTS);
+        assert_eq!(many(MAX_EVENTS + 1), Err(DecodeError::TooManyEvents));
+    }
+
+    #[test]
+    fn msgpack_says_the_same_as_json() {
+        let json = r#"[{"type": "task-received", "uuid": "t", "timestamp": 1795416669.5,
+            "hostname": "w", "name": "pay", "args": "('é',)", "kwargs": "{}"}, 7,
+            {"type": "task-succeeded", "uuid": "t", "timestamp": 1795416670, "result": "1"}]"#;
+        let value: serde_json::Value = serde_json::from_str(json).expect("JSON");
+        let packed = rmp_serde::to_vec_named(&value).expect("msgpack");
+        let from_json = events(&json.replace('é', "\\u00e9"), EVERYTHING);
+        let content_type = "application/x-msgpack";
+        let from_msgpack = decode_events(&message(packed.clone(), content_type), EVERYTHING);
+        let from_msgpack = from_msgpack.expect("good");
+        assert_eq!(from_msgpack.rows, from_json.rows);
+        assert_eq!(from_msgpack.skipped.map(|(count, _)| count), Some(1));
+        for length in 0..packed.len() {
+            let cut = message(&packed[..length], content_type);
+            assert!(decode_events(&cut, EVERYTHING).is_err(), "cut after {length} bytes");
+        }
+        for position in 0..packed.len() {
+            for byte in 0..=u8::MAX {
+                let mut changed = packed.clone();
+                changed[position] = byte;
+                let _ = decode_events(&message(changed, content_type), EVERYTHING);
+            }
+        }
+        // A list that says it has four thousand million elements.
+        let bomb = message([0xDD, 0xFF, 0xFF, 0xFF, 0xFF], content_type);
+        assert_eq!(decode_events(&bomb, EVERYTHING), Err(DecodeError::TooManyEvents));
+    }
+}
