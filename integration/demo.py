@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Shows Celeriac at work, from nothing: `make demo`.
 
-A real Django project on a new SQLite file, a stock Celery worker on `rpc://`, a RabbitMQ, and
-`celeriac run` between them. A mix of tasks is sent; at the end every row as Django's ORM sees it
+A real Django project on a new SQLite file, a Celery worker on `celeriac://`, a RabbitMQ, and
+`manage.py celeriac run` between them. A mix of tasks is sent; at the end every row as Django's ORM sees it
 stands next to what Celery's `AsyncResult` says, and the two have to agree. Everything that is
 started is stopped again. Standard library only: its virtual environment comes with the run.
 
@@ -11,8 +11,8 @@ started is stopped again. Standard library only: its virtual environment comes w
 
 from __future__ import annotations
 
+import ast
 import json
-import os
 import sys
 import tempfile
 import time
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import environments
-from daemon import Daemon, binary
+from daemon import binary
 from processes import Failure, end_on_terminate
 from project import Project
 from services import say, service
@@ -46,10 +46,10 @@ def line(*cells: str) -> str:
 
 
 def call(task: str, row: dict[str, Any]) -> str:
-    """The task as it was called: its name and arguments are in the row since Celery 5.7."""
+    """The task as it was called: the row has its name, and its arguments as Python shows them."""
     name = (row["task_name"] or task).rpartition(".")[2]
-    args = json.loads(row["task_args"] or "[]")
-    kwargs = json.loads(row["task_kwargs"] or "{}")
+    args = ast.literal_eval(json.loads(row["task_args"] or '"()"'))
+    kwargs = ast.literal_eval(json.loads(row["task_kwargs"] or '"{}"'))
     arguments = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
     return f"{task}: {name}({', '.join(arguments)})"
 
@@ -90,7 +90,6 @@ def show(tasks: dict[str, dict[str, Any]], rows: dict[str, Any]) -> list[str]:
 
 
 def run(celeriac: Path) -> list[str]:
-    os.environ["CELERIAC_BIN"] = str(celeriac)
     step("a virtual environment with Celery 5.7, Django 5.2 and django-celery-results 2.6")
     python = environments.python("celery-5.7")
     with ExitStack() as stack:
@@ -98,19 +97,21 @@ def run(celeriac: Path) -> list[str]:
         step("RabbitMQ: one that answers, or else a private one")
         broker = stack.enter_context(service("rabbitmq")).create()
         database = f"sqlite:///{folder / 'db.sqlite3'}"
-        project = Project(python, database, broker)
+        settings = {"RESULT_BACKEND": "celeriac://", "CELERIAC_BIN": str(celeriac)}
+        project = Project(python, database, broker, settings)
         step(f"python manage.py migrate   ({database})")
         project.migrate()
-        step("celeriac run --broker amqp://… --database sqlite:///…")
-        daemon = Daemon(folder / "celeriac.log", broker, database)
+        step("python manage.py celeriac run")
+        daemon = project.daemon(folder / "celeriac.log")
         stack.callback(daemon.kill)
-        daemon.start_consuming()
-        step("celery -A shop --result-backend rpc:// worker --concurrency 2")
-        worker = project.worker(folder / "worker.log", result_backend="rpc://")
+        daemon.start()
+        daemon.wait_for("consuming")
+        step("celery -A shop worker --concurrency 2")
+        worker = project.worker(folder / "worker.log")
         stack.callback(worker.kill)
         worker.start()
         worker.wait_for("ready.", 60)
-        step("sending tasks: success, failure, retry, custom state, chain, group")
+        step("sending tasks: success, failure, retry, custom state, chain, group, chord")
         tasks = json.loads(project.manage("send_demo"))
         halfway = tasks["custom state"]["task_id"]
         began = time.monotonic()

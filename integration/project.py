@@ -75,6 +75,11 @@ class Project:
         """The rows of all three tables and what reading them through Celery gives."""
         return json.loads(self.manage("tables"))
 
+    def daemon(self, log: Path, *options: str) -> Process:
+        """`manage.py celeriac run`, not yet started: the daemon with the project's settings."""
+        command = [self.python, "manage.py", "celeriac", "run", *options]
+        return Process("celeriac", command, log, env=self.env, cwd=SITE)
+
     def worker(
         self, log: Path, *more_options: str, result_backend: str | None = None
     ) -> Process:

@@ -55,6 +55,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django_celery_results",
+    "celeriac",
     "shop",
 ]
 MIDDLEWARE = [

@@ -15,6 +15,11 @@ def add(left, right):
 
 
 @shared_task
+def total(numbers):
+    return sum(numbers)
+
+
+@shared_task
 def price(article, quantity=1):
     return {"article": article, "quantity": quantity, "total": f"{quantity * 9.99:.2f}"}
 

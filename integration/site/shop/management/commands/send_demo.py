@@ -2,11 +2,11 @@
 
 import json
 
-from celery import chain, group
+from celery import chain, chord, group
 from celery.utils import uuid
 from django.core.management.base import BaseCommand
 
-from shop.tasks import OutOfStock, add, charge_card, import_catalogue, price, reserve
+from shop.tasks import OutOfStock, add, charge_card, import_catalogue, price, reserve, total
 
 
 class Command(BaseCommand):
@@ -35,5 +35,12 @@ class Command(BaseCommand):
         group(add.s(n, n).set(task_id=task_id) for n, task_id in enumerate(ids)).apply_async()
         for number, task_id in enumerate(ids):
             expect(f"group {number + 1}", task_id, number + number)
+
+        ids = [uuid() for _ in range(3)]
+        header = [add.s(n, n).set(task_id=task_id) for n, task_id in enumerate(ids[1:], 1)]
+        chord(header)(total.s().set(task_id=ids[0]))
+        expect("chord", ids[0], 6)
+        for number, task_id in enumerate(ids[1:], 1):
+            expect(f"chord {number}", task_id, number + number)
 
         self.stdout.write(json.dumps(sent))
