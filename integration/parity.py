@@ -24,8 +24,12 @@ Ends = dict[str, str | None]
 FINAL = ("REVOKED", "FAILURE", "SUCCESS")
 
 #: How long a run may take, and how long nothing may happen for it to be over.
-RUN_SECONDS = 120
+RUN_SECONDS = 240
 QUIET_SECONDS = 1.5
+
+
+#: Of a worker: some of them sleep.
+PROCESSES = 4
 
 
 def is_settled(wanted: str | None, status: str | None) -> bool:
@@ -47,13 +51,15 @@ class Side:
     database: Database
     log: Path
 
-    def play(self, run: str) -> dict[str, Ends]:
+    def play(self, run: str, *options: str) -> dict[str, Ends]:
         """Publishes the zoo, waits until its rows are there and at rest, and stops the worker."""
-        worker = self.project.worker(self.log, "--queues", "celery,other")
+        worker = self.project.worker(
+            self.log, "--queues", "celery,other", "--concurrency", str(PROCESSES)
+        )
         try:
             worker.start()
             worker.wait_for("ready.")
-            cases: dict[str, Ends] = json.loads(self.project.manage("zoo", run))
+            cases: dict[str, Ends] = json.loads(self.project.manage("zoo", run, *options))
             self._wait_for(worker, cases)
             worker.stop()
         finally:
@@ -161,12 +167,12 @@ class Parity:
     dead: list[tuple[object, bytes]]
 
 
-def play(run: str, truth: Side, ours: Side, fan: Fan) -> Parity:
+def play(run: str, truth: Side, ours: Side, fan: Fan, *options: str) -> Parity:
     """Both sides at the same time, then all tables."""
     try:
         fan.start()
         with ThreadPoolExecutor() as both:
-            cases, same_cases = both.map(lambda side: side.play(run), (truth, ours))
+            cases, same_cases = both.map(lambda side: side.play(run, *options), (truth, ours))
         assert cases == same_cases
         fan.wait_until_stored()
         projects = {
@@ -199,6 +205,8 @@ CHANGING = (
     # Processes, and the jobs of a pool
     (re.compile(r"(\bpid['\"]?: )\d+"), r"\1PID"),
     (re.compile(r"(Job: )\d+"), r"\1JOB"),
+    # How deep a stack is that calls a task
+    (re.compile(r"(\[Previous line repeated )\d+"), r"\1N"),
     # Objects by their address
     (re.compile(r"\b0x[0-9a-f]{6,}"), "ADDRESS"),
 )

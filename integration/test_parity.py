@@ -11,6 +11,7 @@ import datetime
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ TEXTS = ("status", "content_type", "content_encoding")
 ENCODED = ("result", "meta", "task_args", "task_kwargs")
 DESCRIPTION = ("task_name", "worker", "periodic_task_name")
 
+#: The columns that an AsyncResult shows under other names.
+VIEWED = {
+    "state": "status",
+    "info": "result",
+    "got": "result",
+    "children": "meta",
+    "name": "task_name",
+    "args": "task_args",
+    "kwargs": "task_kwargs",
+}
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -37,6 +49,15 @@ class Variant:
     celery: str
     serializer: str
     extended: bool
+
+    def options(self) -> tuple[str, ...]:
+        """What takes long is done once for each version of Celery."""
+        return () if self.serializer == "json" and self.extended else ("--without-slow",)
+
+    def reason_to_skip(self) -> str | None:
+        if self.celery == "celery-5.2" and sys.version_info >= (3, 12):
+            return "Celery 5.2 finds no result backend of others on Python 3.12"
+        return None
 
     def __str__(self) -> str:
         return f"{self.celery}-{self.serializer}-{'extended' if self.extended else 'plain'}"
@@ -49,7 +70,7 @@ VARIANTS = [
         for extended in (True, False)
     ),
     Variant("celery-5.2", "json", True),
-    Variant("celery-5.4", "pickle", True),
+    Variant("celery-5.4", "json", True),
     Variant("celery-5.6", "json", True),
 ]
 
@@ -80,14 +101,29 @@ OUTCOME = ("status", "result", "meta", "traceback")
 DIFFERENCES = [
     Difference(
         "a late state never overwrites a final one",
-        ("late.*",),
+        # Up to 5.6 Celery revokes the members of a body that it has just failed.
+        ("late.*", "chord.group_body_never"),
         (*OUTCOME, *ENCODED, *DESCRIPTION, "date_started"),
     ),
     Difference("U+0000 in a text", ("fail.nul",), OUTCOME),
     Difference("a lone surrogate in a traceback", ("fail.surrogate",), OUTCOME),
     Difference("`request.meta` that is `None`", ("meta.none",), OUTCOME),
     Difference("`request.meta` that is `None`", ("meta.header_none",)),
-    Difference("the body of a chord that never runs", ("chord.*",), ("meta", "result")),
+    Difference(
+        "a write that does not know them empties them", ("periodic.retried",), DESCRIPTION
+    ),
+    Difference(
+        "the body of a chord that never runs",
+        ("chord.header_expires", "chord.header_out_of_time", "chord.header_dies"),
+        ("meta",),
+    ),
+    Difference("the body of a chord that never runs", ("chord.group_body_never",), ("result",)),
+    # Up to 5.6 Celery gives no id for such a body, and the table refuses the row.
+    Difference(
+        "the body of a chord that never runs",
+        ("chord.chain_body_never", "chord.in_chain_fails"),
+        ("status", "result", "traceback", "meta"),
+    ),
     Difference(
         "the body of a chord that never runs", ("chord.header_unregistered", "chord.nested_fails")
     ),
@@ -137,24 +173,55 @@ class Compared:
                     yield case, true[task_id], ours[task_id]
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=str)
-def compared(
+@pytest.fixture(scope="module")
+def runs(
     request: pytest.FixtureRequest,
     python: dict[str, Path],
     rabbitmq: RabbitMQ,
     databases: Databases,
     logs: Path,
-) -> Compared:
-    variant: Variant = request.param
-    if variant.celery == "celery-5.2" and sys.version_info >= (3, 12):
-        pytest.skip("Celery 5.2 finds no result backend of others on Python 3.12")
+) -> Iterator[dict[Variant, Future[Compared]]]:
+    """The runs of all variants that are tested, two at a time: much of a run is waiting."""
+    wanted = {
+        item.callspec.params["compared"]: None
+        for item in request.session.items
+        if "compared" in getattr(item, "fixturenames", ())
+    }
+    with ThreadPoolExecutor(max_workers=2) as two:
+        made = {}
+        for variant in wanted:
+            if not variant.reason_to_skip():
+                sides = make_sides(variant, python[variant.celery], rabbitmq, databases, logs)
+                made[variant] = two.submit(compare, variant, *sides)
+        yield made
+        two.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def compared(
+    request: pytest.FixtureRequest, runs: dict[Variant, Future[Compared]]
+) -> Iterator[Compared]:
+    if reason := request.param.reason_to_skip():
+        pytest.skip(reason)
+    yield runs[request.param].result()
+    # Ten of them would be much to keep.
+    del runs[request.param]
+
+
+def make_sides(
+    variant: Variant,
+    interpreter: Path,
+    rabbitmq: RabbitMQ,
+    databases: Databases,
+    logs: Path,
+) -> tuple[Side, Side, Fan]:
+    """The truth, ours, and what is between our worker and the databases."""
     settings = {
         "RESULT_SERIALIZER": variant.serializer,
         "RESULT_EXTENDED": "on" if variant.extended else "off",
         "RESULT_CHORD_RETRY_INTERVAL": "0.2",
         "ACCEPT_CONTENT": "json,msgpack,yaml,pickle",
     }
-    interpreter = python[variant.celery]
     true_database = databases.migrated("postgresql")
     truth = Project(interpreter, true_database.url, rabbitmq.create(), settings)
     broker = Broker(rabbitmq.create())
@@ -165,12 +232,15 @@ def compared(
         broker.url,
         settings | {"RESULT_BACKEND": "celeriac://"},
     )
-    parity = play(
-        str(variant),
+    return (
         Side(truth, true_database, logs / f"{variant} django-db.log"),
         Side(ours, fan.databases["postgresql"], logs / f"{variant} celeriac.log"),
         fan,
     )
+
+
+def compare(variant: Variant, truth: Side, ours: Side, fan: Fan) -> Compared:
+    parity = play(str(variant), truth, ours, fan, *variant.options())
     named = frozenset(task_id for ends in parity.cases.values() for task_id in ends)
     return Compared(variant, parity, Rules(named))
 
@@ -186,13 +256,6 @@ def shown(different: list[tuple[str, str, Any, Any]]) -> str:
 def test_there_is_much_to_compare(compared: Compared, engine: str) -> None:
     assert len(compared.parity.cases) >= 120
     assert len(list(compared.rows(engine))) >= 300
-    # THEN every difference that has a name is there to be seen
-    missing = [
-        difference
-        for difference in DIFFERENCES
-        if not any(difference.covers(case) for case in compared.parity.cases)
-    ]
-    assert not missing
 
 
 def test_the_same_tasks_have_rows(compared: Compared, engine: str) -> None:
@@ -301,7 +364,8 @@ def test_dates(compared: Compared, engine: str) -> None:
             "has a start": (started is None) == (true["row"]["date_started"] is None)
             or may_differ(case, "date_started"),
             # THEN a task's times are in order
-            "in order": created <= (started or created) <= done,
+            # (a start that comes after a final state is the last all the same)
+            "in order": created <= (started or created) <= done or case.startswith("late."),
             # THEN they are those of the messages, to the microsecond
             "done": done == datetime.datetime.fromisoformat(told["date_done"]),
             "created": created == min(
@@ -319,16 +383,12 @@ def test_async_result(compared: Compared, engine: str) -> None:
     for case, true, ours in compared.rows(engine):
         for name, left in true["view"].items():
             right = ours["view"][name]
-            column = {"info": "result", "got": "result", "children": "meta"}.get(name, name)
-            if name == "date_done":
-                # THEN it tells the time that the row has
-                same = right == repr(ours["row"]["date_done"])
-            elif name == "traceback":
-                same = right == repr(ours["row"]["traceback"])
-            else:
-                # THEN whoever holds an AsyncResult sees no difference
-                same = compared.rules.normalised(left) == compared.rules.normalised(right)
-            if not same and not may_differ(case, {"state": "status"}.get(column, column)):
+            # THEN whoever holds an AsyncResult sees no difference
+            same = compared.rules.normalised(left) == compared.rules.normalised(right)
+            if name in ("date_done", "traceback"):
+                # THEN it tells what the row has
+                same = same or right == repr(ours["row"][name])
+            if not same and not may_differ(case, VIEWED.get(name, name)):
                 different.append((case, name, left, right))
     assert not different, shown(different)
 

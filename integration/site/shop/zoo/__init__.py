@@ -35,6 +35,14 @@ CASES = {
     **LATE,
 }
 
+#: What sleeps, or kills a process of the pool.
+SLOW = {
+    name
+    for name in CASES
+    if name.startswith(("dies.", "terminated", "time_limit."))
+    or name.endswith((".out_of_time", ".header_out_of_time", ".header_dies"))
+}
+
 #: What the worker has to take before it expires is published first.
 _FIRST = ["expired", "chord.header_expires", "chain.expires", "meta.header_revoked"]
 CASES = {name: CASES[name] for name in _FIRST} | CASES

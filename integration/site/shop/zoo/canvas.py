@@ -182,7 +182,7 @@ def publish_chain_revoked(task_id):
     """What follows a task that expires."""
     (first,) = children_of(task_id, "first")
     chain(
-        echo.s(1).set(task_id=first, countdown=2, expires=1),
+        echo.s(1).set(task_id=first, countdown=4, expires=3),
         echo.s(2).set(task_id=task_id),
     ).apply_async()
     return {first: "REVOKED", task_id: MAYBE}

@@ -11,7 +11,7 @@ from .canvas import (
     replace_with_group,
     spawn,
 )
-from .cases import ENDS, MAYBE, NO_ROW, add, child_id_of, children_of, echo, simple, spawning, total
+from .cases import ENDS, MAYBE, NO_ROW, SEEN, add, child_id_of, children_of, echo, simple, spawning, total
 from .ends import sleep_too_long
 from .failures import fail
 from .requests import set_meta
@@ -166,7 +166,7 @@ def publish_group_in_chain_that_fails(task_id):
         total.s().set(task_id=task_id),
         add.s(100).set(task_id=last),
     ).apply_async()
-    ends = dict(zip(ids, ("SUCCESS", "FAILURE")))
+    ends = dict(zip(ids, (SEEN, "FAILURE")))
     return {first: "SUCCESS", **ends, task_id: MAYBE, last: MAYBE}
 
 
@@ -279,7 +279,7 @@ CASES = {
         lambda: (add.s(1, 1), sleep_too_long.s()), total.s, "SUCCESS", "FAILURE", "FAILURE"
     ),
     "chord.header_expires": header_and_body(
-        lambda: (add.s(1, 1), add.s(2, 2).set(countdown=2, expires=1)),
+        lambda: (add.s(1, 1), add.s(2, 2).set(countdown=4, expires=3)),
         total.s,
         "SUCCESS",
         "REVOKED",
@@ -314,7 +314,7 @@ CASES = {
     "chord.errback_new": publish_errback(errback_of_new.s(), NO_ROW),
     "chord.chain_body": publish_with_chain_for_body(two, *["SUCCESS"] * 4),
     "chord.chain_body_never": publish_with_chain_for_body(
-        one_fails, "SUCCESS", "FAILURE", MAYBE, MAYBE
+        one_fails, SEEN, "FAILURE", MAYBE, MAYBE
     ),
     "chord.group_body": publish_with_group_for_body(two, "SUCCESS", "SUCCESS", "SUCCESS"),
     "chord.group_body_never": publish_with_group_for_body(one_fails, "SUCCESS", "FAILURE", MAYBE),

@@ -75,7 +75,7 @@ def revoke(task_id, **options):
 
 def publish_expired(task_id):
     """The worker holds the message until its countdown is over, which is past its expiry."""
-    echo.apply_async(("late",), task_id=task_id, countdown=2, expires=1)
+    echo.apply_async(("late",), task_id=task_id, countdown=3, expires=2)
     return {task_id: "REVOKED"}
 
 

@@ -235,7 +235,7 @@ CASES = {
     ),
     "meta.header_fail": called(set_meta, "FAILURE", ("empty", "fail"), headers={"meta": {"a": 1}}),
     "meta.header_revoked": called(
-        echo, "REVOKED", ("late",), headers={"meta": {"a": 1}}, countdown=2, expires=1
+        echo, "REVOKED", ("late",), headers={"meta": {"a": 1}}, countdown=4, expires=3
     ),
     "periodic": with_headers(periodic_task_name="every morning"),
     "periodic.unicode": with_headers(periodic_task_name="jeden Morgen um ½ 🥬"),
