@@ -108,6 +108,12 @@ impl DatabaseUrl {
         is_loopback && !self.url.query_pairs().any(|(name, _)| name.starts_with("ssl"))
     }
 
+    /// The server's address where it is one of IPv6, without the brackets of a URL: sqlx would look
+    /// them up as a part of the name.
+    pub(crate) fn ipv6_host(&self) -> Option<&str> {
+        self.url.host_str()?.strip_prefix('[')?.strip_suffix(']')
+    }
+
     /// The URL of a server, password included: for its driver and nobody else.
     pub(crate) fn expose(&self) -> &str {
         self.url.as_str()
@@ -166,6 +172,15 @@ impl fmt::Debug for DatabaseUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_of_ipv6_loses_its_brackets() {
+        let url = |text| DatabaseUrl::parse(text).expect(text);
+        assert_eq!(url("postgres://[::1]:5433/shop").ipv6_host(), Some("::1"));
+        assert_eq!(url("mysql://u:p@[fe80::1]/shop").ipv6_host(), Some("fe80::1"));
+        assert_eq!(url("postgres://host/shop").ipv6_host(), None);
+        assert!(url("postgres://[::1]/shop").prefers_plain());
+    }
 
     #[test]
     fn urls_are_read_as_dj_database_url_reads_them() {

@@ -37,9 +37,12 @@ impl Mysql {
     ///
     /// When a parameter of the URL has a value that MySQL does not know.
     pub fn new(url: &DatabaseUrl, time_zone: Tz) -> Result<Self, StoreError> {
-        let options = MySqlConnectOptions::from_str(url.expose())
+        let mut options = MySqlConnectOptions::from_str(url.expose())
             .map_err(|error| StoreError::from_sqlx(&error, MysqlDatabase::classify))?
             .disable_statement_logging();
+        if let Some(host) = url.ipv6_host() {
+            options = options.host(host);
+        }
         let plain = url.prefers_plain().then(|| options.clone().ssl_mode(MySqlSslMode::Disabled));
         Ok(Self::of(MysqlDatabase { options, plain, time_zone }))
     }

@@ -32,10 +32,13 @@ impl Postgres {
     ///
     /// When a parameter of the URL has a value that PostgreSQL does not know.
     pub fn new(url: &DatabaseUrl) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url.expose())
+        let mut options = PgConnectOptions::from_str(url.expose())
             .map_err(|error| StoreError::from_sqlx(&error, PostgresDatabase::classify))?
             .application_name("celeriac")
             .disable_statement_logging();
+        if let Some(host) = url.ipv6_host() {
+            options = options.host(host);
+        }
         let plain = url.prefers_plain().then(|| options.clone().ssl_mode(PgSslMode::Disable));
         Ok(Self::of(PostgresDatabase { options, plain }))
     }
