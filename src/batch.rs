@@ -26,7 +26,7 @@ pub struct Batch {
     messages: Vec<Message>,
     rows: BTreeMap<Key, Merged>,
     refused: Vec<Refused>,
-    skipped: Option<(usize, &'static str)>,
+    skipped: BTreeMap<&'static str, usize>,
     size_bytes: usize,
 }
 
@@ -85,16 +85,14 @@ impl Batch {
         }
     }
 
-    /// Counts events of a message that were left out, and keeps what was wrong with the last.
-    pub fn skip(&mut self, events: usize, problem: &'static str) {
-        let (count, _) = self.skipped.unwrap_or_default();
-        self.skipped = Some((count + events, problem));
+    /// Counts events of a message that were left out for a problem.
+    pub fn skip(&mut self, problem: &'static str, events: usize) {
+        *self.skipped.entry(problem).or_default() += events;
     }
 
-    /// How many events were left out, and what was wrong with the last of them.
-    #[must_use]
-    pub fn skipped(&self) -> Option<(usize, &'static str)> {
-        self.skipped
+    /// What was wrong with events, and how many were left out for it.
+    pub fn skipped(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        self.skipped.iter().map(|(&problem, &events)| (problem, events))
     }
 
     /// Whether nothing was pushed.

@@ -158,8 +158,8 @@ async fn sleep_until(instant: Option<Instant>) {
 /// Adds a message to a batch with what it says.
 fn take(batch: &mut Batch, message: Message, events: Option<EventPolicy>, catalog: &Catalog) {
     let read = read(&message, events, catalog).map(|read| {
-        if let Some((count, problem)) = read.skipped {
-            batch.skip(count, problem);
+        for (problem, events) in read.skipped {
+            batch.skip(problem, events);
         }
         read.rows
     });
@@ -178,16 +178,15 @@ fn read(
         None => {
             let mut row = decode(message).map_err(refused)?;
             catalog.fit(&mut row)?;
-            Ok(Events { rows: vec![row], skipped: None })
+            Ok(Events { rows: vec![row], ..Events::default() })
         }
         Some(policy) => {
             let mut events = decode_events(message, policy).map_err(refused)?;
             let count = events.rows.len();
             events.rows.retain_mut(|row| catalog.fit(row).is_ok());
             if events.rows.len() < count {
-                let (skipped, _) = events.skipped.unwrap_or_default();
                 let problem = "`uuid` is longer than the column takes, or has U+0000 in it";
-                events.skipped = Some((skipped + count - events.rows.len(), problem));
+                events.skipped.insert(problem, count - events.rows.len());
             }
             Ok(events)
         }
@@ -216,7 +215,7 @@ async fn settle<'store, S: Store, A: Acknowledge>(
     {
         return (store, Err(End::SourceLost(error)));
     }
-    if let Some((events, problem)) = batch.skipped() {
+    for (problem, events) in batch.skipped() {
         tracing::warn!(events, problem, "events that Celery does not send were left out");
     }
     tracing::debug!(

@@ -10,6 +10,7 @@
 //! merging lets every result message take their place.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -45,9 +46,9 @@ pub struct EventPolicy {
 pub struct Events {
     /// The rows that the events speak of, in their order.
     pub rows: Vec<Row>,
-    /// How many events were left out because they are not what Celery sends, and what was wrong
-    /// with the last of them.
-    pub skipped: Option<(usize, &'static str)>,
+    /// What was wrong with events that are not what Celery sends, and how many were left out for
+    /// it.
+    pub skipped: BTreeMap<&'static str, usize>,
 }
 
 impl Events {
@@ -56,10 +57,7 @@ impl Events {
         match event {
             Ok(Some(result)) => self.rows.push(Row::Task(result)),
             Ok(None) => {}
-            Err(problem) => {
-                let (count, _) = self.skipped.unwrap_or_default();
-                self.skipped = Some((count + 1, problem));
-            }
+            Err(problem) => *self.skipped.entry(problem).or_default() += 1,
         }
     }
 }
@@ -337,7 +335,7 @@ mod tests {
             "timestamp": 1795416669.2731755, {members}}}"#
         );
         let mut events = events(&body, EVERYTHING);
-        assert_eq!((events.rows.len(), events.skipped), (1, None), "{members}");
+        assert_eq!((events.rows.len(), events.skipped.len()), (1, 0), "{members}");
         let Some(Row::Task(result)) = events.rows.pop() else { panic!("a task") };
         result
     }
@@ -474,7 +472,7 @@ mod tests {
         ] {
             let events = events(&format!("[{good}, {bad}, {good}]"), EVERYTHING);
             assert_eq!(events.rows.len(), 2, "{bad}");
-            assert_eq!(events.skipped.map(|(count, _)| count), Some(1), "{bad}");
+            assert_eq!(events.skipped.into_values().collect::<Vec<_>>(), [1], "{bad}");
         }
         let odd = task(
             r#""type": "task-succeeded", "result": [[[]]], "hostname": 7, "name": {}, "args": 1"#,
@@ -518,7 +516,7 @@ mod tests {
         let from_msgpack = decode_events(&message(packed.clone(), content_type), EVERYTHING);
         let from_msgpack = from_msgpack.expect("good");
         assert_eq!(from_msgpack.rows, from_json.rows);
-        assert_eq!(from_msgpack.skipped.map(|(count, _)| count), Some(1));
+        assert_eq!(from_msgpack.skipped.into_values().collect::<Vec<_>>(), [1]);
         for length in 0..packed.len() {
             let cut = message(&packed[..length], content_type);
             assert!(decode_events(&cut, EVERYTHING).is_err(), "cut after {length} bytes");
