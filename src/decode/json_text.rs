@@ -33,29 +33,12 @@ impl<'text> Members<'text> {
     }
 
     fn advance(&mut self) -> Result<Option<(Cow<'text, str>, &'text str)>, DecodeError> {
-        let scanner = &mut self.scanner;
-        scanner.skip_whitespace();
-        match scanner.peek() {
-            Some(b'}') => {
-                scanner.position += 1;
-                scanner.skip_whitespace();
-                return match scanner.peek() {
-                    None => Ok(None),
-                    Some(_) => Err(scanner.malformed("something follows the object")),
-                };
-            }
-            Some(b',') if !self.is_first => {
-                scanner.position += 1;
-                scanner.skip_whitespace();
-            }
-            Some(_) if self.is_first => {}
-            Some(_) => return Err(scanner.malformed("expected `,` or `}`")),
-            None => return Err(scanner.malformed("the text ends")),
+        if !self.scanner.goes_on(b'}', &mut self.is_first)? {
+            return Ok(None);
         }
-        self.is_first = false;
-        let key = scanner.key()?;
-        scanner.skip_whitespace();
-        let value = scanner.value()?;
+        let key = self.scanner.key()?;
+        self.scanner.skip_whitespace();
+        let value = self.scanner.value()?;
         Ok(Some((key, value)))
     }
 }
@@ -89,27 +72,10 @@ impl<'text> Elements<'text> {
     }
 
     fn advance(&mut self) -> Result<Option<&'text str>, DecodeError> {
-        let scanner = &mut self.scanner;
-        scanner.skip_whitespace();
-        match scanner.peek() {
-            Some(b']') => {
-                scanner.position += 1;
-                scanner.skip_whitespace();
-                return match scanner.peek() {
-                    None => Ok(None),
-                    Some(_) => Err(scanner.malformed("something follows the array")),
-                };
-            }
-            Some(b',') if !self.is_first => {
-                scanner.position += 1;
-                scanner.skip_whitespace();
-            }
-            Some(_) if self.is_first => {}
-            Some(_) => return Err(scanner.malformed("expected `,` or `]`")),
-            None => return Err(scanner.malformed("the text ends")),
+        if !self.scanner.goes_on(b']', &mut self.is_first)? {
+            return Ok(None);
         }
-        self.is_first = false;
-        scanner.value().map(Some)
+        self.scanner.value().map(Some)
     }
 }
 
@@ -204,6 +170,35 @@ impl<'text> Scanner<'text> {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.position += 1;
         }
+    }
+
+    /// Passes what stands before the next part of the outermost object or array, or its `closer`
+    /// and the rest of the text, which has to be empty. Whether there is a next part.
+    fn goes_on(&mut self, closer: u8, is_first: &mut bool) -> Result<bool, DecodeError> {
+        let [too_much, expected] = match closer {
+            b'}' => ["something follows the object", "expected `,` or `}`"],
+            _ => ["something follows the array", "expected `,` or `]`"],
+        };
+        self.skip_whitespace();
+        match self.peek() {
+            Some(byte) if byte == closer => {
+                self.position += 1;
+                self.skip_whitespace();
+                return match self.peek() {
+                    None => Ok(false),
+                    Some(_) => Err(self.malformed(too_much)),
+                };
+            }
+            Some(b',') if !*is_first => {
+                self.position += 1;
+                self.skip_whitespace();
+            }
+            Some(_) if *is_first => {}
+            Some(_) => return Err(self.malformed(expected)),
+            None => return Err(self.malformed("the text ends")),
+        }
+        *is_first = false;
+        Ok(true)
     }
 
     /// Passes a member's name and the colon after it.
