@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,11 @@ import amqp
 
 RESULTS = "celeriac.results"
 DEAD = "celeriac.dead"
+EVENTS = "celeriac.events"
+
+#: What workers publish to with `celeriac://`, and what they send events to.
+EXCHANGE = "celeriac"
+EVENT_EXCHANGE = "celeryev"
 
 #: How the daemon declares its queues.
 QUEUES = {
@@ -25,6 +30,12 @@ QUEUES = {
         "x-delivery-limit": 100,
     },
     DEAD: {"x-queue-type": "quorum"},
+    EVENTS: {
+        "x-queue-type": "classic",
+        "x-overflow": "drop-head",
+        "x-max-length": 100_000,
+        "x-message-ttl": 3_600_000,
+    },
 }
 
 
@@ -118,6 +129,24 @@ class Broker:
             for message in messages:
                 channel.basic_publish(message.to_amqp(), routing_key=queue, mandatory=True)
         assert not returned, f"the queue {queue} is missing"
+
+    def publish_many(self, messages: Iterable[tuple[str, Message]]) -> None:
+        """Publishes to queues by their names, and waits only at the end for the broker's word."""
+        connection = connect(self.url, confirm=False)
+        channel = open_channel(connection)
+        channel.confirm_select()
+        open_tags: set[int] = set()
+
+        def settle(tag: int, multiple: bool) -> None:
+            open_tags.difference_update([one for one in open_tags if one <= tag] if multiple else [tag])
+
+        channel.events["basic_ack"].add(settle)
+        for tag, (queue, message) in enumerate(messages, 1):
+            open_tags.add(tag)
+            channel.basic_publish(message.to_amqp(), routing_key=queue)
+        while open_tags:
+            connection.drain_events(timeout=30)
+        connection.close()
 
     def take(self, queue: str) -> list[Message]:
         """Takes all messages out of a queue."""

@@ -55,6 +55,21 @@ class Database:
             cursor.execute(sql)
             return list(cursor.fetchall())
 
+    def execute(self, sql: str) -> None:
+        with self.connect() as connection:
+            connection.cursor().execute(sql)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """All rows by their task ids, each by its column names and without its number."""
+        with self.connect() as connection:
+            cursor = connection.cursor()
+            cursor.execute(f"select * from {TABLE}")
+            names = [column[0] for column in cursor.description]
+            rows = [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
+        for row in rows:
+            del row["id"]
+        return {row["task_id"]: row for row in rows}
+
     def count(self) -> int:
         return self.query(f"select count(*) from {TABLE}")[0][0]
 
