@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery import states
 from celery.backends.base import BaseDictBackend, get_current_task
 from celery.exceptions import BackendGetMetaError, ImproperlyConfigured
+from celery.result import GroupResult
 from celery.utils.functional import LRUCache
 from celery.utils.log import get_logger
 from celery.utils.serialization import b64encode
@@ -136,6 +137,12 @@ class CeleriacBackend(BaseDictBackend):
         """What a task has put into `request.meta`, or its caller into a header of that name."""
         request = request or getattr(get_current_task(), "request", None)
         return getattr(request, "meta", None) or {}
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
+        """As Celery's, and as that of django-celery-results also for a `GroupResult` itself."""
+        if isinstance(header_result_args, GroupResult):
+            header_result_args = (header_result_args.id, header_result_args.results)
+        return super().apply_chord(header_result_args, body, **kwargs)
 
     def fallback_chord_unlock(self, *args: Any, **kwargs: Any) -> None:
         """As Celery's, but what unlocks a chord is no child of the task that starts the chord."""
