@@ -26,6 +26,7 @@ FINAL = ("REVOKED", "FAILURE", "SUCCESS")
 #: How long a run may take, and how long nothing may happen for it to be over.
 RUN_SECONDS = 240
 QUIET_SECONDS = 1.5
+STUCK_SECONDS = 60
 
 
 #: Of a worker: some of them sleep.
@@ -83,6 +84,8 @@ class Side:
             now = self.database.statuses()
             if now != seen:
                 seen, since = now, time.monotonic()
+            if time.monotonic() - since > STUCK_SECONDS:
+                raise Failure("nothing has happened any more")
             return time.monotonic() - since > QUIET_SECONDS and not missing()
 
         try:

@@ -51,8 +51,8 @@ class Variant:
     extended: bool
 
     def options(self) -> tuple[str, ...]:
-        """What takes long is done once for each version of Celery."""
-        return () if self.serializer == "json" and self.extended else ("--without-slow",)
+        """What does not depend on the serializer is done with one of them."""
+        return () if self.serializer == "json" else ("--brief",)
 
     def reason_to_skip(self) -> str | None:
         if self.celery == "celery-5.2" and sys.version_info >= (3, 12):
@@ -117,7 +117,12 @@ DIFFERENCES = [
         ("chord.header_expires", "chord.header_out_of_time", "chord.header_dies"),
         ("meta",),
     ),
-    Difference("the body of a chord that never runs", ("chord.group_body_never",), ("result",)),
+    # Up to 5.2 Celery tells the failure of what cannot be pickled twice, and the body has either.
+    Difference(
+        "the body of a chord that never runs",
+        ("chord.group_body_never", "chord.header_fails_oddly"),
+        ("result",),
+    ),
     # Up to 5.6 Celery gives no id for such a body, and the table refuses the row.
     Difference(
         "the body of a chord that never runs",

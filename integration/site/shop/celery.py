@@ -11,6 +11,7 @@ app = Celery("shop")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 app.autodiscover_tasks(related_name="zoo")
+app.autodiscover_tasks(related_name="watched")
 
 
 @before_task_publish.connect

@@ -22,8 +22,8 @@ STOCK = {
     **requests.STOCK,
     **canvas.STOCK,
 }
-LATE = {**states.LATE, **requests.LATE}
-CASES = {
+LATE = {**ends.LATE, **states.LATE, **requests.LATE}
+_ALL = {
     **ends.CASES,
     **chords.CASES,
     **values.CASES,
@@ -34,18 +34,32 @@ CASES = {
     **canvas.CASES,
     **LATE,
 }
-
-#: What sleeps, or kills a process of the pool.
-SLOW = {
-    name
-    for name in CASES
-    if name.startswith(("dies.", "terminated", "time_limit."))
-    or name.endswith((".out_of_time", ".header_out_of_time", ".header_dies"))
-}
-
 #: What the worker has to take before it expires is published first.
 _FIRST = ["expired", "chord.header_expires", "chain.expires", "meta.header_revoked"]
-CASES = {name: CASES[name] for name in _FIRST} | CASES
+CASES = {name: _ALL[name] for name in _FIRST} | _ALL
+
+#: These depend neither on the serializer nor on `result_extended`, and take long: they sleep, or
+#: kill a process of the pool, or wait for others.
+_ALIKE = ("dies.", "terminated", "time_limit.", "errback.", "handled.", "unwanted", "links")
+_CANVAS = ("chain", "chord", "replaced", "group")
+_BRIEF_CANVAS = (
+    "chain.fails",
+    "chain.of_groups",
+    "chord.in_chain",
+    "chord.group_body_never",
+    "chord.header_fails",
+    "chord.header_values",
+    "chord.header_meta",
+    "chord.saved",
+    "group.saved",
+    "replaced.group",
+)
+BRIEF = {
+    name: case
+    for name, case in CASES.items()
+    if not name.startswith(_ALIKE)
+    and (not name.startswith(_CANVAS) or name in _CANVAS or name.startswith(_BRIEF_CANVAS))
+}
 
 
 def publish_all(run, cases):

@@ -5,7 +5,7 @@ import decimal
 
 from celery import current_app, shared_task
 
-from .cases import ENDS, ZOO, called, echo, send_body
+from .cases import ENDS, MAYBE, ZOO, called, echo, send_body
 from .values import Point, nest
 
 
@@ -99,7 +99,8 @@ CASES = {
     "args.types": called(
         echo, ENDS, (datetime.date(2026, 1, 2), decimal.Decimal("1.50"), ZOO), {"raw": b"\xff\x00"}
     ),
-    "args.odd_text": called(echo, ENDS, ("\0", "\ud800", "🥬", "'\"")),
+    # msgpack has no room for half a surrogate pair, and neither backend gets a row.
+    "args.odd_text": called(echo, MAYBE, ("\0", "\ud800", "🥬", "'\"")),
     "args.none": given(),
     "args.one": given("alone"),
     "args.numbers": given(0, -1, 10**30, 1e300, 0.1, True, None, float("inf")),
@@ -113,7 +114,9 @@ CASES = {
     "args.keywords_unicode": given(crème="brûlée", 數量=1),
     "args.keywords_odd": given(**{"with space": 1, "1": 2, "": 3, "quote'": 4}),
     "args.bytes": given(b"\xff\x00\xfe", b"plain", b""),
-    "args.surrogates": given("\ud800", ["\udfff"], {"k": "\ud83e\udd6c"}),
+    "args.surrogates": called(
+        count_arguments, MAYBE, ("\ud800", ["\udfff"], {"k": "\ud83e\udd6c"})
+    ),
     "args.megabyte": given("0123456789abcdef" * 65536),
     "args.pickled_set": pickled({1}, frozenset([2]), (3, (4,))),
     "args.pickled_objects": pickled(Secret(), Point(1, 2), datetime.timedelta(1), 3 + 4j),
@@ -134,7 +137,7 @@ CASES = {
         count_arguments, "SUCCESS", ("secret",), {"a": 1}, argsrepr="", kwargsrepr=""
     ),
     "args.repr_unicode": called(
-        count_arguments, "SUCCESS", (1,), argsrepr="crème 🥬 \ud800 \0 \\ ' \"", kwargsrepr="\n"
+        count_arguments, MAYBE, (1,), argsrepr="crème 🥬 \ud800 \0 \\ ' \"", kwargsrepr="\n"
     ),
     "args.repr_long": called(count_arguments, "SUCCESS", (1,), argsrepr="r" * 9000),
     "args.repr_in_headers": called(

@@ -125,8 +125,9 @@ CASES = {
     "time_limit.soft_by_call": called(sleep, "FAILURE", (30,), soft_time_limit=0.5),
     "revoked.waiting": publish_revoked_waiting,
     "revoked.running": simple(revoke_running, SEEN),
-    "revoked.retrying": simple(retry_once_revoked, "REVOKED"),
     "revoked.unwanted": publish_revoked_unwanted,
 }
+#: The worker's main process may hear of the next attempt before the state RETRY is stored.
+LATE = {"late.revoked_retrying": simple(retry_once_revoked, SEEN)}
 if celery.VERSION >= (5, 3):
     CASES["revoked.stamped"] = publish_revoked_stamped

@@ -4,7 +4,7 @@ import json
 
 from django.core.management.base import BaseCommand
 
-from shop.zoo import CASES, SLOW, STOCK, publish_all
+from shop.zoo import BRIEF, CASES, STOCK, publish_all
 
 
 class Command(BaseCommand):
@@ -13,10 +13,8 @@ class Command(BaseCommand):
     def add_arguments(self, parser):
         parser.add_argument("run", help="a name from which all task ids follow")
         parser.add_argument("--stock", action="store_true", help="only what `rpc://` can do")
-        parser.add_argument("--without-slow", action="store_true", help="nothing that sleeps")
+        parser.add_argument("--brief", action="store_true", help="what differs by serializer")
 
     def handle(self, *args, **options):
-        cases = STOCK if options["stock"] else CASES
-        if options["without_slow"]:
-            cases = {name: case for name, case in cases.items() if name not in SLOW}
+        cases = STOCK if options["stock"] else BRIEF if options["brief"] else CASES
         self.stdout.write(json.dumps(publish_all(options["run"], cases)))
