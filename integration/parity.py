@@ -15,7 +15,7 @@ import results
 from broker import DEAD, RESULTS, Broker
 from daemon import Daemon
 from database import Database
-from processes import Failure, Process, wait_until
+from processes import Failure, Process
 from project import Project
 
 #: A case's task ids, and the status that each row is to end with, as the zoo tells it.

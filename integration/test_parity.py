@@ -109,9 +109,7 @@ DIFFERENCES = [
     Difference("a lone surrogate in a traceback", ("fail.surrogate",), OUTCOME),
     Difference("`request.meta` that is `None`", ("meta.none",), OUTCOME),
     Difference("`request.meta` that is `None`", ("meta.header_none",)),
-    Difference(
-        "a write that does not know them empties them", ("periodic.retried",), DESCRIPTION
-    ),
+    Difference("a write that does not know them empties them", ("periodic.retried",), DESCRIPTION),
     Difference(
         "the body of a chord that never runs",
         ("chord.header_expires", "chord.header_out_of_time", "chord.header_dies"),
@@ -230,7 +228,9 @@ def make_sides(
     true_database = databases.migrated("postgresql")
     truth = Project(interpreter, true_database.url, rabbitmq.create(), settings)
     broker = Broker(rabbitmq.create())
-    fan = Fan(broker, {engine: databases.migrated(engine) for engine in ENGINES}, logs / str(variant))
+    fan = Fan(
+        broker, {engine: databases.migrated(engine) for engine in ENGINES}, logs / str(variant)
+    )
     ours = Project(
         interpreter,
         fan.databases["postgresql"].url,
@@ -273,8 +273,7 @@ def test_the_same_tasks_have_rows(compared: Compared, engine: str) -> None:
         for task_id, wanted in ends.items()
         if (task_id in true) != (task_id in ours)
         and not (
-            task_id in ours
-            and any(not one.columns and one.covers(case) for one in DIFFERENCES)
+            task_id in ours and any(not one.columns and one.covers(case) for one in DIFFERENCES)
         )
     ]
     assert not different, shown(different)
@@ -373,9 +372,8 @@ def test_dates(compared: Compared, engine: str) -> None:
             "in order": created <= (started or created) <= done or case.startswith("late."),
             # THEN they are those of the messages, to the microsecond
             "done": done == datetime.datetime.fromisoformat(told["date_done"]),
-            "created": created == min(
-                datetime.datetime.fromisoformat(m["date_done"]) for m in messages
-            ),
+            "created": created
+            == min(datetime.datetime.fromisoformat(m["date_done"]) for m in messages),
             "started": started in (None, times.get("STARTED")) or case.startswith("late."),
         }
         if not all(kept.values()):

@@ -12,6 +12,7 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 app.autodiscover_tasks(related_name="zoo")
 app.autodiscover_tasks(related_name="watched")
+app.autodiscover_tasks(related_name="load")
 
 
 @before_task_publish.connect

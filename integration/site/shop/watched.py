@@ -20,6 +20,11 @@ def tell_by_event(self, path):
     return "told"
 
 
+@shared_task(bind=True)
+def retry_at_nobodys(self):
+    raise self.retry(exc=ValueError("later"), queue="nobody")
+
+
 @shared_task
 def hold(path):
     wait_for_file(path)
@@ -58,8 +63,7 @@ CASES = {
     "success.unwanted": simple(states.unwanted, "SUCCESS"),
     "retry": simple(states.retry_then, "SUCCESS", 1, "after a retry"),
     "retry.in_vain": simple(states.retry_for_ever, "FAILURE", True),
-    "retry.waiting": simple(states.retry_waiting, "RETRY", "error"),
-    "retry.waiting_bare": simple(states.retry_waiting, "RETRY", "none"),
+    "retry.waiting": simple(retry_at_nobodys, "RETRY"),
     "retry.elsewhere": simple(states.retry_elsewhere, "SUCCESS"),
     "rejected": simple(states.reject, "REJECTED"),
     "ignored": simple(states.ignore, "STARTED"),

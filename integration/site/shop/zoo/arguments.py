@@ -123,7 +123,9 @@ CASES = {
     "args.pickled_unprintable": pickled(Unprintable(), [Unprintable()]),
     "args.pickled_exception": pickled(ValueError("an argument"), range(3), ...),
     "args.yaml": called(count_arguments, "SUCCESS", ({"a": [1, "é"]},), serializer="yaml"),
-    "args.msgpack": called(count_arguments, "SUCCESS", ({"a": [1, b"\xff"]},), serializer="msgpack"),
+    "args.msgpack": called(
+        count_arguments, "SUCCESS", ({"a": [1, b"\xff"]},), serializer="msgpack"
+    ),
     "args.compressed": called(count_arguments, "SUCCESS", ("c" * 3000,), compression="gzip"),
     "args.repr_given": called(
         count_arguments,

@@ -1,8 +1,7 @@
 """Tasks that lead to other tasks: children, chains, groups, links, replacements."""
 
-from celery import chain, group, shared_task, signature
-
 import celery
+from celery import chain, group, shared_task, signature
 
 from .cases import (
     MAYBE,
@@ -66,9 +65,7 @@ def spawn_and_tell(self):
 
 @shared_task(bind=True)
 def spawn_trailless(self):
-    echo.apply_async(
-        ("child",), task_id=child_id_of(self.request.id, "child"), add_to_parent=False
-    )
+    echo.apply_async(("child",), task_id=child_id_of(self.request.id, "child"), add_to_parent=False)
 
 
 @shared_task(trail=False, bind=True)
@@ -175,7 +172,13 @@ def publish_chain_that_fails_early(task_id):
         add.s(4).set(task_id=third, link_error=errback_of_old.s().set(task_id=errback)),
         echo.si().set(task_id=task_id),
     ).apply_async()
-    return {first: "FAILURE", second: "FAILURE", third: "FAILURE", task_id: "FAILURE", errback: MAYBE}
+    return {
+        first: "FAILURE",
+        second: "FAILURE",
+        third: "FAILURE",
+        task_id: "FAILURE",
+        errback: MAYBE,
+    }
 
 
 def publish_chain_revoked(task_id):

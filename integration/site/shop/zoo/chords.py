@@ -11,7 +11,18 @@ from .canvas import (
     replace_with_group,
     spawn,
 )
-from .cases import ENDS, MAYBE, NO_ROW, SEEN, add, child_id_of, children_of, echo, simple, spawning, total
+from .cases import (
+    ENDS,
+    MAYBE,
+    NO_ROW,
+    SEEN,
+    add,
+    child_id_of,
+    children_of,
+    echo,
+    spawning,
+    total,
+)
 from .ends import sleep_too_long
 from .failures import fail
 from .requests import set_meta
@@ -313,9 +324,7 @@ CASES = {
     "chord.errback_old": publish_errback(errback_of_old.s(), "SUCCESS"),
     "chord.errback_new": publish_errback(errback_of_new.s(), NO_ROW),
     "chord.chain_body": publish_with_chain_for_body(two, *["SUCCESS"] * 4),
-    "chord.chain_body_never": publish_with_chain_for_body(
-        one_fails, SEEN, "FAILURE", MAYBE, MAYBE
-    ),
+    "chord.chain_body_never": publish_with_chain_for_body(one_fails, SEEN, "FAILURE", MAYBE, MAYBE),
     "chord.group_body": publish_with_group_for_body(two, "SUCCESS", "SUCCESS", "SUCCESS"),
     "chord.group_body_never": publish_with_group_for_body(one_fails, "SUCCESS", "FAILURE", MAYBE),
     "chord.chord_body": publish_with_chord_for_body,

@@ -2,12 +2,11 @@
 
 import time
 
+import celery
 from celery import current_app, shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 
-import celery
-
-from .cases import ENDS, NO_ROW, SEEN, called, echo, simple
+from .cases import NO_ROW, SEEN, called, echo, simple
 
 
 @shared_task(bind=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 
+import celery
 from celery import shared_task
 from celery.exceptions import (
     ImproperlyConfigured,
@@ -17,8 +18,6 @@ from celery.exceptions import (
 )
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.utils.translation import gettext_lazy
-
-import celery
 
 from .cases import ENDS, SEEN, simple
 
@@ -133,7 +132,8 @@ def raise_noted():
 
 def raise_group():
     raise ExceptionGroup(  # noqa: F821
-        "a group", [ValueError("one"), ExceptionGroup("inner", [TypeError("two")])]  # noqa: F821
+        "a group",
+        [ValueError("one"), ExceptionGroup("inner", [TypeError("two")])],  # noqa: F821
     )
 
 

@@ -2,11 +2,10 @@
 
 import zlib
 
+import celery
 from celery import Task, current_app, shared_task
 from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import schedule
-
-import celery
 
 from .cases import (
     ENDS,

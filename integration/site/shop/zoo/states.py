@@ -1,9 +1,8 @@
 """Tasks that tell their story in several messages: retries, own states, Ignore and Reject."""
 
+import celery
 from celery import Task, current_app, shared_task
 from celery.exceptions import Ignore, Reject, Retry
-
-import celery
 
 from .cases import ENDS, MAYBE, NO_ROW, SEEN, called, child_id_of, echo, simple
 

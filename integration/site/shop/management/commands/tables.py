@@ -7,9 +7,8 @@ from celery import current_app
 from celery.result import AsyncResult, GroupResult
 from django.core.management.base import BaseCommand
 from django_celery_results.backends import DatabaseBackend
-from django_celery_results.models import ChordCounter
+from django_celery_results.models import ChordCounter, TaskResult
 from django_celery_results.models import GroupResult as GroupRow
-from django_celery_results.models import TaskResult
 
 from .rows import column, columns
 
