@@ -85,8 +85,9 @@ pub async fn run<S: Store>(
                     true
                 } else {
                     let problem = "a message that cannot be read stays in the queue, which has no \
-                                   delivery limit: set the policy `delivery-limit` with a \
-                                   dead-letter queue, or take the message out";
+                                   delivery limit: take the message out, or let it expire; on a \
+                                   quorum queue set the policy `delivery-limit` with a \
+                                   dead-letter queue";
                     backoff.wait(problem, &error, shutdown).await.is_continue()
                 }
             }

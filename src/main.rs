@@ -107,6 +107,7 @@ async fn serve(config: &Arc<Config>) -> anyhow::Result<()> {
         broker = ?config.brokers,
         database = %config.database,
         results_queue = config.results_queue,
+        exchange = config.exchange,
         dead_queue = config.dead_queue,
         events = ?config.events,
         lanes = config.lanes,

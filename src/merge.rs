@@ -11,12 +11,12 @@
 //!   4. the newer; an outcome whose time is only its arrival gives way to an earlier arrival of
 //!      the same outcome, because it is a duplicate;
 //!   5. at the same microsecond the greater content, so that there is always one winner.
-//! - The **description** is the winner's where it is whole, that is, where it has the task's
-//!   arguments; else the other's where that one is whole. A part that it lacks is filled from the
-//!   other: a value never gives way to nothing. Events without arguments are all that is known of
-//!   some tasks, and several of them may differ: then a part is the greatest text. The **worker**,
-//!   of which a task may have had several, is that of the event which won; where a task is over,
-//!   that of its final events, of which there is nearly always one.
+//! - The **description** moves as one unit, too. It is the winner's where it is whole, that is,
+//!   where it has the task's arguments from a result message; else the other's where that one is
+//!   whole. Where neither is, events are all that is known of the task, and several of them may
+//!   differ: then the name and the arguments are those of the greatest texts. The **worker**, of
+//!   which a task may have had several, is that of the event which won; where a task is over, that
+//!   of its final events, of which there is nearly always one.
 //! - **`date_created`** is the earliest. **`date_started`** is the latest; where it is known only
 //!   by arrival, an outcome that does not win does not move it, and it is never later than the
 //!   time of a final outcome.
@@ -31,7 +31,7 @@ use std::cmp::Ordering;
 use crate::group_result::GroupResult;
 use crate::row::Row;
 use crate::state::State;
-use crate::task_result::{Description, EVENT, Outcome, TaskResult};
+use crate::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 
 impl Row {
     /// Joins what `newer` says of the same row into this one; see [`TaskResult::merge`] and
@@ -103,7 +103,8 @@ impl TaskResult {
         }
         let order = self.outcome.date_done.cmp(&older.outcome.date_done);
         let order = order.then_with(|| self.outcome.content().cmp(&older.outcome.content()));
-        order.then_with(|| self.description.cmp(&older.description)) == Ordering::Greater
+        order.then_with(|| self.description.texts().cmp(&older.description.texts()))
+            == Ordering::Greater
     }
 }
 
@@ -142,33 +143,34 @@ impl Description {
     /// Joins another description of the task into that of the winning outcome.
     fn merged(self, other: Self, both_are_final: bool) -> Self {
         if self.is_whole() {
-            return self.filled_from(other);
+            return self;
         }
         if other.is_whole() {
-            return other.filled_from(self);
+            return other;
         }
-        Self {
-            task_name: self.task_name.max(other.task_name),
-            task_args: None,
-            task_kwargs: self.task_kwargs.max(other.task_kwargs),
-            worker: if both_are_final { self.worker.max(other.worker) } else { self.worker },
-            periodic_task_name: self.periodic_task_name.max(other.periodic_task_name),
-        }
+        let worker = if both_are_final { self.worker.max(other.worker) } else { self.worker };
+        let periodic_task_name = self.periodic_task_name.max(other.periodic_task_name);
+        let unit = (self.task_args, self.task_kwargs, self.task_name);
+        let (task_args, task_kwargs, task_name) =
+            unit.max((other.task_args, other.task_kwargs, other.task_name));
+        Self { task_name, task_args, task_kwargs, worker, periodic_task_name }
     }
 
-    /// Whether it is that of a result backend which knows the task, and not of events alone.
+    /// Its parts for comparison, NULL as the empty text, in SQL as here.
+    fn texts(&self) -> [&str; 5] {
+        [
+            &self.task_name,
+            &self.task_args,
+            &self.task_kwargs,
+            &self.worker,
+            &self.periodic_task_name,
+        ]
+        .map(|part| part.as_deref().unwrap_or_default())
+    }
+
+    /// Whether it is that of a result message which knows the task, and not of events alone.
     fn is_whole(&self) -> bool {
-        self.task_args.is_some()
-    }
-
-    fn filled_from(self, other: Self) -> Self {
-        Self {
-            task_name: self.task_name.or(other.task_name),
-            task_args: self.task_args.or(other.task_args),
-            task_kwargs: self.task_kwargs.or(other.task_kwargs),
-            worker: self.worker.or(other.worker),
-            periodic_task_name: self.periodic_task_name.or(other.periodic_task_name),
-        }
+        self.task_args.is_some() && self.periodic_task_name.as_deref() != Some(TOLD_BY_EVENTS)
     }
 }
 

@@ -10,6 +10,10 @@ use crate::state::State;
 /// that was made of the `repr` of the real one.
 pub const EVENT: &str = "application/vnd.celeriac.event+json";
 
+/// The `periodic_task_name` of a description with arguments that only events told: no name, and yet
+/// not NULL, by which the law of merging lets that of a result message take its place.
+pub const TOLD_BY_EVENTS: &str = "";
+
 /// What is known of one task: a row, or what one message says of it.
 ///
 /// The fields are the columns of django-celery-results' `TaskResult`

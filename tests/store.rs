@@ -14,7 +14,7 @@ use celeriac::group_result::GroupResult;
 use celeriac::row::Row;
 use celeriac::state::State;
 use celeriac::store::{Catalog, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError};
-use celeriac::task_result::{Description, EVENT, Outcome, TaskResult};
+use celeriac::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use futures_util::FutureExt;
@@ -542,7 +542,8 @@ impl Chance {
 fn any_history() -> impl Strategy<Value = Vec<TaskResult>> {
     let attempts = prop::collection::vec((0..3usize, 0..4i64, 0..64u8), 1..4);
     let end = prop::sample::select(vec!["SUCCESS", "FAILURE", "REVOKED", "PROGRESS"]);
-    (attempts, end, any::<bool>(), any::<bool>()).prop_map(|(attempts, end, is_whole, has_end)| {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (attempts, end, flags).prop_map(|(attempts, end, (is_whole, has_end, has_arguments))| {
         let mut history = Vec::new();
         let mut time = 0;
         for (number, (worker, skew, kept)) in attempts.iter().enumerate() {
@@ -572,9 +573,15 @@ fn any_history() -> impl Strategy<Value = Vec<TaskResult>> {
                     EVENT.clone_into(&mut step.outcome.content_type);
                     step.outcome.meta = None;
                     step.description.task_name = (place == 0).then(|| name.to_owned());
+                    if place == 0 && has_arguments {
+                        step.description.task_args = Some(format!("\"({number},)\""));
+                        step.description.task_kwargs = Some(format!("\"{}\"", 9 - number));
+                        step.description.periodic_task_name = Some(TOLD_BY_EVENTS.to_owned());
+                    }
                 } else if is_whole {
                     step.description.task_name = Some(name.to_owned());
                     step.description.task_args = Some(format!("[{number}]"));
+                    step.description.task_kwargs = (number == 1).then(|| "{}".to_owned());
                 } else {
                     step.description = Description::default();
                 }
@@ -593,10 +600,12 @@ fn any_result() -> impl Strategy<Value = TaskResult> {
     let status = prop::sample::select(vec![
         "SUCCESS", "FAILURE", "REVOKED", "STARTED", "RETRY", "PROGRESS", "PENDING",
     ]);
+    let any_text = || prop::option::of(prop::sample::select(vec!["", "A", "b"]));
     let text = || prop::option::of(prop::sample::select(vec!["A", "a", "b", "é"]));
+    let periodic = prop::option::of(prop::sample::select(vec!["", "A", "b"]));
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    (status, 0..4i64, text(), text(), text(), text(), text(), flags).prop_map(
-        |(status, time, text, traceback, name, worker, args, flags)| {
+    (status, 0..4i64, any_text(), any_text(), text(), text(), (text(), periodic), flags).prop_map(
+        |(status, time, text, traceback, name, worker, (args, periodic), flags)| {
             let (by_arrival, started_by_arrival, is_event) = flags;
             let mut result = result("", status, time);
             result.outcome.result = text.map(str::to_owned);
@@ -604,7 +613,7 @@ fn any_result() -> impl Strategy<Value = TaskResult> {
             result.description.task_name = name.map(str::to_owned);
             result.description.task_args = args.map(str::to_owned);
             result.description.worker = worker.map(str::to_owned);
-            result.description.periodic_task_name = worker.map(str::to_owned);
+            result.description.periodic_task_name = periodic.map(str::to_owned);
             result.outcome.by_arrival = by_arrival;
             result.started_by_arrival = started_by_arrival;
             if is_event {

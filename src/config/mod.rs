@@ -134,6 +134,17 @@ pub struct Settings {
     #[serde(deserialize_with = "text")]
     events_pending: Option<String>,
 
+    /// Whether an event may end a task: true or false.
+    ///
+    /// A row that says SUCCESS before the result message has come has Celery's `repr` of the
+    /// result, and Django's `AsyncResult` takes that for the result. Write false where results of
+    /// all tasks are stored, and only tasks at work are of interest.
+    ///
+    /// Default: true
+    #[arg(long, value_name = "BOOL", env = "CELERIAC_EVENTS_OUTCOMES", require_equals = true)]
+    #[serde(deserialize_with = "text")]
+    events_outcomes: Option<String>,
+
     /// Whether the arguments in events are stored: true or false. They can be secrets.
     ///
     /// Default: false
@@ -319,6 +330,7 @@ impl Settings {
             events_max_length: or(self.events_max_length, other.events_max_length),
             events_ttl: or(self.events_ttl, other.events_ttl),
             events_pending: or(self.events_pending, other.events_pending),
+            events_outcomes: or(self.events_outcomes, other.events_outcomes),
             events_arguments: or(self.events_arguments, other.events_arguments),
             lanes: or(self.lanes, other.lanes),
             max_rows: or(self.max_rows, other.max_rows),
@@ -386,8 +398,9 @@ impl Settings {
             .unwrap_or(100_000),
             ttl: events_ttl(self.events_ttl.as_deref())?,
             policy: EventPolicy {
-                pending: flag("events-pending", self.events_pending.as_deref())?,
-                arguments: flag("events-arguments", self.events_arguments.as_deref())?,
+                pending: flag("events-pending", self.events_pending.as_deref(), false)?,
+                arguments: flag("events-arguments", self.events_arguments.as_deref(), false)?,
+                unfinished_only: !flag("events-outcomes", self.events_outcomes.as_deref(), true)?,
             },
         };
         if events.queue == results_queue || events.queue == dead_queue {
@@ -396,7 +409,7 @@ impl Settings {
                 "is the queue of results or of dead letters: write another name",
             ));
         }
-        let has_events = flag("events", self.events.as_deref())?;
+        let has_events = flag("events", self.events.as_deref(), false)?;
         Ok(Config {
             brokers,
             database,
@@ -447,9 +460,10 @@ fn whole<N: FromStr + PartialOrd + Display>(
     }
 }
 
-fn flag(setting: &str, text: Option<&str>) -> Result<bool, ConfigError> {
+fn flag(setting: &str, text: Option<&str>, default: bool) -> Result<bool, ConfigError> {
     match text.map(|text| text.trim().to_ascii_lowercase()).as_deref() {
-        None | Some("false" | "no" | "off" | "0") => Ok(false),
+        None => Ok(default),
+        Some("false" | "no" | "off" | "0") => Ok(false),
         Some("true" | "yes" | "on" | "1") => Ok(true),
         Some(other) => Err(ConfigError::new(
             setting,
@@ -591,6 +605,7 @@ mod tests {
             events_max_length: Some(default("events_max_length")),
             events_ttl: Some(default("events_ttl")),
             events_pending: Some(default("events_pending")),
+            events_outcomes: Some(default("events_outcomes")),
             events_arguments: Some(default("events_arguments")),
             lanes: Some(default("lanes")),
             max_rows: Some(default("max_rows")),
@@ -634,9 +649,11 @@ mod tests {
         );
         assert_eq!((wanted.max_length, wanted.ttl), (7, Duration::from_mins(10)));
         assert_eq!(wanted.policy, EventPolicy::default());
-        let policy = events("events = 'on'\nevents-pending = 'yes'\nevents-arguments = 1");
+        let policy = events(
+            "events = 'on'\nevents-pending = 'yes'\nevents-arguments = 1\nevents-outcomes = false",
+        );
         let policy = policy.expect("they are wanted").policy;
-        assert!(policy.pending && policy.arguments);
+        assert!(policy.pending && policy.arguments && policy.unfinished_only);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::decode::result_meta::{Text, Value, to_microseconds};
 use crate::message::Message;
 use crate::row::Row;
 use crate::state::State;
-use crate::task_result::{Description, EVENT, Outcome, TaskResult};
+use crate::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 
 /// The most events in one message. Celery's workers send lists of at most 24
 /// (`buffer_limit` in `celery/events/dispatcher.py`, 5.7.0).
@@ -39,6 +39,8 @@ pub struct EventPolicy {
     pub pending: bool,
     /// Whether arguments are stored, which can be secrets.
     pub arguments: bool,
+    /// Whether an event that ends a task is left out, because result messages do that.
+    pub unfinished_only: bool,
 }
 
 /// What came of the events in a message.
@@ -147,16 +149,24 @@ impl<'body, V: Value<'body>> Event<V> {
             .ok_or("`timestamp` is missing or cannot be the time of an event")?;
         let status = state(kind).unwrap_or_else(|| State::from(&*kind.to_uppercase()));
 
+        if policy.unfinished_only && status.is_ready() {
+            return Ok(None);
+        }
         let text = |value: Option<V>| {
             let text = value.and_then(V::text)?.text.into_owned();
             Some(text).filter(|text| !text.is_empty())
         };
         let (result, traceback) = match status {
-            State::Success => (self.result.and_then(V::json), None),
+            State::Success => {
+                (Some(self.result.and_then(V::json).unwrap_or_else(|| "null".to_owned())), None)
+            }
             State::Failure | State::Retry => {
                 let traceback = text(self.traceback);
-                let exception = text(self.exception);
-                let result = exception.and_then(|repr| exception_json(&repr, traceback.as_deref()));
+                let exception = text(self.exception).filter(|repr| repr != "None");
+                let result = match exception {
+                    None if status == State::Retry => None,
+                    repr => Some(exception_json(&repr.unwrap_or_default(), traceback.as_deref())),
+                };
                 (result, traceback)
             }
             State::Revoked => (Some(self.revocation()), None),
@@ -167,15 +177,16 @@ impl<'body, V: Value<'body>> Event<V> {
         let arguments = |value: Option<V>| {
             value.filter(|_| names_the_task && policy.arguments).and_then(V::json)
         };
+        let task_args = arguments(self.args);
         Ok(Some(TaskResult {
             task_id,
             description: Description {
+                periodic_task_name: task_args.as_ref().map(|_| TOLD_BY_EVENTS.to_owned()),
                 task_name: text(self.name.filter(|_| names_the_task)),
-                task_args: arguments(self.args),
+                task_args,
                 task_kwargs: arguments(self.kwargs),
                 // The host of `task-sent` is the client's.
                 worker: text(self.hostname.filter(|_| kind != "sent")),
-                periodic_task_name: None,
             },
             date_created: time,
             date_started: (status == State::Started).then_some(time),
@@ -245,9 +256,8 @@ fn time(seconds: f64, received_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
 /// An exception in the form in which Celery stores one
 /// (`prepare_exception` in `celery/backends/base.py`, 5.7.0), made of its `repr`. The module is
 /// not known, and the arguments are one text as they stand in the `repr`.
-fn exception_json(repr: &str, traceback: Option<&str>) -> Option<String> {
+fn exception_json(repr: &str, traceback: Option<&str>) -> String {
     let (kind, message) = match repr {
-        "None" => return None,
         // What billiard 4 makes of every exception that the worker's main process found.
         "ExceptionWithTraceback()" => traceback
             .and_then(|text| text.trim_end().lines().next_back())
@@ -263,10 +273,10 @@ fn exception_json(repr: &str, traceback: Option<&str>) -> Option<String> {
     };
     let kind = if is_identifier(kind) { kind } else { "Exception" };
     let message = if message.is_empty() { String::new() } else { python_json(message) };
-    Some(format!(
+    format!(
         r#"{{"exc_type": {}, "exc_message": [{message}], "exc_module": null}}"#,
         python_json(kind)
-    ))
+    )
 }
 
 fn is_identifier(text: &str) -> bool {
@@ -322,7 +332,8 @@ mod tests {
         }
     }
 
-    const EVERYTHING: EventPolicy = EventPolicy { pending: true, arguments: true };
+    const EVERYTHING: EventPolicy =
+        EventPolicy { pending: true, arguments: true, unfinished_only: false };
 
     fn events(body: &str, policy: EventPolicy) -> Events {
         decode_events(&message(body, "application/json"), policy).expect(body)
@@ -401,6 +412,15 @@ mod tests {
     }
 
     #[test]
+    fn outcomes_are_left_to_result_messages_where_that_is_asked_for() {
+        let policy = EventPolicy { unfinished_only: true, ..EventPolicy::default() };
+        for (kind, rows) in [("started", 1), ("retried", 1), ("succeeded", 0), ("failed", 0)] {
+            let body = format!(r#"{{"type": "task-{kind}", "uuid": "t", "timestamp": {NOW}}}"#);
+            assert_eq!(events(&body, policy).rows.len(), rows, "{kind}");
+        }
+    }
+
+    #[test]
     fn outcomes_have_the_form_that_celery_reads() {
         let result = |members: &str| task(members).outcome.result;
         assert_eq!(
@@ -443,7 +463,7 @@ mod tests {
                 r#""Err", "exc_message": ["'\u00e9\n\ud83e\udd6c\u007f'"]"#,
             ),
         ] {
-            let json = exception_json(repr, traceback).expect("an exception");
+            let json = exception_json(repr, traceback);
             assert_eq!(json, format!(r#"{{"exc_type": {expected}, "exc_module": null}}"#));
         }
     }
@@ -477,7 +497,7 @@ mod tests {
         let odd = task(
             r#""type": "task-succeeded", "result": [[[]]], "hostname": 7, "name": {}, "args": 1"#,
         );
-        assert_eq!(odd.outcome.result, None);
+        assert_eq!(odd.outcome.result.as_deref(), Some("null"));
         assert!(odd.description == Description::default());
     }
 

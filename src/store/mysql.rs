@@ -62,6 +62,9 @@ const SYNTAX: Syntax = Syntax {
 /// the first one keeps in this variable who wins.
 const WINS: &str = "@celeriac_wins";
 
+/// And in this one whose description it is.
+const CHOICE: &str = "@celeriac_choice";
+
 /// Below this size no server's `max_allowed_packet` needs to be looked at: 1 MiB is the smallest
 /// default there has been.
 const SMALLEST_PACKET: usize = 1_000_000;
@@ -256,10 +259,12 @@ impl MysqlDatabase {
 /// The statement for a table. Its only parameter is the rows as a JSON text.
 fn statement(law: Law<'_>) -> String {
     let (table, columns) = (law.table(), law.columns());
-    // Assigned to itself, the key changes nothing, and the variable has its value for the rest.
-    let (key, wins) = (law.key(), SYNTAX.wins(law));
-    let first = format!("{key} = case when ({WINS} := {wins}) then {key} else {key} end");
-    let assignments = SYNTAX.assignments(law, WINS);
+    // Assigned to itself, the key changes nothing, and the variables have their values for the rest.
+    let (key, wins, choice) = (law.key(), SYNTAX.wins(law), SYNTAX.choice(law, WINS));
+    let first = format!(
+        "{key} = case when ({WINS} := {wins}) + ({CHOICE} := {choice}) >= 0 then {key} else {key} end"
+    );
+    let assignments = SYNTAX.assignments(law, WINS, CHOICE);
     let assignments = assignments.iter().map(|(column, value)| format!("{column} = {value}"));
     let assignments: Vec<_> = std::iter::once(first).chain(assignments).collect();
     let assignments = assignments.join(",\n    ");

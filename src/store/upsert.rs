@@ -29,6 +29,9 @@ const OUTCOME: [&str; 7] =
 const DESCRIPTION: [&str; 5] =
     ["task_name", "task_args", "task_kwargs", "worker", "periodic_task_name"];
 
+/// The parts of a description that move as one unit where only events tell them.
+const UNIT: [&str; 3] = ["task_args", "task_kwargs", "task_name"];
+
 /// Celery's `READY_STATES`.
 const FINAL: &str = "('SUCCESS', 'FAILURE', 'REVOKED')";
 
@@ -81,7 +84,8 @@ impl Syntax {
     pub(super) fn insert_on_conflict(&self, law: Law<'_>) -> String {
         let (table, key, columns) = (law.table(), law.key(), law.columns().join(", "));
         let wins = self.wins(law);
-        let assignments = self.assignments(law, &wins);
+        let choice = self.choice(law, &wins);
+        let assignments = self.assignments(law, &wins, &choice);
         let assignments: Vec<_> =
             assignments.iter().map(|(column, value)| format!("{column} = {value}")).collect();
         let assignments = assignments.join(",\n    ");
@@ -153,27 +157,43 @@ where {changes}"
         )
     }
 
+    /// Whose description it is: 3 the new one, 2 the old one; and where neither is whole, 1 where
+    /// the name and the arguments are the new ones, 0 where they are the old ones.
+    pub(super) fn choice(&self, law: Law<'_>, wins: &str) -> String {
+        let Law::Tasks(catalog) = law else { return "0".to_owned() };
+        let is_whole = |side: fn(&str) -> String| {
+            let marked = if catalog.has("periodic_task_name") {
+                format!(" and coalesce({}, '-') <> ''", side("periodic_task_name"))
+            } else {
+                String::new()
+            };
+            format!("({} is not null{marked})", side("task_args"))
+        };
+        let unit =
+            |side: fn(&str) -> String| UNIT.map(|column| self.text(&side(column))).join(", ");
+        let (new_is_whole, old_is_whole) = (is_whole(self.new), is_whole(self.old));
+        let (new_unit, old_unit) = (unit(self.new), unit(self.old));
+        format!(
+            "case when {new_is_whole} and ({wins} or not {old_is_whole}) then 3
+        when {old_is_whole} then 2
+        when ({new_unit}) > ({old_unit}) then 1 else 0 end"
+        )
+    }
+
     /// A part of the merged description.
-    fn described_part(&self, column: &str, wins: &str) -> String {
+    fn described_part(&self, column: &str, wins: &str, choice: &str) -> String {
         let (new, old) = ((self.new)(column), (self.old)(column));
-        let (new_is_whole, old_is_whole) =
-            ((self.new)("task_args") + " is not null", (self.old)("task_args") + " is not null");
         let neither = match column {
-            "task_args" => "null".to_owned(),
             "worker" => format!(
-                "case when {} in {FINAL} and {} in {FINAL} then {} when {wins} then {new} \
-                 else {old} end",
+                "when {} in {FINAL} and {} in {FINAL} then {} when {wins} then {new} else {old}",
                 self.status(self.new),
                 self.status(self.old),
                 self.greatest(column),
             ),
-            _ => self.greatest(column),
+            "periodic_task_name" => format!("else {}", self.greatest(column)),
+            _ => format!("when {choice} = 1 then {new} else {old}"),
         };
-        format!(
-            "case when {new_is_whole} and ({wins} or not {old_is_whole}) then coalesce({new}, {old})
-        when {old_is_whole} then coalesce({old}, {new})
-        else {neither} end"
-        )
+        format!("case when {choice} = 3 then {new} when {choice} = 2 then {old} {neither} end")
     }
 
     /// The greater of two texts, NULL being the least.
@@ -190,21 +210,25 @@ where {changes}"
         (self.bytes)(&side("status"))
     }
 
-    /// The assignments of an update, each a column and its value. `wins` is the spelling of
-    /// whether the new outcome wins, for use in each.
+    /// The assignments of an update, each a column and its value. `wins` and `choice` are the
+    /// spelling of what [`Self::wins`] and [`Self::choice`] give, for use in each.
     ///
-    /// A database may see what it has assigned already. So `task_args`, by which a description is
-    /// whole, stands last of the description, and that before the outcome; and `date_started`, last
-    /// of all, is the same whether `status` and `date_done` are merged already or not.
-    pub(super) fn assignments(&self, law: Law<'_>, wins: &str) -> Vec<(&'static str, String)> {
+    /// A database may see what it has assigned already. So the description, which asks for the old
+    /// states, stands before the outcome; and `date_started`, last of all, is the same whether
+    /// `status` and `date_done` are merged already or not.
+    pub(super) fn assignments(
+        &self,
+        law: Law<'_>,
+        wins: &str,
+        choice: &str,
+    ) -> Vec<(&'static str, String)> {
         let (old, new) = (self.old, self.new);
         let pick = |new: &str, old: &str| format!("case when {wins} then {new} else {old} end");
         let mut assignments = Vec::new();
         let unit: &[_] = match law {
             Law::Tasks(catalog) => {
-                let parts = described(catalog).filter(|&column| column != "task_args");
-                for column in parts.chain(["task_args"]) {
-                    assignments.push((column, self.described_part(column, wins)));
+                for column in described(catalog) {
+                    assignments.push((column, self.described_part(column, wins, choice)));
                 }
                 &OUTCOME
             }
@@ -261,8 +285,11 @@ where {changes}"
         let mut changes =
             vec![wins.to_owned(), format!("{} < {}", new("date_created"), old("date_created"))];
         if let Law::Tasks(catalog) = law {
+            // The rest counts only where the new outcome does not win, which makes it shorter.
+            let wins = "false";
+            let choice = self.choice(law, wins);
             changes.extend(described(catalog).map(|column| {
-                let part = self.described_part(column, wins);
+                let part = self.described_part(column, wins, &choice);
                 format!("{} is distinct from {part}", old(column))
             }));
             if catalog.has("date_started") {
