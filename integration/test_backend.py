@@ -25,13 +25,15 @@ from celery.app.task import Context
 from celery.exceptions import BackendStoreError, ImproperlyConfigured
 from kombu.exceptions import EncodeError
 
+import results
 from broker import DEAD, QUEUES, RESULTS, Broker
 from celeriac import publisher
-from celeriac.backend import CeleriacBackend, ReadingError
+from celeriac.backend import EVENT, CeleriacBackend, ReadingError
 from celeriac.options import Options
 from celeriac.publisher import PublishError, RefusedError
 from daemon import Daemon
 from database import Databases
+from pipeline import Pipeline
 from processes import Process, wait_until
 from project import Project, clean_environment
 from proxy import Proxy
@@ -884,6 +886,48 @@ def test_chords_and_groups_by_way_of_the_daemon(
         assert "all is well" in project.manage("shell", "-c", CANVAS)
     finally:
         worker.kill()
+
+
+STILL_TO_COME = """
+from celery import uuid
+from celery.exceptions import TimeoutError
+from celery.result import AsyncResult, GroupResult
+from shop.celery import app
+
+known = AsyncResult("known")
+assert (known.state, known.ready(), known.result) == ("STARTED", False, None), known.state
+assert (known.args, AsyncResult("retried").state) == ("('leek',)", "RETRY")
+assert not GroupResult(uuid(), [known]).ready()
+try:
+    known.get(timeout=1)
+except TimeoutError:
+    print("nothing passes for a result")
+"""
+
+
+def test_the_outcome_in_an_event_is_no_result(
+    python: dict[str, Path],
+    broker: Broker,
+    databases: Databases,
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    database = databases.migrated("sqlite")
+    pipeline = Pipeline(broker, database, make_daemon(broker.url, database.url))
+    pipeline.daemon.start_consuming()
+    settings = {"RESULT_BACKEND": "celeriac://"}
+    project = Project(python["celery-5.7"], database.url, broker.url, settings)
+    event = {"content_type": EVENT, "meta": None, "task_args": "('leek',)"}
+    pipeline.broker.publish(
+        results.row(results.columns("known", result='"[1, 2]"', **event)),
+        results.row(results.columns("retried", status="RETRY", result="not JSON", **event)),
+    )
+    pipeline.wait_for_rows({"known": "SUCCESS", "retried": "RETRY"})
+    assert "nothing passes" in project.manage("shell", "-c", STILL_TO_COME)
+
+    broker.publish(results.row(results.columns("known", result="[1, 2]")))
+    pipeline.wait_until_handled()
+    seen = project.rows()["known"]["async_result"]
+    assert (seen["state"], seen["result"]) == ("SUCCESS", "[1, 2]")
 
 
 # The Django command ---------------------------------------------------------------------------

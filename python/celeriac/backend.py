@@ -8,6 +8,7 @@ Checked against Celery 5.2.7 to 5.7.0 and django-celery-results 2.6.0.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from django_celery_results.backends.database import DatabaseBackend
 
 logger = get_logger(__name__)
+
+#: The `content_type` of rows that are known only from events (`src/task_result.rs`).
+EVENT = "application/vnd.celeriac.event+json"
 
 
 class ReadingError(ImproperlyConfigured, BackendGetMetaError):
@@ -265,8 +269,16 @@ def is_traced(request: Any) -> bool:
     return not is_call
 
 
+class EventText(str):
+    """What an event tells of a result or of arguments: a `repr`, which no serializer can read."""
+
+    __slots__ = ()
+
+
+@cache
 def database_backend() -> type[DatabaseBackend]:
-    """The class of django-celery-results; a `ReadingError` says why there is none."""
+    """The class that reads, made from that of django-celery-results; a `ReadingError` says why
+    there is none."""
     try:
         from django.apps import apps
     except ImportError as error:
@@ -286,4 +298,20 @@ def database_backend() -> type[DatabaseBackend]:
         )
     from django_celery_results.backends.database import DatabaseBackend
 
-    return DatabaseBackend
+    class Reader(DatabaseBackend):
+        """Takes a task whose end is known only from an event for one that still runs: its result
+        is to come, or goes elsewhere or nowhere."""
+
+        def decode_content(self, obj: Any, content: Any) -> Any:
+            if content is not None and obj.content_type == EVENT:
+                return EventText(content)
+            return super().decode_content(obj, content)
+
+        def meta_from_decoded(self, meta: dict[str, Any]) -> dict[str, Any]:
+            if isinstance(meta["result"], EventText):
+                meta["result"] = None
+                if meta["status"] in states.READY_STATES:
+                    meta["status"] = states.STARTED
+            return super().meta_from_decoded(meta)
+
+    return Reader
