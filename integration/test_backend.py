@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group
+from celery import Celery, chain, chord, current_app, group
 from celery.app.task import Context
 from celery.exceptions import BackendStoreError, ImproperlyConfigured
 from kombu.exceptions import EncodeError
@@ -270,6 +271,8 @@ def test_options(url: str | None, options: Options) -> None:
         ("celeriac://?queue=" + "ü" * 128, "at most 255 bytes"),
         ("celeriac://?queue=celeriac.dead", "same name"),
         ("celeriac://u:secret@host//", "broker="),
+        ("celeriac://?broker=guest:secret@host", "a scheme: write broker="),
+        ("celeriac://?broker=amqp%3A%2F%2Fa%3Bguest:secret@b", "a scheme: write broker="),
     ],
 )
 def test_options_that_cannot_be(url: str, words: str) -> None:
@@ -287,6 +290,28 @@ def test_the_url_that_is_shown_has_no_password() -> None:
         shown == "celeriac://?broker=amqp%3A%2F%2Fu%3A**%40a%2F%2F%3Bamqp%3A%2F%2Fu%3A**%40b%2F%2F"
     )
     assert backend.as_uri(include_password=True).count("secret") == 2
+
+
+def test_a_pickle_has_no_password() -> None:
+    url = "celeriac://?queue=q&broker=amqp%3A%2F%2Fu%3Asecret%40a%2F%2F"
+    backend = make_backend("amqp://", url)
+    pickled = pickle.dumps(backend.app.AsyncResult("t1").backend)
+    assert b"secret" not in pickled
+    # THEN the app that reads the pickle tells where its own broker is
+    with current(backend.app):
+        assert pickle.loads(pickled).options == backend.options
+    with current(make_backend("amqp://", "rpc://").app):
+        assert pickle.loads(pickled).options == Options(queue="q")
+
+
+@contextmanager
+def current(app: Celery) -> Iterator[None]:
+    before = current_app._get_current_object()
+    app.set_current()
+    try:
+        yield
+    finally:
+        before.set_current()
 
 
 def test_names_of_ones_own_and_another_broker(broker: Broker) -> None:

@@ -8,11 +8,12 @@ Checked against Celery 5.2.7 to 5.7.0 and django-celery-results 2.6.0.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.backends.base import BaseDictBackend, get_current_task
+from celery.backends.base import BaseDictBackend, get_current_task, unpickle_backend
 from celery.exceptions import BackendGetMetaError, ImproperlyConfigured
 from celery.result import GroupResult
 from celery.utils.functional import LRUCache
@@ -20,7 +21,7 @@ from celery.utils.log import get_logger
 from celery.utils.serialization import b64encode
 
 from . import message
-from .options import Options
+from .options import Options, configured_url
 from .publisher import Publisher, PublishError, RefusedError, publisher
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ class CeleriacBackend(BaseDictBackend):
         return self.options.as_uri(include_password=include_password)
 
     def __reduce__(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        return super().__reduce__(args, {"url": self.url, **self._kwargs, **(kwargs or {})})
+        # A broker of one's own may have a password, which is not for messages and rows.
+        url = replace(self.options, broker=None).as_uri()
+        return unpickle, (type(self), args, {"url": url, **self._kwargs, **(kwargs or {})})
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -257,6 +260,16 @@ class CeleriacBackend(BaseDictBackend):
     def _delete_group(self, group_id: str) -> None:
         self._saved_groups.pop(group_id, None)
         self.reader._delete_group(group_id)
+
+
+def unpickle(
+    backend_class: type[CeleriacBackend], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CeleriacBackend:
+    """As Celery's, with the broker of this process's configuration."""
+    backend = unpickle_backend(backend_class, args, kwargs)
+    broker = Options.parse(configured_url(backend.app)).broker
+    backend.options = replace(backend.options, broker=broker)
+    return backend
 
 
 def is_traced(request: Any) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from celery.exceptions import ImproperlyConfigured
 from kombu.utils.url import maybe_sanitize_url
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 SCHEME = "celeriac"
 
@@ -52,6 +57,12 @@ class Options:
                     f"the option {name!r} of celeriac:// is no name for RabbitMQ: write at most "
                     "255 bytes that do not begin with `amq.`"
                 )
+        brokers = given.get("broker", "amqp://").split(";")
+        if not all(re.match(r"\w+://", broker) for broker in brokers):
+            raise ImproperlyConfigured(
+                "the option 'broker' of celeriac:// is no URL with a scheme: write "
+                "broker=amqp%3A%2F%2F…"
+            )
         options = cls(**given)
         if options.queue == options.dead_queue:
             raise ImproperlyConfigured("celeriac:// has the same name as queue and dead_queue")
@@ -69,3 +80,10 @@ class Options:
                 value = ";".join(maybe_sanitize_url(part) for part in value.split(";"))
             query.append(f"{field.name}={quote(value, safe='*')}")
         return f"{SCHEME}://" + (f"?{'&'.join(query)}" if query else "")
+
+
+def configured_url(app: Celery) -> str | None:
+    """The URL of the app's result backend where it is ours; workers may be given it elsewhere."""
+    backend = app.conf.result_backend
+    url = backend.rpartition("+")[2] if isinstance(backend, str) else ""
+    return url if url.startswith(f"{SCHEME}://") else None
