@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from celery import Celery, chain, chord, current_app, group
@@ -28,11 +29,11 @@ from kombu.exceptions import EncodeError
 
 import results
 from broker import DEAD, QUEUES, RESULTS, Broker
-from celeriac import publisher
+from celeriac import program, publisher
 from celeriac.backend import EVENT, CeleriacBackend, ReadingError
 from celeriac.options import Options
 from celeriac.publisher import PublishError, RefusedError
-from daemon import Daemon
+from daemon import CONSUMING, Daemon, binary
 from database import Databases
 from pipeline import Pipeline
 from processes import Process, wait_until
@@ -959,7 +960,8 @@ def test_the_outcome_in_an_event_is_no_result(
 
 PROGRAM = """#!{python}
 import json, os, sys
-chosen = {{k: v for k, v in os.environ.items() if k.startswith(("CELERIAC_", "PG"))}}
+names = ("CELERIAC_", "PG", "CELERY_BROKER_URL", "DATABASE_URL")
+chosen = {{k: v for k, v in os.environ.items() if k.startswith(names)}}
 chosen.pop("CELERIAC_BIN")
 print(json.dumps({{"env": chosen, "argv": sys.argv[1:], "pid": os.getpid()}}))
 """
@@ -967,12 +969,6 @@ print(json.dumps({{"env": chosen, "argv": sys.argv[1:], "pid": os.getpid()}}))
 #: A password with everything that has a meaning in a URL.
 PASSWORD = "p@ss:w/o?r#d&=%+ é'\""
 ENCODED = "p%40ss%3Aw%2Fo%3Fr%23d%26%3D%25%2B%20%C3%A9%27%22"
-
-NAMES = {
-    "CELERIAC_EXCHANGE": "celeriac",
-    "CELERIAC_RESULTS_QUEUE": "celeriac.results",
-    "CELERIAC_DEAD_QUEUE": "celeriac.dead",
-}
 
 
 @pytest.fixture
@@ -1008,11 +1004,11 @@ def manage(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def given(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The variables that the program got, without the names of queues."""
+    """The variables that the program got."""
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert not any("p%40ss" in part or PASSWORD in part for part in told["argv"])
-    return {name: value for name, value in told["env"].items() if name not in NAMES}
+    return told["env"]
 
 
 def test_the_command_hands_everything_on(manage: Any) -> None:
@@ -1020,10 +1016,9 @@ def test_the_command_hands_everything_on(manage: Any) -> None:
     done = manage("run", *options, "some_settings", "--", "-x")
     told = json.loads(done.stdout)
     assert told["argv"] == ["run", "--lanes", "4", "--log-level=debug", "--", "-x"]
-    assert told["env"] == NAMES | {
-        "CELERIAC_BROKER": "amqp://u:p@rabbit:5672/%2F",
-        "CELERIAC_DATABASE": "sqlite:////db",
-        "CELERIAC_TIME_ZONE": "UTC",
+    assert told["env"] == {
+        "CELERY_BROKER_URL": "amqp://u:p@rabbit:5672/%2F",
+        "DATABASE_URL": "sqlite:////db",
     }
     assert json.loads(manage("run", "--help").stdout)["argv"] == ["run", "--help"]
     assert json.loads(manage("--version").stdout)["argv"] == ["--version"]
@@ -1033,8 +1028,29 @@ def test_the_command_hands_everything_on(manage: Any) -> None:
 def test_variables_of_the_user_win(manage: Any) -> None:
     theirs = {name: "theirs" for name in ("CELERIAC_BROKER", "CELERIAC_DATABASE")}
     assert given(manage("run", settings="DATABASES = {}", **theirs)) == theirs
-    told = json.loads(manage("run", CELERIAC_RESULTS_QUEUE="theirs").stdout)
-    assert told["env"]["CELERIAC_RESULTS_QUEUE"] == "theirs"
+    settings = "CELERY_RESULT_BACKEND = 'celeriac://?queue=ours'"
+    told = given(manage("run", settings=settings, CELERIAC_RESULTS_QUEUE="theirs"))
+    assert told["CELERIAC_RESULTS_QUEUE"] == "theirs"
+    # THEN one that is there for others does not
+    assert given(manage("run", DATABASE_URL="sqlite:////theirs")) == given(manage("run"))
+
+
+def test_the_configuration_file_wins_over_the_settings(
+    python: dict[str, Path], broker: Broker, databases: Databases, tmp_path: Path
+) -> None:
+    file = tmp_path / "celeriac.toml"
+    file.write_text(f"broker = '{broker.url}'\nresults-queue = 'shop.results'\n")
+    database, nobody = databases.migrated("sqlite"), "amqp://nobody@127.0.0.1:1//"
+    settings = {"RESULT_BACKEND": "celeriac://", "CELERIAC_BIN": str(binary())}
+    project = Project(python["celery-5.7"], database.url, nobody, settings)
+    daemon = project.daemon(tmp_path / "celeriac.log", "--config", str(file))
+    daemon.start()
+    try:
+        daemon.wait_for(CONSUMING)
+    finally:
+        daemon.kill()
+    assert broker.exists("shop.results")
+    assert not broker.exists(RESULTS)
 
 
 DATABASE_URLS = {
@@ -1072,6 +1088,11 @@ DATABASE_URLS = {
         "'OPTIONS': {'ssl': {'ca': '/ca'}}",
         "mysql://u@db/n?ssl-ca=%2Fca&ssl-mode=VERIFY_CA",
     ),
+    "TLS that is only wanted": (
+        "'ENGINE': 'django.db.backends.mysql', 'HOST': 'db', 'NAME': 'n', 'USER': 'u',"
+        "'OPTIONS': {'ssl': True}",
+        "mysql://u@db/n?ssl-mode=REQUIRED",
+    ),
     "a socket of MySQL": (
         "'ENGINE': 'django.db.backends.mysql', 'HOST': '/run/mysqld.sock', 'NAME': 'n','USER': 'u'",
         "mysql://u@localhost/n?socket=%2Frun%2Fmysqld.sock",
@@ -1089,22 +1110,44 @@ def test_django_databases_as_urls(manage: Any, case: str) -> None:
     settings = (
         f"import pymysql; pymysql.install_as_MySQLdb()\nDATABASES = {{'default': {{{settings}}}}}"
     )
-    assert given(manage("run", settings=settings))["CELERIAC_DATABASE"] == url
+    assert given(manage("run", settings=settings))["DATABASE_URL"] == url
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "url"),
+    [
+        ("", "", "mysql://u@localhost/n?socket={}"),
+        ("localhost", "", "mysql://u@localhost/n?socket={}"),
+        ("localhost", "3307", "mysql://u@localhost:3307/n"),
+        ("127.0.0.1", "", "mysql://u@127.0.0.1/n"),
+    ],
+)
+def test_the_usual_socket_of_mysql(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, port: str, url: str
+) -> None:
+    there = tmp_path / "mysql.sock"
+    monkeypatch.setattr(program, "MYSQL_SOCKETS", ("/nowhere/mysql.sock", str(there)))
+    settings = {"HOST": host, "PORT": port, "NAME": "n", "USER": "u", "PASSWORD": "", "OPTIONS": {}}
+    assert program._mysql(settings).partition("?")[0] == url.partition("?")[0]
+    there.touch()
+    assert program._mysql(settings) == url.format(quote(str(there), safe=""))
 
 
 @pytest.mark.parametrize(
     ("options", "use_tz", "zone"),
     [
-        ("", True, "UTC"),
+        ("", True, None),
         ("", False, "Europe/Paris"),
         ("'TIME_ZONE': 'Asia/Tokyo'", True, "Asia/Tokyo"),
     ],
 )
-def test_the_time_zone_of_the_columns(manage: Any, options: str, use_tz: bool, zone: str) -> None:
+def test_the_time_zone_of_the_columns(
+    manage: Any, options: str, use_tz: bool, zone: str | None
+) -> None:
     settings = (
         f"USE_TZ = {use_tz}\nTIME_ZONE = 'Europe/Paris'\nDATABASES['default'].update({{{options}}})"
     )
-    assert given(manage("run", settings=settings))["CELERIAC_TIME_ZONE"] == zone
+    assert given(manage("run", settings=settings)).get("CELERIAC_TIME_ZONE") == zone
     postgresql = "\nDATABASES['default'].update(ENGINE='django.db.backends.postgresql', HOST='h')"
     assert "CELERIAC_TIME_ZONE" not in given(manage("run", settings=settings + postgresql))
 
@@ -1119,9 +1162,9 @@ def test_the_database_is_where_django_writes_results(manage: Any, tmp_path: Path
         "DATABASES['results'] = {'ENGINE': 'django.db.backends.sqlite3', 'NAME': '/results'}\n"
         "DATABASE_ROUTERS = ['a_router.Router']"
     )
-    assert given(manage("run", settings=settings))["CELERIAC_DATABASE"] == "sqlite:////results"
+    assert given(manage("run", settings=settings))["DATABASE_URL"] == "sqlite:////results"
     named = manage("run", "--django-database=default", settings=settings)
-    assert given(named)["CELERIAC_DATABASE"] == "sqlite:////db"
+    assert given(named)["DATABASE_URL"] == "sqlite:////db"
 
 
 APP = """
@@ -1161,13 +1204,23 @@ BROKER_URLS = {
 @pytest.mark.parametrize("case", BROKER_URLS)
 def test_the_broker_as_celery_sees_it(manage: Any, case: str) -> None:
     settings, url = BROKER_URLS[case]
-    assert given(manage("run", settings=settings + APP))["CELERIAC_BROKER"] == url
+    assert given(manage("run", settings=settings + APP))["CELERY_BROKER_URL"] == url
 
 
 def test_the_names_are_those_of_the_result_backend(manage: Any) -> None:
-    settings = "CELERY_RESULT_BACKEND = 'celeriac://?queue=q&exchange=e&dead_queue=d'\n"
-    told = json.loads(manage("run", settings=settings + APP).stdout)["env"]
-    assert {name: told[name] for name in NAMES} == dict(zip(NAMES, "eqd", strict=True))
+    settings = (
+        "CELERY_RESULT_BACKEND = 'celeriac://?queue=q&exchange=e&dead_queue=d"
+        "&broker=amqp%3A%2F%2Fown%2F%2F'\n"
+    )
+    told = given(manage("run", settings=settings + APP))
+    assert told == {
+        "CELERIAC_EXCHANGE": "e",
+        "CELERIAC_RESULTS_QUEUE": "q",
+        "CELERIAC_DEAD_QUEUE": "d",
+        "CELERY_BROKER_URL": "amqp://guest:guest@own:5672/%2F",
+        "DATABASE_URL": "sqlite:////db",
+    }
+    assert given(manage("run", settings=settings)) == told, "no app is imported"
 
 
 @pytest.mark.parametrize(
@@ -1178,6 +1231,15 @@ def test_the_names_are_those_of_the_result_backend(manage: Any) -> None:
             "DATABASES['default'].update(ENGINE='django.db.backends.postgresql',"
             "OPTIONS={'service': 's'})",
             "`service` from Django: set CELERIAC_DATABASE",
+        ),
+        (
+            "DATABASES['default'].update(ENGINE='django.db.backends.postgresql', HOST='h',"
+            "OPTIONS={'target_session_attrs': 'read-write'})",
+            "`target_session_attrs` from Django: set CELERIAC_DATABASE",
+        ),
+        (
+            "DATABASES['default'].update(ENGINE='django.db.backends.postgresql', HOST='a,b')",
+            "several hosts of PostgreSQL from Django: set CELERIAC_DATABASE",
         ),
         ("CELERY_BROKER_URL = 'redis://:secret@r/0'", "the broker is redis://"),
         ("CELERY_BROKER_URL = None", "set CELERIAC_BROKER"),

@@ -82,8 +82,8 @@ class Options:
         return f"{SCHEME}://" + (f"?{'&'.join(query)}" if query else "")
 
 
-def configured_url(app: Celery) -> str | None:
+def configured_url(app: Celery, default: object = None) -> str | None:
     """The URL of the app's result backend where it is ours; workers may be given it elsewhere."""
-    backend = app.conf.result_backend
+    backend = app.conf.result_backend or default
     url = backend.rpartition("+")[2] if isinstance(backend, str) else ""
     return url if url.startswith(f"{SCHEME}://") else None

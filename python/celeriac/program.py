@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 #: Where libpq looks for PostgreSQL's socket: as Debian, as others and as PostgreSQL itself has it.
 POSTGRESQL_SOCKETS = ("/var/run/postgresql", "/run/postgresql", "/tmp")
 
+#: Where MySQL's and MariaDB's socket is on Debian and on others.
+MYSQL_SOCKETS = ("/var/run/mysqld/mysqld.sock", "/run/mysqld/mysqld.sock", "/tmp/mysql.sock")
+
+#: The daemon's variables for the names in the result backend's URL.
+NAMES = {
+    "CELERIAC_EXCHANGE": "exchange",
+    "CELERIAC_RESULTS_QUEUE": "queue",
+    "CELERIAC_DEAD_QUEUE": "dead_queue",
+}
+
 
 class SettingsError(Exception):
     """The program is missing, or a setting has no equivalent; the text says what to do."""
@@ -52,40 +62,37 @@ def execute(arguments: list[str], env: Mapping[str, str]) -> None:
 
 
 def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
-    """This process's environment and, where it does not have them yet, the daemon's variables.
+    """This process's environment, and in it what the daemon is to know of the settings.
 
-    The database is that of `alias`, or where Django's router writes results.
+    Broker and database go into the variables that a configuration file wins over. The database is
+    that of `alias`, or where Django's router writes results.
     """
+    from django.conf import settings
     from django.db import connections
 
-    from .options import Options
+    from .options import Options, configured_url
 
     # An empty variable says nothing, to the daemon neither.
     env = {name: value for name, value in os.environ.items() if value}
     made: dict[str, str] = {}
-    options = Options.parse(_result_url(app))
-    made["CELERIAC_EXCHANGE"] = options.exchange
-    made["CELERIAC_RESULTS_QUEUE"] = options.queue
-    made["CELERIAC_DEAD_QUEUE"] = options.dead_queue
+    # Without a Celery app that was made when Django's settings were imported, the settings count.
+    url = configured_url(app, getattr(settings, "CELERY_RESULT_BACKEND", None))
+    options, default = Options.parse(url), Options()
+    for variable, field in NAMES.items():
+        if getattr(options, field) != getattr(default, field):
+            made[variable] = getattr(options, field)
     if "CELERIAC_BROKER" not in env:
-        made["CELERIAC_BROKER"] = broker_url(app, options.broker)
+        env["CELERY_BROKER_URL"] = broker_url(app, options.broker)
     if "CELERIAC_DATABASE" not in env:
         connection = connections[alias or _results_alias()]
-        made["CELERIAC_DATABASE"] = database_url(connection)
-        if connection.vendor != "postgresql":
+        env["DATABASE_URL"] = database_url(connection)
+        if connection.vendor != "postgresql" and connection.timezone_name != "UTC":
             # PostgreSQL's columns have a time zone themselves.
             made["CELERIAC_TIME_ZONE"] = connection.timezone_name
         passfile = connection.settings_dict["OPTIONS"].get("passfile")
         if connection.vendor == "postgresql" and passfile:
             made["PGPASSFILE"] = os.fspath(passfile)
     return {**made, **env}
-
-
-def _result_url(app: Celery) -> str | None:
-    """The URL of the app's result backend where it is ours; workers may be given it elsewhere."""
-    backend = app.conf.result_backend
-    url = backend.rpartition("+")[2] if isinstance(backend, str) else ""
-    return url if url.startswith("celeriac://") else None
 
 
 def _results_alias() -> str:
@@ -176,10 +183,13 @@ def database_url(connection: BaseDatabaseWrapper) -> str:
 def _postgresql(settings: Mapping[str, Any]) -> str:
     """What libpq would connect to: without a host, its variable and then a local socket."""
     options = settings["OPTIONS"]
-    if "service" in options:
-        raise _unsupported("the OPTIONS `service`")
+    for name in ("service", "hostaddr", "target_session_attrs"):
+        if options.get(name, "any") != "any":
+            raise _unsupported(f"the OPTIONS `{name}`")
     host = settings["HOST"] or options.get("host") or os.environ.get("PGHOST")
     port = settings["PORT"] or os.environ.get("PGPORT") or ""
+    if host and "," in host:
+        raise _unsupported("several hosts of PostgreSQL")
     if not host:
         socket = f".s.PGSQL.{port or 5432}"
         folders = [path for path in POSTGRESQL_SOCKETS if (Path(path) / socket).exists()]
@@ -198,9 +208,15 @@ def _mysql(settings: Mapping[str, Any]) -> str:
     if "read_default_file" in options or "read_default_group" in options:
         raise _unsupported("the OPTIONS `read_default_file`")
     host, query = settings["HOST"] or "localhost", {}
-    if socket := host if host.startswith("/") else options.get("unix_socket"):
+    socket = host if host.startswith("/") else options.get("unix_socket")
+    if not socket and host == "localhost" and not settings["PORT"]:
+        # So does the library of MySQL.
+        socket = next((path for path in MYSQL_SOCKETS if Path(path).exists()), None)
+    if socket:
         host, query["socket"] = "localhost", os.fspath(socket)
     tls = options.get("ssl") or {}
+    if not isinstance(tls, Mapping):
+        tls, query["ssl-mode"] = {}, "REQUIRED"
     for name in ("ca", "cert", "key"):
         if value := tls.get(name) or options.get(f"ssl_{name}"):
             query[f"ssl-{name}"] = os.fspath(value)
