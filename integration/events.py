@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import results
-from broker import EVENTS, Message
+from broker import EVENTS, RESULTS, Message
 from pipeline import STANDARD_SECONDS, Pipeline
 
 #: When the events happen, where nothing else is said: 2024-06-10T06:15:50.273175+00:00.
@@ -17,8 +17,8 @@ TIMESTAMP = 1718000150.273175
 
 def time(timestamp: float) -> datetime.datetime:
     """A timestamp as a time in UTC without a zone, as `stream.utc` gives those of rows."""
-    zone = datetime.timezone.utc
-    return datetime.datetime.fromtimestamp(timestamp, zone).replace(tzinfo=None)
+    since = datetime.timedelta(microseconds=round(timestamp * 1e6))
+    return datetime.datetime(1970, 1, 1) + since
 
 
 def event(kind: str, task_id: object, **fields: Any) -> dict[str, Any]:
@@ -86,15 +86,24 @@ def message(event: object) -> Message:
     return raw(json.dumps(event).encode())
 
 
-def wait_until_handled(pipeline: Pipeline, timeout_seconds: float = STANDARD_SECONDS) -> None:
+def wait_until_handled(
+    pipeline: Pipeline,
+    timeout_seconds: float = STANDARD_SECONDS,
+    *,
+    results_queue: str = RESULTS,
+    events_queue: str | None = EVENTS,
+) -> None:
     """Waits until all results and all events that were published before now are dealt with, and
     leaves nothing of its own.
     """
     result_id, event_id = results.new_id(), results.new_id()
-    pipeline.broker.publish(results.result(result_id))
-    pipeline.broker.publish(message(received(event_id)), queue=EVENTS)
-    pipeline.wait_for_rows({result_id: "SUCCESS", event_id: "RECEIVED"}, timeout_seconds)
-    for task_id in (result_id, event_id):
+    wanted = {result_id: "SUCCESS"}
+    pipeline.broker.publish(results.result(result_id), queue=results_queue)
+    if events_queue:
+        wanted[event_id] = "RECEIVED"
+        pipeline.broker.publish(message(received(event_id)), queue=events_queue)
+    pipeline.wait_for_rows(wanted, timeout_seconds)
+    for task_id in wanted:
         pipeline.database.forget(task_id)
 
 

@@ -20,6 +20,7 @@ FOREIGN = (
     "CELERIAC_",
     "DATABASE_URL",
     "DJANGO_",
+    "EVENT_",
     "USE_TZ",
     "TIME_ZONE",
     "RESULT_",
