@@ -36,6 +36,8 @@ EVENT = "application/vnd.celeriac.event+json"
 #: All that a daemon can be told to store of events.
 EVERYTHING = ("--events", "--events-pending", "--events-arguments")
 
+on_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
+
 Row = dict[str, Any]
 
 
@@ -526,7 +528,11 @@ STORED: dict[str, tuple[Callable[[str], object], Row]] = {
     ),
     "exception a list, traceback a number": (
         lambda id: event("task-failed", id, exception=["ValueError"], traceback=7),
-        {"status": "FAILURE", "result": None, "traceback": None},
+        {
+            "status": "FAILURE",
+            "result": '{"exc_type": "Exception", "exc_message": [], "exc_module": null}',
+            "traceback": None,
+        },
     ),
     "exception that is no call": (
         lambda id: event("task-failed", id, exception="<odd> (1)", traceback="Trace"),
@@ -735,10 +741,32 @@ def test_an_event_never_replaces_a_result(
     assert utc(row["date_done"]) == datetime.datetime(2024, 6, 10, 6, 15, 50)
 
 
+@on_postgresql
+def test_events_end_no_task_where_that_is_asked_for(
+    own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
+) -> None:
+    broker, database = own_pipeline.broker, own_pipeline.database
+    daemon = make_daemon(broker.url, database.url, "--events", "--events-outcomes=false")
+    pipeline = Pipeline(broker, database, daemon)
+    daemon.start()
+    daemon.wait_for_consuming(2)
+    # WHEN tasks end, by their events
+    ids = {kind: results.new_id() for kind in ("succeeded", "failed", "revoked")}
+    later = {"timestamp": TIMESTAMP + 1}
+    for kind, task_id in ids.items():
+        told = [received(task_id), event("task-started", task_id)]
+        told.append(event(f"task-{kind}", task_id, result="1", exception="E()", **later))
+        broker.publish(events.message(told), queue=EVENTS)
+    events.wait_until_handled(pipeline)
+    # THEN they are seen at work, until a result comes
+    rows = database.rows()
+    assert {rows[task_id]["status"] for task_id in ids.values()} == {"STARTED"}
+    assert {rows[task_id]["result"] for task_id in ids.values()} == {None}
+    broker.publish(results.result(ids["succeeded"]))
+    pipeline.wait_for_rows({ids["succeeded"]: "SUCCESS"})
+
+
 # The queue ------------------------------------------------------------------------------------
-
-on_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
-
 
 @on_postgresql
 def test_the_queue_is_bounded(
