@@ -109,7 +109,6 @@ DIFFERENCES = [
     Difference("a lone surrogate in a traceback", ("fail.surrogate",), OUTCOME),
     Difference("`request.meta` that is `None`", ("meta.none",), OUTCOME),
     Difference("`request.meta` that is `None`", ("meta.header_none",)),
-    Difference("a write that does not know them empties them", ("periodic.retried",), DESCRIPTION),
     Difference(
         "the body of a chord that never runs",
         ("chord.header_expires", "chord.header_out_of_time", "chord.header_dies"),
