@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-statements environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,9 @@ lint: ## Checks formatting, lints and licences
 
 bench: release environments ## Measures it against django-celery-results
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench.py $(BENCH)
+
+bench-statements: release environments ## Counts statements and rows written per task
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
 
 environments: ## Makes the virtual environments of the tests
 	$(PYTHON) integration/environments.py

@@ -79,8 +79,7 @@ def cost(server: PrivatePostgreSQL, database: Database) -> Cost:
 def written(database: Database) -> int:
     """Row versions of the table of tasks."""
     [(versions,)] = database.query(
-        "select n_tup_ins + n_tup_upd from pg_stat_user_tables"
-        f" where relname = '{TABLE}'"
+        f"select n_tup_ins + n_tup_upd from pg_stat_user_tables where relname = '{TABLE}'"
     )
     return versions
 
@@ -98,9 +97,15 @@ def wait_for_statistics(database: Database) -> None:
 
 
 def measure(
-    way: Way, tasks: int, concurrency: int, server: PrivatePostgreSQL, broker: Broker,
-    databases: Databases, python: Path, folder: Path,
-) -> Cost:  # fmt: skip
+    way: Way,
+    tasks: int,
+    concurrency: int,
+    server: PrivatePostgreSQL,
+    broker: Broker,
+    databases: Databases,
+    python: Path,
+    folder: Path,
+) -> Cost:
     """Runs the tasks; the count begins when worker and daemon are ready."""
     database = databases.migrated("postgresql")
     settings = {"RESULT_BACKEND": way.backend, "TASK_TRACK_STARTED": "on"}
@@ -181,7 +186,8 @@ def main() -> int:
                 number / options.tasks
                 for number in (found.statements, found.transactions, found.written)
             ]
-            print(f"{way.name:<32}{numbers[0]:>12.3f}{numbers[1]:>17.3f}{numbers[2]:>14.3f}", flush=True)
+            columns = f"{numbers[0]:>12.3f}{numbers[1]:>17.3f}{numbers[2]:>14.3f}"
+            print(f"{way.name:<32}{columns}", flush=True)
     return 0
 
 

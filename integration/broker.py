@@ -138,7 +138,8 @@ class Broker:
         open_tags: set[int] = set()
 
         def settle(tag: int, multiple: bool) -> None:
-            open_tags.difference_update([one for one in open_tags if one <= tag] if multiple else [tag])
+            settled = [one for one in open_tags if one <= tag] if multiple else [tag]
+            open_tags.difference_update(settled)
 
         channel.events["basic_ack"].add(settle)
         for tag, (queue, message) in enumerate(messages, 1):

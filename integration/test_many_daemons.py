@@ -27,7 +27,7 @@ from project import Project
 from services import RabbitMQ
 from stream import utc
 
-TASKS = 1000
+TASKS = 800
 FINAL = {"SUCCESS", "FAILURE"}
 
 #: Batches so small that a task's messages are spread over all lanes.
@@ -106,7 +106,8 @@ def test_killed_daemons_write_the_rows_of_one(
     chance = random.Random(7)
     with ExitStack() as stack, ThreadPoolExecutor(1) as publisher:
         # GIVEN a worker that sends its events and tells when a task starts
-        worker = project.worker(logs / "load.log", "-E", "--concurrency", "3", "--loglevel", "ERROR")
+        options = ("-E", "--concurrency", "3", "--loglevel", "ERROR")
+        worker = project.worker(logs / "load.log", *options)
         stack.callback(worker.kill)
         worker.start()
         published = publisher.submit(project.manage, "load", str(TASKS))
