@@ -21,18 +21,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import amqp
 import pytest
 from celery import Celery, chain, chord, current_app, group
 from celery.app.task import Context
-from celery.exceptions import BackendStoreError, ImproperlyConfigured
+from celery.exceptions import BackendStoreError, ImproperlyConfigured, SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError
 
 import results
 from broker import DEAD, QUEUES, RESULTS, Broker
 from celeriac import program, publisher
 from celeriac.backend import EVENT, CeleriacBackend, ReadingError
+from celeriac.message import TASK_COLUMNS, now, task_result
 from celeriac.options import Options
-from celeriac.publisher import PublishError, RefusedError
+from celeriac.publisher import Link, PublishError, RefusedError
 from daemon import CONSUMING, Daemon, binary
 from database import Databases
 from pipeline import Pipeline
@@ -416,9 +418,25 @@ def test_a_user_who_may_not_write(rabbitmq: RabbitMQ, broker: Broker) -> None:
 
 def test_a_wrong_password_is_told_and_not_shown(broker: Broker) -> None:
     url = f"amqp://guest:wrong-secret@{broker.url.partition('@')[2]}"
-    with pytest.raises(RefusedError, match="check the login") as caught:
-        make_backend(url).store_result("t1", 1, "SUCCESS")
+    backend = make_backend(url)
+    backend.retry_policy = ONE_TRY
+    with pytest.raises(PublishError, match="check the login, the virtual host") as caught:
+        backend.store_result("t1", 1, "SUCCESS")
     assert "secret" not in str(caught.value)
+
+
+def test_a_refusal_that_may_end_is_waited_for(rabbitmq: RabbitMQ, broker: Broker) -> None:
+    vhost = broker.url.rpartition("/")[2]
+    rabbitmq.control("set_vhost_limits", "-p", vhost, '{"max-connections": 0}')
+    backend = make_backend(broker.url, result_backend_always_retry=True)
+    with pytest.raises(PublishError, match="connection limit") as caught:
+        backend._store_result("t1", 1, "SUCCESS")
+    assert backend.exception_safe_to_retry(caught.value)
+    storing = threading.Thread(target=backend.store_result, args=("t2", 1, "SUCCESS"))
+    storing.start()
+    rabbitmq.control("clear_vhost_limits", "-p", vhost)
+    storing.join(30)
+    assert ids(broker) == {"t2"}
 
 
 def fill(broker: Broker) -> None:
@@ -443,10 +461,11 @@ def test_a_full_queue_is_an_error_that_says_so(broker: Broker, backend: Celeriac
         backend.store_result("t1", 1, "SUCCESS")
     assert (caught.value.task_id, caught.value.state) == ("t1", "SUCCESS")
     # THEN the connection was not to blame, and is used again
-    [link] = backend.publisher._idle
+    links = dict(backend.publisher._links)
+    assert links
     broker.take(RESULTS)
     backend.store_result("t2", 1, "SUCCESS")
-    assert backend.publisher._idle == [link]
+    assert backend.publisher._links == links
     assert "t2" in ids(broker)
 
 
@@ -506,6 +525,16 @@ def test_nothing_is_lost_when_connections_are_cut(broker: Broker, proxy: Proxy) 
     assert ids(broker) == {f"t{number}" for number in range(600)}
 
 
+def started(backend: CeleriacBackend, task_id: str) -> None:
+    """Publishes STARTED as a worker does, which is confirmed later."""
+    request = Context(id=task_id, called_directly=False, is_eager=False)
+    backend.store_result(task_id, {"pid": 1}, "STARTED", request=request)
+
+
+def columns() -> dict[str, Any]:
+    return dict.fromkeys(TASK_COLUMNS) | {"status": "STARTED"}
+
+
 def test_a_started_that_was_not_confirmed_comes_later(broker: Broker, proxy: Proxy) -> None:
     backend = make_backend(proxy.url)
     backend.store_result("t0", 1, "SUCCESS")
@@ -523,7 +552,7 @@ def test_a_started_that_was_not_confirmed_comes_later(broker: Broker, proxy: Pro
 
     backend.store_result("t2", {"pid": 1}, "STARTED", request=request)
     backend.process_cleanup()
-    assert not any(link.sent for link in backend.publisher._links)
+    assert not any(link.sent for link in backend.publisher._links.values())
     assert statuses(bodies(broker)) == {"t2": ["STARTED"]}
 
 
@@ -536,13 +565,127 @@ def test_a_broker_that_does_not_confirm_is_not_waited_for_for_ever(
     backend.store_result("t0", 1, "SUCCESS")
     proxy.stall()
     started = time.monotonic()
-    with pytest.raises(PublishError, match="timed out|no confirmation from RabbitMQ within 1 s"):
+    with pytest.raises(PublishError, match="timed out|has not confirmed it in time"):
         backend.store_result("t1", 1, "SUCCESS")
     assert time.monotonic() - started < 8
     proxy.cut()
     proxy.flow()
     backend.store_result("t2", 1, "SUCCESS")
     assert {"t0", "t2"} <= ids(broker)
+
+
+def test_all_connections_are_busy(
+    broker: Broker, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend(proxy.url, broker_pool_limit=1)
+    backend.store_result("t0", 1, "SUCCESS")
+    proxy.stall()
+    storing = threading.Thread(target=backend.store_result, args=("t1", 1, "SUCCESS"))
+    storing.start()
+    wait_until(lambda: bool(backend.publisher._users), "the connection to be in use", 10)
+    monkeypatch.setattr(publisher, "PUBLISH_SECONDS", 0.5)
+    with pytest.raises(PublishError, match="all 1 connections for results are busy"):
+        backend.store_result("t2", 1, "SUCCESS")
+    proxy.flow()
+    storing.join(30)
+    assert ids(broker) == {"t0", "t1"}
+
+
+def test_declaring_is_not_waited_for_for_ever(
+    broker: Broker, backend: CeleriacBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the broker sends nothing but heartbeats."""
+    open_channel = Link._open
+
+    def only_heartbeats(link: Link) -> None:
+        monkeypatch.setattr(amqp.Connection, "blocking_read", lambda *_: time.sleep(0.05))
+        open_channel(link)
+
+    monkeypatch.setattr(Link, "_open", only_heartbeats)
+    monkeypatch.setattr(publisher, "ANSWER_SECONDS", 0.5)
+    backend.retry_policy = ONE_TRY
+    with pytest.raises(PublishError, match="timed out"):
+        backend.store_result("t1", 1, "SUCCESS")
+
+
+def test_flush_does_not_wait_for_what_others_send_meanwhile(
+    broker: Broker, backend: CeleriacBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(backend, "t1")
+    [link] = backend.publisher._links.values()
+    confirm = Link.confirm
+
+    def confirm_while_others_send(link: Link) -> None:
+        confirm(link)
+        link.sent.append(amqp.Message())
+
+    monkeypatch.setattr(Link, "confirm", confirm_while_others_send)
+    backend.process_cleanup()
+    assert (len(link.sent), ids(broker)) == (1, {"t1"})
+
+
+def test_overdue_messages_are_not_dropped_in_silence(
+    broker: Broker,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(publisher, "OVERDUE_LIMIT", 2)
+    backend = make_backend(proxy.url)
+    backend.store_result("t0", 1, "SUCCESS")
+    proxy.stall()
+    for number in range(1, 4):
+        started(backend, f"t{number}")
+    proxy.refuse()
+    for _ in range(2):
+        with pytest.raises(PublishError):
+            backend.process_cleanup()
+    assert caplog.text.count("2 states of tasks wait for RabbitMQ") == 1
+    proxy.accept()
+    proxy.flow()
+    backend.process_cleanup()
+    assert ids(broker) == {"t0", "t2", "t3"}
+
+
+def test_a_soft_time_limit_at_any_step_loses_nothing(
+    broker: Broker, backend: CeleriacBackend
+) -> None:
+    """A soft time limit raises its exception wherever the task is, here at each line in turn."""
+    publishing, steps = backend.publisher, 0
+    lines = Path(publisher.__file__).read_text().splitlines()
+    while steps < 1000:
+        started(backend, f"started-{steps}")
+        publishing._overdue.append(task_result(f"overdue-{steps}", now(), columns()))
+        left = steps
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            nonlocal left
+            code = frame.f_code
+            # A tracer, unlike a signal, comes between the end of a `with` and its lock, and at
+            # the word `try`, too.
+            if code.co_filename != publisher.__file__ or code.co_name == "publisher":
+                return None
+            if event == "line" and lines[frame.f_lineno - 1].strip() != "try:":
+                left -= 1
+                if left == -1:
+                    raise SoftTimeLimitExceeded
+            return trace
+
+        sys.settrace(trace)
+        try:
+            backend.store_result("t1", 1, "SUCCESS")
+        except SoftTimeLimitExceeded:
+            pass
+        finally:
+            sys.settrace(None)
+        assert not publishing._users
+        backend.store_result("t2", 1, "SUCCESS")
+        steps += 1
+        if left >= 0:
+            break
+    assert steps > 50
+    expected = {f"{kind}-{step}" for kind in ("started", "overdue") for step in range(steps)}
+    assert ids(broker) - {"t1"} == expected | {"t2"}
 
 
 def test_a_blocked_connection_is_named(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,7 +739,8 @@ def test_an_idle_connection_that_the_broker_closed(
     with caplog.at_level(logging.WARNING):
         backend.store_result("t2", 1, "SUCCESS")
     assert ids(broker) == {"t1", "t2"}
-    assert not caplog.records, "which is nothing to worry anybody with"
+    told = [record for record in caplog.records if record.name.startswith("celeriac")]
+    assert not told, "which is nothing to worry anybody with"
 
 
 def test_another_broker_of_the_list_is_tried(broker: Broker) -> None:
@@ -635,14 +779,15 @@ from celery import Celery
 
 app = Celery(broker=sys.argv[1], backend="celeriac://")
 app.backend.store_result("parent-before", 1, "SUCCESS")
-[link] = app.backend.publisher._links
+before = dict(app.backend.publisher._links)
 if not (child := os.fork()):
     app.backend.store_result("child", 1, "SUCCESS")
-    assert link not in app.backend.publisher._links
+    assert before.keys() == app.backend.publisher._links.keys() == {0}
+    assert app.backend.publisher._links != before
     sys.exit()  # with all that an interpreter does at its end
 assert os.waitpid(child, 0)[1] == 0
 app.backend.store_result("parent-after", 1, "SUCCESS")
-assert app.backend.publisher._links == {link}, "the child has closed the parent's connection"
+assert app.backend.publisher._links == before, "the child has closed the parent's connection"
 """
 
 

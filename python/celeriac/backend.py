@@ -180,8 +180,11 @@ class CeleriacBackend(BaseDictBackend):
         self.publisher.publish(published, self._retry_policy, confirm_later=confirm_later)
 
     def process_cleanup(self) -> None:
-        """Celery calls this at the end of each task (celery/app/trace.py, 5.2.7 to 5.7.0)."""
-        self.publisher.flush(self._retry_policy)
+        """Celery calls this at the end of each task (celery/app/trace.py, 5.2.7 to 5.7.0).
+
+        One attempt is enough: what the broker does not take goes with the next message.
+        """
+        self.publisher.flush()
 
     @property
     def _retry_policy(self) -> dict[str, Any] | None:

@@ -15,11 +15,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import amqp
+from amqp import spec
 from amqp.exceptions import MessageNacked
 from celery.exceptions import BackendStoreError, ImproperlyConfigured
 from celery.utils.log import get_logger
@@ -34,13 +35,18 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-#: How long one answer of the broker may take. A confirmation takes milliseconds, and some seconds
-#: while a quorum queue elects a leader; a new connection before that would add to its troubles.
+#: How long the broker's answers in one attempt may take. A confirmation takes milliseconds, and some
+#: seconds while a quorum queue elects a leader; a new connection before that would add to its
+#: troubles.
 ANSWER_SECONDS = 30.0
 
 #: How long to go on trying where Celery's `result_backend_always_retry` is off: longer than the
 #: twenty retries of Celery's own policy, and than one confirmation that does not come.
 PUBLISH_SECONDS = 60.0
+
+#: How many messages wait for the broker without anybody who waits for them. The limit is for a
+#: broker that is away for hours, while task after task fails for it.
+OVERDUE_LIMIT = 1000
 
 #: What py-amqp raises where the broker is not there or does not take a message.
 FAILURES = (
@@ -68,7 +74,7 @@ class Publisher:
         self._app = weakref.proxy(app)
         self._options = options
         self._limit = app.conf.broker_pool_limit
-        self._is_failing = False
+        self._is_failing = self._is_full = False
         self._reset()
 
     def publish(
@@ -87,19 +93,23 @@ class Publisher:
         self._insist(message, retry_policy, confirm_later and bool(self._limit))
 
     def flush(self, retry_policy: Mapping[str, Any] | None = None) -> None:
-        """Waits for the confirmations that are still due, of all threads.
+        """Waits for the confirmations that are due at this moment, of all threads.
 
         What the broker did not take is published again, here or together with the next message.
-        Raises `PublishError`.
+        What a thread is about to confirm is left to it. Raises `PublishError`.
         """
-        while self._overdue or any(link.sent for link in list(self._idle)):
-            self._insist(None, retry_policy)
+        places = [[place] for place, link in list(self._links.items()) if link.sent]
+        if self._overdue and not places:
+            places = [self._places]
+        for place in places:
+            self._insist(None, retry_policy, places=place)
 
     def _insist(
         self,
         message: amqp.Message | None,
         retry_policy: Mapping[str, Any] | None,
         confirm_later: bool = False,
+        places: Sequence[int] | None = None,
     ) -> None:
         policy = {"max_retries": 0, **(retry_policy or {})}
         waits = fxrange(
@@ -112,7 +122,7 @@ class Publisher:
         retries = 0
         while True:
             try:
-                self._attempt(message, confirm_later)
+                self._attempt(message, confirm_later, places or self._places, deadline)
             except FAILURES as error:
                 failure = self._failure(error)
                 wait = next(waits)
@@ -126,60 +136,113 @@ class Publisher:
             else:
                 break
         if self._is_failing:
-            self._is_failing = False
+            self._is_failing = self._is_full = False
             logger.info("results are published again")
 
-    def _attempt(self, message: amqp.Message | None, confirm_later: bool) -> None:
-        """Sends the message, if any, and what is overdue, on a connection that is free."""
-        with self._slots:
+    def _attempt(
+        self,
+        message: amqp.Message | None,
+        confirm_later: bool,
+        places: Sequence[int],
+        deadline: float,
+    ) -> None:
+        """Sends the message, if any, and what is overdue, on the connection of a free place.
+
+        A soft time limit may raise its exception between any two steps. So a place is marked with
+        `user` for as long as it is in use, and each message is on a list at any moment.
+        """
+        user = object()
+        try:
             while True:
-                has_nothing_to_send = message is None and not self._overdue
-                link = self._take(only_unconfirmed=has_nothing_to_send)
-                is_reused = link is not None
-                if link is None:
-                    if has_nothing_to_send:
-                        return  # another thread waits for the confirmations
-                    link = self._connect()
+                place = self._claim(user, places, None if message is None else deadline)
+                if place is None:
+                    return  # another thread confirms what is due there
+                is_reused = place in self._links
                 try:
-                    while self._overdue:
-                        try:
-                            link.send(self._overdue.popleft())
-                        except IndexError:
-                            break  # another thread was faster
+                    if not is_reused:
+                        self._links[place] = self._connect(deadline)
+                    link = self._links[place]
+                    link.begin(deadline)
+                    self._send_overdue(link)
                     if message is not None:
                         link.send(message)
                     if not confirm_later:
                         link.confirm()
-                except BaseException as error:
-                    # Everything that is in doubt goes with the next message; this one's sender
-                    # is told. A soft time limit too can end the wait for a confirmation.
-                    self._overdue.extend(one for one in link.sent if one is not message)
+                    break
+                except FAILURES as error:
+                    if not is_reused or isinstance(error, ANSWERS):
+                        raise
+                    # The broker closed it while nobody used it: no failure yet.
+                    self._abandon(user, message)
+            self._release(user)
+        except BaseException as error:
+            self._abandon(user, message, is_sound=isinstance(error, MessageNacked))
+            raise
+
+    def _claim(self, user: object, places: Sequence[int], deadline: float | None) -> int | None:
+        """The first place that is free, so that as few as possible are in use. Where none is, it
+        is waited for until the deadline, if there is one."""
+        while True:
+            for place in places:
+                if self._users.setdefault(place, user) is user:
+                    return place
+            if deadline is None:
+                return None
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError(
+                    f"all {self._limit} connections for results are busy (`broker_pool_limit`)"
+                )
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._waiting.append(waiter)
+            # A place may have become free since it was looked for, so not for long.
+            if not waiter.acquire(timeout=min(remaining, 0.1)):
+                with suppress(ValueError):
+                    self._waiting.remove(waiter)
+
+    def _claimed(self, user: object) -> list[int]:
+        return [place for place, one in list(self._users.items()) if one is user]
+
+    def _release(self, user: object) -> None:
+        for place in self._claimed(user):
+            if not self._limit and (link := self._links.pop(place, None)):
+                link.drop()
+            del self._users[place]
+            with suppress(IndexError):
+                self._waiting.popleft().release()
+
+    def _abandon(
+        self, user: object, message: amqp.Message | None, *, is_sound: bool = False
+    ) -> None:
+        """Releases after an error. Everything that is in doubt goes with the next message, except
+        for this one, whose sender is told."""
+        for place in self._claimed(user):
+            try:
+                if link := self._links.get(place):
+                    self._overdue.extend([one for one in link.sent if one is not message])
                     link.sent.clear()
-                    self._give_back(link, is_sound=isinstance(error, MessageNacked))
-                    if is_reused and isinstance(error, FAILURES) and not isinstance(error, ANSWERS):
-                        # The broker closed it while nobody used it: no failure yet.
-                        continue
-                    raise
-                self._give_back(link, is_sound=True)
-                return
+                    if not is_sound:
+                        del self._links[place]
+                        link.drop()
+            finally:
+                self._release(user)
+        if len(self._overdue) == OVERDUE_LIMIT and not self._is_full:
+            self._is_full = True
+            logger.warning(
+                "%d states of tasks wait for RabbitMQ; from now on the oldest are dropped",
+                OVERDUE_LIMIT,
+            )
 
-    def _give_back(self, link: Link, *, is_sound: bool) -> None:
-        if is_sound and self._limit:
-            self._idle.append(link)
-        else:
-            self._links.discard(link)
-            link.drop()
-
-    def _take(self, *, only_unconfirmed: bool) -> Link | None:
-        """The connection that was used last, so that as few as possible are in use."""
-        for link in reversed(list(self._idle)):
-            if link.sent or not only_unconfirmed:
-                try:
-                    self._idle.remove(link)
-                except ValueError:
-                    continue  # another thread was faster
-                return link
-        return None
+    def _send_overdue(self, link: Link) -> None:
+        for message in list(self._overdue):
+            link.sent.append(message)
+            try:
+                self._overdue.remove(message)
+            except (ValueError, IndexError):
+                link.sent.pop()  # another thread was faster
+            else:
+                link.publish(message)
 
     def _broker(self) -> Connection:
         """Celery's connection for publishing: its URL, TLS, login, timeouts and options."""
@@ -187,35 +250,34 @@ class Publisher:
             self._options.broker, transport_options={"confirm_publish": False}
         )
 
-    def _connect(self) -> Link:
+    def _connect(self, deadline: float) -> Link:
         """A new connection, to the first of the brokers that takes one."""
         broker = self._broker()
         last = len(broker.alt or [None]) - 1
         for number in range(last + 1):
             try:
-                link = Link(transport(broker).establish_connection(), self._options)
+                connection = transport(broker).establish_connection()
+                return Link(connection, self._options, deadline)
             except FAILURES:
                 if number == last:
                     raise
                 broker.maybe_switch_next()
-            else:
-                self._links.add(link)
-                return link
         raise AssertionError("there is at least one broker")
 
     def _failure(self, error: BaseException) -> PublishError:
         """What to raise. Logs the first of a series, as Celery up to 5.6 retries in silence."""
         cause = str(error) or type(error).__name__
         words = f"a result could not be published to {self._broker().as_uri()}: {cause}"
-        failure = PublishError(words)
-        if isinstance(error, amqp.PreconditionFailed):
-            # The message is larger than `max_message_size`.
-            failure = RefusedError(words)
-        elif isinstance(error, (amqp.AccessRefused, amqp.NotAllowed)):
-            failure = RefusedError(
-                f"{words}; check the login, the virtual host and the user's permission to write "
-                f"to the exchange `{self._options.exchange}`"
+        is_answer = getattr(error, "method_sig", None) == spec.Basic.Publish
+        if isinstance(error, (amqp.AccessRefused, amqp.NotAllowed)):
+            words += (
+                "; check the login, the virtual host and the user's permission to write to the "
+                f"exchange `{self._options.exchange}`"
             )
+        # The latter: the message is larger than `max_message_size`. A login may be refused for
+        # a while: the broker asks others about it, and limits how many connections there are.
+        is_final = is_answer and isinstance(error, (amqp.AccessRefused, amqp.PreconditionFailed))
+        failure = RefusedError(words) if is_final else PublishError(words)
         if not self._is_failing:
             self._is_failing = True
             logger.warning("%s", failure)
@@ -223,26 +285,27 @@ class Publisher:
 
     def _reset(self) -> None:
         # A pool of no connections means one for each publish, as for Celery's own pools.
-        self._slots = threading.BoundedSemaphore(self._limit or 2**31)
-        self._links: set[Link] = set()
-        self._idle: list[Link] = []
-        #: Messages that may not have arrived and whose senders do not wait for them any more. The
-        #: limit is for a broker that is away for hours, while task after task fails for it.
-        self._overdue: deque[amqp.Message] = deque(maxlen=1000)
+        self._places = range(self._limit or 2**31)
+        self._links: dict[int, Link] = {}
+        #: What marks the attempts that use these places.
+        self._users: dict[int, object] = {}
+        self._waiting: deque[threading.Lock] = deque()
+        #: Messages that may not have arrived and whose senders do not wait for them any more.
+        self._overdue: deque[amqp.Message] = deque(maxlen=OVERDUE_LIMIT)
 
     def forget_inherited(self) -> None:
         """For a child process: the parent's connections are the parent's.
 
         They are kept and never touched, because closing one would shut down the socket itself.
         """
-        _inherited.extend(self._links)
+        _inherited.extend(self._links.values())
         self._reset()
 
 
 class Link:
     """A connection with one channel in confirm mode, for one thread at a time."""
 
-    def __init__(self, connection: amqp.Connection, options: Options) -> None:
+    def __init__(self, connection: amqp.Connection, options: Options, deadline: float) -> None:
         self._connection = connection
         self._options = options
         self._channel: amqp.Channel | None = None
@@ -255,8 +318,9 @@ class Link:
         self._is_blocked = False
         self._refused: list[str] = []
         try:
-            # For all that waits for the broker; py-amqp itself would wait for ever.
-            connection.transport.sock.settimeout(ANSWER_SECONDS)
+            # All that py-amqp waits for comes by way of this; it would wait for ever.
+            connection.blocking_read = self._read
+            self.begin(deadline)
             connection.on_blocked = self._on_blocked
             connection.on_unblocked = self._on_unblocked
             self._open()
@@ -264,12 +328,31 @@ class Link:
             self.drop()
             raise
 
+    def begin(self, deadline: float) -> None:
+        """An attempt begins, which ends at the deadline at the latest."""
+        self._deadline = min(deadline, time.monotonic() + ANSWER_SECONDS)
+        if not self._connection.connected:
+            raise amqp.RecoverableConnectionError("connection already closed")
+        self._connection.transport.sock.settimeout(self._remaining())
+
+    def _remaining(self) -> float:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise socket.timeout("timed out")
+        return remaining
+
+    def _read(self, timeout: float | None = None) -> Any:
+        """Reads one frame. Heartbeats are frames too, so each read has what is left of the time."""
+        timeout = self._remaining() if timeout is None else timeout
+        return amqp.Connection.blocking_read(self._connection, timeout)
+
     def send(self, message: amqp.Message) -> None:
         self.sent.append(message)
-        if not self._is_missing:
-            self._publish(message)
+        self.publish(message)
 
-    def _publish(self, message: amqp.Message) -> None:
+    def publish(self, message: amqp.Message) -> None:
+        if self._is_missing:
+            return  # which `confirm` sees to
         try:
             # This looks first whether the broker has closed the connection or the channel.
             self._channel.basic_publish(
@@ -291,7 +374,7 @@ class Link:
             # The exchange, the queue or the binding was deleted: all are made again.
             self._open()
             for message in self.sent:
-                self._publish(message)
+                self.publish(message)
             self._wait()
         names = self._options
         if self._is_missing:
@@ -308,12 +391,8 @@ class Link:
         self.sent.clear()
 
     def _wait(self) -> None:
-        # Heartbeats end a read too, so that the timeout of the socket alone is no limit.
-        deadline = time.monotonic() + ANSWER_SECONDS
         try:
             while self._awaited:
-                if time.monotonic() > deadline:
-                    raise socket.timeout
                 self._connection.blocking_read()
         except amqp.NotFound:
             self._on_missing()
@@ -324,7 +403,7 @@ class Link:
                 else "the connection or the queue is stuck"
             )
             raise socket.timeout(
-                f"no confirmation from RabbitMQ within {ANSWER_SECONDS:.0f} s: {because}"
+                f"RabbitMQ has not confirmed it in time: {because}"
             ) from None
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
