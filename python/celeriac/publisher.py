@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-#: How long the broker's answers in one attempt may take. A confirmation takes milliseconds, and some
-#: seconds while a quorum queue elects a leader; a new connection before that would add to its
+#: How long the broker's answers in one attempt may take. A confirmation takes milliseconds, and
+#: some seconds while a quorum queue elects a leader; a new connection before that would add to its
 #: troubles.
 ANSWER_SECONDS = 30.0
 
@@ -318,7 +318,7 @@ class Link:
         self._is_blocked = False
         self._refused: list[str] = []
         try:
-            # All that py-amqp waits for comes by way of this; it would wait for ever.
+            # Whatever py-amqp waits for comes by way of this; it would wait for ever.
             connection.blocking_read = self._read
             self.begin(deadline)
             connection.on_blocked = self._on_blocked
