@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-statements environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-workers bench-statements environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -19,7 +19,7 @@ wheel: ## Builds the Python package with the program in it, into `dist/`
 	$(PYTHON) integration/environments.py wheel
 	integration/.venv/wheel/bin/maturin build --release --locked --out dist
 
-demo: build ## Shows it at work: a Django project, a stock Celery worker, SQLite
+demo: build ## Shows it at work: a Django project, a Celery worker, SQLite
 	CELERIAC_BIN=target/debug/celeriac $(PYTHON) integration/demo.py
 
 test: build environments ## Runs every test, with servers that run already or private ones
@@ -39,6 +39,9 @@ lint: ## Checks formatting, lints and licences
 
 bench: release environments ## Measures it against django-celery-results
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench.py $(BENCH)
+
+bench-workers: release environments ## Measures a real worker with each result backend
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_workers.py $(BENCH)
 
 bench-statements: release environments ## Counts statements and rows written per task
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
