@@ -32,7 +32,6 @@ import results
 from broker import DEAD, QUEUES, RESULTS, Broker
 from celeriac import program, publisher
 from celeriac.backend import EVENT, CeleriacBackend, ReadingError
-from celeriac.message import TASK_COLUMNS, now, task_result
 from celeriac.options import Options
 from celeriac.publisher import Link, PublishError, RefusedError
 from daemon import CONSUMING, Daemon, binary
@@ -525,37 +524,6 @@ def test_nothing_is_lost_when_connections_are_cut(broker: Broker, proxy: Proxy) 
     assert ids(broker) == {f"t{number}" for number in range(600)}
 
 
-def started(backend: CeleriacBackend, task_id: str) -> None:
-    """Publishes STARTED as a worker does, which is confirmed later."""
-    request = Context(id=task_id, called_directly=False, is_eager=False)
-    backend.store_result(task_id, {"pid": 1}, "STARTED", request=request)
-
-
-def columns() -> dict[str, Any]:
-    return dict.fromkeys(TASK_COLUMNS) | {"status": "STARTED"}
-
-
-def test_a_started_that_was_not_confirmed_comes_later(broker: Broker, proxy: Proxy) -> None:
-    backend = make_backend(proxy.url)
-    backend.store_result("t0", 1, "SUCCESS")
-    request = Context(id="t1", called_directly=False, is_eager=False)
-    # WHEN the message is swallowed by the network, as it is sent without a wait
-    proxy.stall()
-    backend.store_result("t1", {"pid": 1}, "STARTED", request=request)
-    proxy.refuse()
-    assert ids(broker) == {"t0"}
-    proxy.accept()
-    proxy.flow()
-    # THEN it comes with the next message, or else when the task ends
-    backend.store_result("t1", 1, "SUCCESS", request=request)
-    assert statuses(bodies(broker)) == {"t1": ["STARTED", "SUCCESS"]}
-
-    backend.store_result("t2", {"pid": 1}, "STARTED", request=request)
-    backend.process_cleanup()
-    assert not any(link.sent for link in backend.publisher._links.values())
-    assert statuses(bodies(broker)) == {"t2": ["STARTED"]}
-
-
 def test_a_broker_that_does_not_confirm_is_not_waited_for_for_ever(
     broker: Broker, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -608,45 +576,6 @@ def test_declaring_is_not_waited_for_for_ever(
         backend.store_result("t1", 1, "SUCCESS")
 
 
-def test_flush_does_not_wait_for_what_others_send_meanwhile(
-    broker: Broker, backend: CeleriacBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started(backend, "t1")
-    [link] = backend.publisher._links.values()
-    confirm = Link.confirm
-
-    def confirm_while_others_send(link: Link) -> None:
-        confirm(link)
-        link.sent.append(amqp.Message())
-
-    monkeypatch.setattr(Link, "confirm", confirm_while_others_send)
-    backend.process_cleanup()
-    assert (len(link.sent), ids(broker)) == (1, {"t1"})
-
-
-def test_overdue_messages_are_not_dropped_in_silence(
-    broker: Broker,
-    proxy: Proxy,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(publisher, "OVERDUE_LIMIT", 2)
-    backend = make_backend(proxy.url)
-    backend.store_result("t0", 1, "SUCCESS")
-    proxy.stall()
-    for number in range(1, 4):
-        started(backend, f"t{number}")
-    proxy.refuse()
-    for _ in range(2):
-        with pytest.raises(PublishError):
-            backend.process_cleanup()
-    assert caplog.text.count("2 states of tasks wait for RabbitMQ") == 1
-    proxy.accept()
-    proxy.flow()
-    backend.process_cleanup()
-    assert ids(broker) == {"t0", "t2", "t3"}
-
-
 def test_a_soft_time_limit_at_any_step_loses_nothing(
     broker: Broker, backend: CeleriacBackend
 ) -> None:
@@ -654,8 +583,6 @@ def test_a_soft_time_limit_at_any_step_loses_nothing(
     publishing, steps = backend.publisher, 0
     lines = Path(publisher.__file__).read_text().splitlines()
     while steps < 1000:
-        started(backend, f"started-{steps}")
-        publishing._overdue.append(task_result(f"overdue-{steps}", now(), columns()))
         left = steps
 
         def trace(frame: Any, event: str, _: Any) -> Any:
@@ -678,14 +605,15 @@ def test_a_soft_time_limit_at_any_step_loses_nothing(
             pass
         finally:
             sys.settrace(None)
+        # THEN the next result is stored all the same, and nothing is left behind
         assert not publishing._users
-        backend.store_result("t2", 1, "SUCCESS")
+        backend.store_result(f"next-{steps}", 1, "SUCCESS")
+        assert len(publishing._links) == 1
         steps += 1
         if left >= 0:
             break
     assert steps > 50
-    expected = {f"{kind}-{step}" for kind in ("started", "overdue") for step in range(steps)}
-    assert ids(broker) - {"t1"} == expected | {"t2"}
+    assert ids(broker) - {"t1"} == {f"next-{step}" for step in range(steps)}
 
 
 def test_a_blocked_connection_is_named(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:

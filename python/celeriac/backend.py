@@ -111,10 +111,7 @@ class CeleriacBackend(BaseDictBackend):
             **self._extended_properties(request),
         }
         try:
-            self._publish(
-                message.task_result(task_id, date_done or message.now(), columns),
-                confirm_later=state == states.STARTED and is_traced(request),
-            )
+            self._publish(message.task_result(task_id, date_done or message.now(), columns))
         except PublishError as error:
             error.task_id, error.state = str(task_id), str(state)
             raise
@@ -176,20 +173,10 @@ class CeleriacBackend(BaseDictBackend):
         self._saved_groups[group_id] = meta
         return result
 
-    def _publish(self, published: amqp.Message, *, confirm_later: bool = False) -> None:
-        self.publisher.publish(published, self._retry_policy, confirm_later=confirm_later)
-
-    def process_cleanup(self) -> None:
-        """Celery calls this at the end of each task (celery/app/trace.py, 5.2.7 to 5.7.0).
-
-        One attempt is enough: what the broker does not take goes with the next message.
-        """
-        self.publisher.flush()
-
-    @property
-    def _retry_policy(self) -> dict[str, Any] | None:
-        """With `result_backend_always_retry`, Celery itself tries again."""
-        return None if self.always_retry else self.retry_policy
+    def _publish(self, published: amqp.Message) -> None:
+        # With `result_backend_always_retry`, Celery itself tries again.
+        policy = None if self.always_retry else self.retry_policy
+        self.publisher.publish(published, policy)
 
     @property
     def publisher(self) -> Publisher:
@@ -273,16 +260,6 @@ def unpickle(
     broker = Options.parse(configured_url(backend.app)).broker
     backend.options = replace(backend.options, broker=broker)
     return backend
-
-
-def is_traced(request: Any) -> bool:
-    """Whether a worker runs the task, so that `process_cleanup` is called when it ends.
-
-    Then STARTED, which is followed by the outcome or by that call, is confirmed together with it:
-    a task waits for the broker once. What the broker did not take is published again.
-    """
-    is_call = getattr(request, "called_directly", True) or getattr(request, "is_eager", True)
-    return not is_call
 
 
 class EventText(str):

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +44,6 @@ ANSWER_SECONDS = 30.0
 #: twenty retries of Celery's own policy, and than one confirmation that does not come.
 PUBLISH_SECONDS = 60.0
 
-#: How many messages wait for the broker without anybody who waits for them. The limit is for a
-#: broker that is away for hours, while task after task fails for it.
-OVERDUE_LIMIT = 1000
-
 #: What py-amqp raises where the broker is not there or does not take a message.
 FAILURES = (
     *amqp.Connection.connection_errors,
@@ -74,43 +70,15 @@ class Publisher:
         self._app = weakref.proxy(app)
         self._options = options
         self._limit = app.conf.broker_pool_limit
-        self._is_failing = self._is_full = False
+        self._is_failing = False
         self._reset()
 
-    def publish(
-        self,
-        message: amqp.Message,
-        retry_policy: Mapping[str, Any] | None = None,
-        *,
-        confirm_later: bool = False,
-    ) -> None:
+    def publish(self, message: amqp.Message, retry_policy: Mapping[str, Any] | None = None) -> None:
         """Returns when the broker has confirmed that the message is in the queue.
 
         Without a retry policy (kombu's, with `max_retries` and `interval_…` in seconds) there is
-        one attempt. With `confirm_later` it returns when the message is sent; whoever asks for
-        that has to call `flush` soon. Raises `PublishError`.
+        one attempt. Raises `PublishError`.
         """
-        self._insist(message, retry_policy, confirm_later and bool(self._limit))
-
-    def flush(self, retry_policy: Mapping[str, Any] | None = None) -> None:
-        """Waits for the confirmations that are due at this moment, of all threads.
-
-        What the broker did not take is published again, here or together with the next message.
-        What a thread is about to confirm is left to it. Raises `PublishError`.
-        """
-        places = [[place] for place, link in list(self._links.items()) if link.sent]
-        if self._overdue and not places:
-            places = [self._places]
-        for place in places:
-            self._insist(None, retry_policy, places=place)
-
-    def _insist(
-        self,
-        message: amqp.Message | None,
-        retry_policy: Mapping[str, Any] | None,
-        confirm_later: bool = False,
-        places: Sequence[int] | None = None,
-    ) -> None:
         policy = {"max_retries": 0, **(retry_policy or {})}
         waits = fxrange(
             policy.get("interval_start", 0),
@@ -122,7 +90,7 @@ class Publisher:
         retries = 0
         while True:
             try:
-                self._attempt(message, confirm_later, places or self._places, deadline)
+                self._attempt(message, deadline)
             except FAILURES as error:
                 failure = self._failure(error)
                 wait = next(waits)
@@ -136,58 +104,44 @@ class Publisher:
             else:
                 break
         if self._is_failing:
-            self._is_failing = self._is_full = False
+            self._is_failing = False
             logger.info("results are published again")
 
-    def _attempt(
-        self,
-        message: amqp.Message | None,
-        confirm_later: bool,
-        places: Sequence[int],
-        deadline: float,
-    ) -> None:
-        """Sends the message, if any, and what is overdue, on the connection of a free place.
+    def _attempt(self, message: amqp.Message, deadline: float) -> None:
+        """Publishes the message on the connection of a free place.
 
         A soft time limit may raise its exception between any two steps. So a place is marked with
-        `user` for as long as it is in use, and each message is on a list at any moment.
+        `user` for as long as it is in use.
         """
         user = object()
         try:
             while True:
-                place = self._claim(user, places, None if message is None else deadline)
-                if place is None:
-                    return  # another thread confirms what is due there
+                place = self._claim(user, deadline)
                 is_reused = place in self._links
                 try:
                     if not is_reused:
                         self._links[place] = self._connect(deadline)
                     link = self._links[place]
                     link.begin(deadline)
-                    self._send_overdue(link)
-                    if message is not None:
-                        link.send(message)
-                    if not confirm_later:
-                        link.confirm()
+                    link.publish(message)
                     break
                 except FAILURES as error:
                     if not is_reused or isinstance(error, ANSWERS):
                         raise
                     # The broker closed it while nobody used it: no failure yet.
-                    self._abandon(user, message)
+                    self._abandon(user)
             self._release(user)
         except BaseException as error:
-            self._abandon(user, message, is_sound=isinstance(error, MessageNacked))
+            self._abandon(user, is_sound=isinstance(error, MessageNacked))
             raise
 
-    def _claim(self, user: object, places: Sequence[int], deadline: float | None) -> int | None:
+    def _claim(self, user: object, deadline: float) -> int:
         """The first place that is free, so that as few as possible are in use. Where none is, it
-        is waited for until the deadline, if there is one."""
+        is waited for until the deadline."""
         while True:
-            for place in places:
+            for place in self._places:
                 if self._users.setdefault(place, user) is user:
                     return place
-            if deadline is None:
-                return None
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError(
@@ -212,37 +166,16 @@ class Publisher:
             with suppress(IndexError):
                 self._waiting.popleft().release()
 
-    def _abandon(
-        self, user: object, message: amqp.Message | None, *, is_sound: bool = False
-    ) -> None:
-        """Releases after an error. Everything that is in doubt goes with the next message, except
-        for this one, whose sender is told."""
+    def _abandon(self, user: object, *, is_sound: bool = False) -> None:
+        """Releases after an error, and drops a connection that is in doubt."""
         for place in self._claimed(user):
             try:
-                if link := self._links.get(place):
-                    self._overdue.extend([one for one in link.sent if one is not message])
-                    link.sent.clear()
-                    if not is_sound:
-                        del self._links[place]
-                        link.drop()
+                link = self._links.get(place)
+                if link and not is_sound:
+                    del self._links[place]
+                    link.drop()
             finally:
                 self._release(user)
-        if len(self._overdue) == OVERDUE_LIMIT and not self._is_full:
-            self._is_full = True
-            logger.warning(
-                "%d states of tasks wait for RabbitMQ; from now on the oldest are dropped",
-                OVERDUE_LIMIT,
-            )
-
-    def _send_overdue(self, link: Link) -> None:
-        for message in list(self._overdue):
-            link.sent.append(message)
-            try:
-                self._overdue.remove(message)
-            except (ValueError, IndexError):
-                link.sent.pop()  # another thread was faster
-            else:
-                link.publish(message)
 
     def _broker(self) -> Connection:
         """Celery's connection for publishing: its URL, TLS, login, timeouts and options."""
@@ -290,8 +223,6 @@ class Publisher:
         #: What marks the attempts that use these places.
         self._users: dict[int, object] = {}
         self._waiting: deque[threading.Lock] = deque()
-        #: Messages that may not have arrived and whose senders do not wait for them any more.
-        self._overdue: deque[amqp.Message] = deque(maxlen=OVERDUE_LIMIT)
 
     def forget_inherited(self) -> None:
         """For a child process: the parent's connections are the parent's.
@@ -309,10 +240,7 @@ class Link:
         self._connection = connection
         self._options = options
         self._channel: amqp.Channel | None = None
-        #: Messages since the last `confirm`.
-        self.sent: list[amqp.Message] = []
-        self._delivery_tag = 0
-        self._awaited: set[int] = set()
+        self._is_awaited = False
         self._is_missing = False
         self._is_nacked = False
         self._is_blocked = False
@@ -346,36 +274,13 @@ class Link:
         timeout = self._remaining() if timeout is None else timeout
         return amqp.Connection.blocking_read(self._connection, timeout)
 
-    def send(self, message: amqp.Message) -> None:
-        self.sent.append(message)
-        self.publish(message)
-
     def publish(self, message: amqp.Message) -> None:
-        if self._is_missing:
-            return  # which `confirm` sees to
-        try:
-            # This looks first whether the broker has closed the connection or the channel.
-            self._channel.basic_publish(
-                message,
-                exchange=self._options.exchange,
-                routing_key=self._options.queue,
-                mandatory=True,
-            )
-        except amqp.NotFound:
-            self._on_missing()
-        else:
-            self._delivery_tag += 1
-            self._awaited.add(self._delivery_tag)
-
-    def confirm(self) -> None:
-        """Returns when the broker has confirmed all that was sent."""
-        self._wait()
+        """Returns when the broker has confirmed the message."""
+        self._send(message)
         if self._is_missing:
             # The exchange, the queue or the binding was deleted: all are made again.
             self._open()
-            for message in self.sent:
-                self.publish(message)
-            self._wait()
+            self._send(message)
         names = self._options
         if self._is_missing:
             raise amqp.NotFound(
@@ -388,14 +293,27 @@ class Link:
                 f"the broker refused it (basic.nack), as the queue `{names.queue}` is full or has "
                 "no leader"
             )
-        self.sent.clear()
+
+    def _send(self, message: amqp.Message) -> None:
+        """Publishes the message and waits for the broker's answer."""
+        self._is_awaited = True
+        try:
+            # This looks first whether the broker has closed the connection or the channel.
+            self._channel.basic_publish(
+                message,
+                exchange=self._options.exchange,
+                routing_key=self._options.queue,
+                mandatory=True,
+            )
+            self._wait()
+        except amqp.NotFound:
+            # The broker has closed the channel, and nothing on it is confirmed any more.
+            self._is_missing = True
 
     def _wait(self) -> None:
         try:
-            while self._awaited:
+            while self._is_awaited:
                 self._connection.blocking_read()
-        except amqp.NotFound:
-            self._on_missing()
         except socket.timeout:
             because = (
                 "it has blocked the connection, as it is short of memory or disk space"
@@ -406,24 +324,16 @@ class Link:
                 f"RabbitMQ has not confirmed it in time: {because}"
             ) from None
 
-    def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
-        if multiple:
-            self._awaited = {tag for tag in self._awaited if tag > delivery_tag}
-        else:
-            self._awaited.discard(delivery_tag)
+    def _on_ack(self, _delivery_tag: int, _multiple: bool) -> None:
+        self._is_awaited = False
 
-    def _on_nack(self, delivery_tag: int, multiple: bool) -> None:
+    def _on_nack(self, _delivery_tag: int, _multiple: bool) -> None:
         self._is_nacked = True
-        self._on_ack(delivery_tag, multiple)
+        self._is_awaited = False
 
     def _on_return(self, *_details: object) -> None:
         """Comes before the confirmation of the same message."""
         self._is_missing = True
-
-    def _on_missing(self) -> None:
-        """The broker has closed the channel, and nothing on it is confirmed any more."""
-        self._is_missing = True
-        self._awaited.clear()
 
     def _on_blocked(self, _reason: str) -> None:
         self._is_blocked = True
@@ -464,8 +374,6 @@ class Link:
         if self._channel is not None:
             self._channel.close()
         self._channel = channel
-        self._delivery_tag = 0
-        self._awaited.clear()
 
     @contextmanager
     def _declaring(self, what: str) -> Iterator[None]:
