@@ -11,10 +11,12 @@ import pytest
 
 import environments
 from daemon import REPOSITORY
+from project import clean_environment
 
 
 def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    env = clean_environment()
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=env, check=False)
     assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
     return done.stdout
 

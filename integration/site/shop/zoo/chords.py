@@ -24,7 +24,7 @@ from .cases import (
     total,
 )
 from .ends import sleep_too_long
-from .failures import die, fail
+from .failures import fail
 from .requests import set_meta
 from .states import retry_then
 from .values import give
@@ -297,7 +297,7 @@ CASES = {
         MAYBE,
     ),
     "chord.header_dies": header_and_body(
-        lambda: (add.s(1, 1), die.s("exit")), total.s, "SUCCESS", "FAILURE", "FAILURE"
+        lambda: (add.s(1, 1), fail.s("exit")), total.s, "SUCCESS", "FAILURE", "FAILURE"
     ),
     "chord.header_unregistered": header_and_body(
         lambda: (add.s(1, 1), echo.app.signature("shop.zoo.nowhere")),

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 
 import celery
 from celery import shared_task
@@ -242,13 +241,6 @@ def fail(name):
     FAILURES[name]()
 
 
-@shared_task
-def die(name):
-    """Not at once: RabbitMQ drops what a process sent in the very moment of its end."""
-    time.sleep(0.1)
-    FAILURES[name]()
-
-
 @shared_task(throws=(ValueError,))
 def fail_as_expected():
     raise ValueError("expected")
@@ -258,7 +250,6 @@ def fail_as_expected():
 def die_once(self):
     """The broker delivers it again, and then all is well."""
     if not self.request.delivery_info["redelivered"]:
-        time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
     return "survived"
 
@@ -274,7 +265,7 @@ CASES = {
     **STOCK,
     **{f"fail.{name}": simple(fail, ENDS, name) for name in MORE_FAILURES},
     **{f"fail.{name}": simple(fail, ENDS, name) for name in UNSTORABLE_FAILURES},
-    **{f"dies.{name}": simple(die, SEEN, name) for name in DEADLY_FAILURES},
+    **{f"dies.{name}": simple(fail, SEEN, name) for name in DEADLY_FAILURES},
     "dies.once": simple(die_once, SEEN),
     "fail.expected": simple(fail_as_expected, "FAILURE"),
     "fail.late_and_rejected": simple(fail_without_acknowledging, "FAILURE"),
