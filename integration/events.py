@@ -41,20 +41,13 @@ def event(kind: str, task_id: object, **fields: Any) -> dict[str, Any]:
 def sent(task_id: str, **fields: Any) -> dict[str, Any]:
     """The first event of a task, of its client."""
     members = {
-        "name": "shop.zoo.echo",
-        "args": "(1, 'two')",
-        "kwargs": "{'three': 3}",
-        "root_id": task_id,
-        "parent_id": None,
-        "retries": 0,
-        "eta": None,
-        "expires": None,
+        "type": "task-sent",
         "queue": "celery",
         "exchange": "",
         "routing_key": "celery",
         "hostname": "gen7@client",
     }
-    return event("task-sent", task_id, **members | fields)
+    return received(task_id, **members | fields)
 
 
 def received(task_id: str, **fields: Any) -> dict[str, Any]:

@@ -19,8 +19,8 @@ pub struct Limits {
 
 /// What is written, dead-lettered and acknowledged together.
 ///
-/// Every message that was pushed is the source of rows, or refused, or says nothing; acknowledging the
-/// last one on its channel, with all before it, therefore settles exactly this batch.
+/// Every message that was pushed is the source of rows, or refused, or says nothing; acknowledging
+/// the last one on its channel, with all before it, therefore settles exactly this batch.
 #[derive(Debug, Default)]
 pub struct Batch {
     messages: Vec<Message>,

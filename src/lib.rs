@@ -28,7 +28,8 @@
 //!   daemons: the law is in [`merge`], and once more, in SQL, in `store/upsert.rs`.
 //! - Lanes share nothing, and nothing is kept between two sessions with the broker.
 //! - lapin is named only in `source.rs` and `ack.rs`, sqlx only under `store/`; [`decode`],
-//!   [`state`], [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock, no I/O and no log.
+//!   [`state`], [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock,
+//!   no I/O and no log.
 //! - No byte from the wire is executed, and no argument, result or password is logged.
 
 pub mod ack;

@@ -22,9 +22,9 @@
 //!   time of a final outcome.
 //! - Of a saved **group** the newest wins as a whole, but for `date_created`, the earliest.
 //!
-//! Everything that decides stands in the row, so that another daemon decides the same. The same law
-//! stands in SQL in `store/upsert.rs`, with the row in the place of `self` and the batch's result in
-//! the place of `newer`.
+//! Everything that decides stands in the row, so that another daemon decides the same. The law
+//! stands in SQL, too, in `store/upsert.rs`, with the row in the place of `self` and the batch's
+//! result in the place of `newer`.
 
 use std::cmp::Ordering;
 

@@ -322,8 +322,8 @@ async fn declare(
     Ok(())
 }
 
-/// Makes the exchange that workers publish to, and binds it to the queue. What we may not do is left
-/// to the workers, which make it as well.
+/// Makes the exchange that workers publish to, and binds it to the queue. What we may not do is
+/// left to the workers, which make it as well.
 async fn bind(
     connection: &Connection,
     exchange: &str,

@@ -60,7 +60,7 @@ pub struct Outcome {
 }
 
 /// What is known of a task besides its outcome.
-#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Description {
     /// The task's registered name.
     pub task_name: Option<String>,

@@ -531,7 +531,8 @@ fn name(setting: &str, name: Option<String>, default: &str) -> Result<String, Co
     Err(ConfigError::new(setting, format!("the name {problem}: write for example {default}")))
 }
 
-/// Takes a number or a truth value in the file as well as a text, so that both may be written there.
+/// Takes a number or a truth value in the file as well as a text, so that each may be written
+/// there.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a text, a whole number, true or false")]

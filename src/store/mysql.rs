@@ -259,7 +259,8 @@ impl MysqlDatabase {
 /// The statement for a table. Its only parameter is the rows as a JSON text.
 fn statement(law: Law<'_>) -> String {
     let (table, columns) = (law.table(), law.columns());
-    // Assigned to itself, the key changes nothing, and the variables have their values for the rest.
+    // Assigned to itself, the key changes nothing, and the variables have their values for the
+    // rest.
     let (key, wins, choice) = (law.key(), SYNTAX.wins(law), SYNTAX.choice(law, WINS));
     let first = format!(
         "{key} = case when ({WINS} := {wins}) + ({CHOICE} := {choice}) >= 0 then {key} else {key} end"
