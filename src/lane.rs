@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::config::{Config, Events};
-use crate::pipeline::{self, End, Pace};
+use crate::decode::Kind;
+use crate::pipeline::{self, End, Pace, Reading};
 use crate::source::{Session, SourceError};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Causes;
@@ -55,9 +56,10 @@ pub async fn run<S: Store>(
         }
         let until = shutdown.child_token();
         let (messages, acknowledger) = session.split();
-        let policy = events.map(|events| events.policy);
+        let kind = if events.is_some() { Kind::Events } else { Kind::Results };
+        let reading = Reading { decoder: &config.decoder, kind };
         let end = tokio::select! {
-            end = pipeline::run(messages, policy, &mut store, acknowledger, pace, &until) => end,
+            end = pipeline::run(messages, reading, &mut store, acknowledger, pace, &until) => end,
             never = end_careful_session(is_careful, &until) => match never {},
         };
         session.close().await;

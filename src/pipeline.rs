@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ack::{Acknowledge, DeadLetterError};
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Limits, Reason};
-use crate::decode::{DecodeError, EventPolicy, Events, decode, decode_events};
+use crate::decode::{Decoded, Decoder, Kind};
 use crate::message::Message;
 use crate::row::Row;
 use crate::source::SourceError;
@@ -25,6 +25,15 @@ pub struct Pace {
     pub limits: Limits,
     /// How long a batch may gather while writes follow each other.
     pub max_wait: Duration,
+}
+
+/// How the messages are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'config> {
+    /// What reads them.
+    pub decoder: &'config Decoder,
+    /// What they are.
+    pub kind: Kind<'config>,
 }
 
 /// Why the loop ended. What it had not acknowledged is delivered again.
@@ -52,11 +61,10 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const CONFLICT_RETRIES: usize = 5;
 
 /// Takes messages, merges them into batches, stores these and settles the messages, until the
-/// messages end, the store is unfit for long, or `shutdown` is cancelled. The messages are events
-/// where a policy for them is given, else results.
+/// messages end, the store is unfit for long, or `shutdown` is cancelled.
 pub async fn run<S: Store, A: Acknowledge>(
     mut messages: impl Stream<Item = Result<Message, SourceError>> + Unpin,
-    events: Option<EventPolicy>,
+    reading: Reading<'_>,
     store: &mut S,
     acknowledger: &A,
     pace: Pace,
@@ -87,7 +95,7 @@ pub async fn run<S: Store, A: Acknowledge>(
         {
             begun_at = None;
             let batch = std::mem::take(&mut batch);
-            let settling = settle(store, acknowledger, batch, events, &catalog, shutdown);
+            let settling = settle(store, acknowledger, batch, reading, &catalog, shutdown);
             write.set(settling.fuse());
         }
         if messages_ended && batch.is_empty() && idle.is_some() {
@@ -109,7 +117,7 @@ pub async fn run<S: Store, A: Acknowledge>(
                     match message {
                         Some(Ok(message)) => {
                             begun_at.get_or_insert_with(Instant::now);
-                            take(&mut batch, message, events, &catalog);
+                            take(&mut batch, message, reading, &catalog);
                         }
                         Some(Err(error)) => return End::SourceLost(error),
                         None if is_stopping => {
@@ -156,8 +164,8 @@ async fn sleep_until(instant: Option<Instant>) {
 }
 
 /// Adds a message to a batch with what it says.
-fn take(batch: &mut Batch, message: Message, events: Option<EventPolicy>, catalog: &Catalog) {
-    let read = read(&message, events, catalog).map(|read| {
+fn take(batch: &mut Batch, message: Message, reading: Reading<'_>, catalog: &Catalog) {
+    let read = read(&message, reading, catalog).map(|read| {
         for (problem, events) in read.skipped {
             batch.skip(problem, events);
         }
@@ -168,29 +176,24 @@ fn take(batch: &mut Batch, message: Message, events: Option<EventPolicy>, catalo
 
 /// What a message says, in the form that the tables can hold. An event that they cannot hold is
 /// left out, because others share its message.
-fn read(
-    message: &Message,
-    events: Option<EventPolicy>,
-    catalog: &Catalog,
-) -> Result<Events, Reason> {
-    let refused = |error: DecodeError| Reason { code: error.code(), error: error.to_string() };
-    match events {
-        None => {
-            let mut row = decode(message).map_err(refused)?;
-            catalog.fit(&mut row)?;
-            Ok(Events { rows: vec![row], ..Events::default() })
+fn read(message: &Message, reading: Reading<'_>, catalog: &Catalog) -> Result<Decoded, Reason> {
+    let mut read = reading
+        .decoder
+        .decode(message, reading.kind)
+        .map_err(|error| Reason { code: error.code(), error: error.to_string() })?;
+    if !reading.kind.is_events(message) {
+        for row in &mut read.rows {
+            catalog.fit(row)?;
         }
-        Some(policy) => {
-            let mut events = decode_events(message, policy).map_err(refused)?;
-            let count = events.rows.len();
-            events.rows.retain_mut(|row| catalog.fit(row).is_ok());
-            if events.rows.len() < count {
-                let problem = "`uuid` is longer than the column takes, or has U+0000 in it";
-                events.skipped.insert(problem, count - events.rows.len());
-            }
-            Ok(events)
-        }
+        return Ok(read);
     }
+    let count = read.rows.len();
+    read.rows.retain_mut(|row| catalog.fit(row).is_ok());
+    if read.rows.len() < count {
+        let problem = "`uuid` is longer than the column takes, or has U+0000 in it";
+        read.skipped.insert(problem, count - read.rows.len());
+    }
+    Ok(read)
 }
 
 /// Stores a batch, dead-letters what cannot be stored, and acknowledges all of it. Gives the
@@ -199,12 +202,12 @@ async fn settle<'store, S: Store, A: Acknowledge>(
     store: &'store mut S,
     acknowledger: &A,
     mut batch: Batch,
-    events: Option<EventPolicy>,
+    reading: Reading<'_>,
     catalog: &Catalog,
     shutdown: &CancellationToken,
 ) -> (&'store mut S, Result<(), End>) {
     let started_at = Instant::now();
-    if let Err(error) = store_batch(store, &mut batch, events, catalog, shutdown).await {
+    if let Err(error) = store_batch(store, &mut batch, reading, catalog, shutdown).await {
         return (store, Err(End::StoreUnfit(error, batch)));
     }
     if let Err(error) = dead_letter(acknowledger, &batch, shutdown).await {
@@ -263,7 +266,7 @@ pub async fn wait_for_store<S: Store>(
 async fn store_batch<S: Store>(
     store: &mut S,
     batch: &mut Batch,
-    events: Option<EventPolicy>,
+    reading: Reading<'_>,
     catalog: &Catalog,
     shutdown: &CancellationToken,
 ) -> Result<(), StoreError> {
@@ -277,7 +280,7 @@ async fn store_batch<S: Store>(
                 (Stored::Refused(_), [row]) => {
                     let key = row.key();
                     for (place, message) in batch.sources(&key) {
-                        let Ok(read) = read(message, events, catalog) else { continue };
+                        let Ok(read) = read(message, reading, catalog) else { continue };
                         for row in read.rows.iter().filter(|row| row.key() == key) {
                             if let Stored::Refused(error) =
                                 store_part(store, &[row], shutdown).await?

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use celeriac::decode::decode;
+use celeriac::decode::Decoder;
 use celeriac::message::{Message, Properties};
 use celeriac::row::Row;
 use celeriac::task_result::TaskResult;
@@ -44,9 +44,11 @@ fn messages(capture: &str) -> Vec<Message> {
 fn merge<'messages>(
     messages: impl IntoIterator<Item = &'messages Message>,
 ) -> BTreeMap<String, TaskResult> {
+    let decoder = Decoder::default();
     let mut rows = BTreeMap::<String, TaskResult>::new();
     for message in messages {
-        let Row::Task(result) = decode(message).expect("every message is good") else {
+        let mut read = decoder.result(message).expect("every message is good");
+        let Some(Row::Task(result)) = read.rows.pop() else {
             panic!("a worker on `rpc://` speaks of tasks only");
         };
         match rows.get_mut(&result.task_id) {

@@ -13,7 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["batch", "decode"]),
     ("decode", &["group_result", "message", "row", "state", "task_result"]),
     ("group_result", &[]),
-    ("lane", &["backoff", "config", "pipeline", "source", "store", "telemetry"]),
+    ("lane", &["backoff", "config", "decode", "pipeline", "source", "store", "telemetry"]),
     ("lib", &[]),
     ("main", &["config", "lane", "store", "telemetry"]),
     ("merge", &["group_result", "row", "state", "task_result"]),

@@ -9,9 +9,9 @@ use std::time::Duration;
 use celeriac::ack::{Acknowledge, DeadLetterError};
 use celeriac::backoff::Backoff;
 use celeriac::batch::{Batch, Limits, Reason};
-use celeriac::decode::decode;
+use celeriac::decode::{Decoder, Kind};
 use celeriac::message::{Message, Properties};
-use celeriac::pipeline::{self, End, Pace};
+use celeriac::pipeline::{self, End, Pace, Reading};
 use celeriac::row::{Key, Row};
 use celeriac::source::SourceError;
 use celeriac::store::{Catalog, ErrorClass, Store, StoreError};
@@ -202,7 +202,9 @@ impl Running {
                     limits: Limits { max_rows, max_bytes },
                     max_wait: Duration::from_millis(20),
                 };
-                pipeline::run(messages, None, &mut store, &acknowledger, pace, &shutdown).await
+                let decoder = Decoder::default();
+                let reading = Reading { decoder: &decoder, kind: Kind::Results };
+                pipeline::run(messages, reading, &mut store, &acknowledger, pace, &shutdown).await
             }
         });
         Self { world, sender, shutdown, sent: 0, end }
@@ -351,8 +353,8 @@ async fn what_was_given_back_finds_out_when_the_database_is_there_again() {
     let mut world = World::new();
     world.fail(&[ErrorClass::Setup, ErrorClass::Outage, ErrorClass::Setup]);
     let mut batch = Batch::default();
-    let result = decode(&message(1, &success("a"))).expect("good");
-    batch.push(message(1, &success("a")), Ok(vec![result]));
+    let read = Decoder::default().result(&message(1, &success("a"))).expect("good");
+    batch.push(message(1, &success("a")), Ok(read.rows));
     let (mut backoff, shutdown) = (Backoff::new(), CancellationToken::new());
     let mut store = world.clone();
     assert!(pipeline::wait_for_store(&mut store, &batch, &mut backoff, &shutdown).await);

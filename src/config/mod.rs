@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer};
 pub use self::broker_url::{BrokerUrl, TlsFiles};
 pub use self::database_url::{DatabaseKind, DatabaseUrl};
 use crate::batch::Limits;
-use crate::decode::EventPolicy;
+use crate::decode::{Accept, Decoder, EventPolicy, WireLimits};
 
 /// The settings of `celeriac run` as users write them, each optional.
 #[derive(Clone, Default, clap::Args, Deserialize)]
@@ -159,6 +159,63 @@ pub struct Settings {
     #[serde(deserialize_with = "text")]
     events_arguments: Option<String>,
 
+    /// The serializers whose messages are stored, with commas between them: json, msgpack, yaml,
+    /// pickle, auth, or content types. Celery's `accept_content`.
+    ///
+    /// Others become dead letters. Nothing is executed here, but Django executes what is in a
+    /// pickle when it reads the row: accept it only if you trust everybody who can publish.
+    ///
+    /// Default: json,msgpack,yaml,auth
+    #[arg(long, value_name = "LIST", env = "CELERIAC_ACCEPT_CONTENT")]
+    accept_content: Option<String>,
+
+    /// The largest body of a message that is stored, such as 512KiB or 64MiB.
+    ///
+    /// This and the limits that follow keep a message from taking all memory. One that passes a
+    /// limit becomes a dead letter.
+    ///
+    /// Default: 64MiB
+    #[arg(long, value_name = "SIZE", env = "CELERIAC_MAX_BODY_SIZE")]
+    #[serde(deserialize_with = "text")]
+    max_body_size: Option<String>,
+
+    /// The largest body after decompression, such as 512KiB or 64MiB.
+    ///
+    /// Default: 64MiB
+    #[arg(long, value_name = "SIZE", env = "CELERIAC_MAX_DECOMPRESSED_SIZE")]
+    #[serde(deserialize_with = "text")]
+    max_decompressed_size: Option<String>,
+
+    /// How many times as large as its compressed form a body may be, from 1 on. 1 MiB is always
+    /// allowed.
+    ///
+    /// Default: 200
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_COMPRESSION_RATIO")]
+    #[serde(deserialize_with = "text")]
+    max_compression_ratio: Option<String>,
+
+    /// How deep lists and maps may nest, from 1 on.
+    ///
+    /// Default: 10000
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_DEPTH")]
+    #[serde(deserialize_with = "text")]
+    max_depth: Option<String>,
+
+    /// The most events in one message, from 1 on.
+    ///
+    /// Default: 10000
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_EVENTS")]
+    #[serde(deserialize_with = "text")]
+    max_events: Option<String>,
+
+    /// How many values a text in YAML may come to when its aliases are replaced by what they stand
+    /// for, from 1 on.
+    ///
+    /// Default: 1000000
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_EXPANDED_VALUES")]
+    #[serde(deserialize_with = "text")]
+    max_expanded_values: Option<String>,
+
     /// How many lanes work side by side, 1 to 64.
     ///
     /// A lane has its own connection to the broker and to the database. SQLite has one writer and
@@ -246,6 +303,8 @@ pub struct Config {
     pub lanes: usize,
     /// What one batch may hold.
     pub limits: Limits,
+    /// How messages are read.
+    pub decoder: Decoder,
     /// How long a batch may gather under load.
     pub max_wait: Duration,
     /// The most unacknowledged messages of a lane, at least 1.
@@ -269,8 +328,6 @@ pub struct Events {
     pub max_length: u32,
     /// How long a message waits in the queue at most.
     pub ttl: Duration,
-    /// What of them is stored.
-    pub policy: EventPolicy,
 }
 
 /// How log lines look.
@@ -332,6 +389,13 @@ impl Settings {
             events_pending: or(self.events_pending, other.events_pending),
             events_outcomes: or(self.events_outcomes, other.events_outcomes),
             events_arguments: or(self.events_arguments, other.events_arguments),
+            accept_content: or(self.accept_content, other.accept_content),
+            max_body_size: or(self.max_body_size, other.max_body_size),
+            max_decompressed_size: or(self.max_decompressed_size, other.max_decompressed_size),
+            max_compression_ratio: or(self.max_compression_ratio, other.max_compression_ratio),
+            max_depth: or(self.max_depth, other.max_depth),
+            max_events: or(self.max_events, other.max_events),
+            max_expanded_values: or(self.max_expanded_values, other.max_expanded_values),
             lanes: or(self.lanes, other.lanes),
             max_rows: or(self.max_rows, other.max_rows),
             max_bytes: or(self.max_bytes, other.max_bytes),
@@ -377,6 +441,7 @@ impl Settings {
         let prefetch = whole("prefetch", self.prefetch.as_deref(), 1..=u16::MAX)?;
         let prefetch = prefetch.unwrap_or_else(|| max_rows.saturating_mul(2));
 
+        let limits = self.wire_limits()?;
         let results_queue = name("results-queue", self.results_queue, "celeriac.results")?;
         let exchange = name("exchange", self.exchange, "celeriac")?;
         let dead_queue = name("dead-queue", self.dead_queue, "celeriac.dead")?;
@@ -397,11 +462,6 @@ impl Settings {
             )?
             .unwrap_or(100_000),
             ttl: events_ttl(self.events_ttl.as_deref())?,
-            policy: EventPolicy {
-                pending: flag("events-pending", self.events_pending.as_deref(), false)?,
-                arguments: flag("events-arguments", self.events_arguments.as_deref(), false)?,
-                unfinished_only: !flag("events-outcomes", self.events_outcomes.as_deref(), true)?,
-            },
         };
         if events.queue == results_queue || events.queue == dead_queue {
             return Err(ConfigError::new(
@@ -409,6 +469,15 @@ impl Settings {
                 "is the queue of results or of dead letters: write another name",
             ));
         }
+        let decoder = Decoder {
+            accept: accept_content(self.accept_content.as_deref())?,
+            limits,
+            events: EventPolicy {
+                pending: flag("events-pending", self.events_pending.as_deref(), false)?,
+                arguments: flag("events-arguments", self.events_arguments.as_deref(), false)?,
+                unfinished_only: !flag("events-outcomes", self.events_outcomes.as_deref(), true)?,
+            },
+        };
         let has_events = flag("events", self.events.as_deref(), false)?;
         Ok(Config {
             brokers,
@@ -422,6 +491,7 @@ impl Settings {
                 max_rows: usize::from(max_rows),
                 max_bytes: size("max-bytes", self.max_bytes.as_deref(), 4 << 20)?,
             },
+            decoder,
             max_wait: duration("max-wait", self.max_wait.as_deref(), Duration::from_millis(20))?,
             prefetch,
             time_zone: time_zone(self.time_zone.as_deref())?,
@@ -437,6 +507,49 @@ impl Settings {
             },
             log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),
         })
+    }
+}
+
+impl Settings {
+    fn wire_limits(&self) -> Result<WireLimits, ConfigError> {
+        let default = WireLimits::default();
+        let number = |setting, text: &Option<String>, default| {
+            Ok(whole(setting, text.as_deref(), 1..=1_000_000_000)?.unwrap_or(default))
+        };
+        Ok(WireLimits {
+            body_bytes: size("max-body-size", self.max_body_size.as_deref(), default.body_bytes)?,
+            decompressed_bytes: size(
+                "max-decompressed-size",
+                self.max_decompressed_size.as_deref(),
+                default.decompressed_bytes,
+            )?,
+            compression_ratio: number(
+                "max-compression-ratio",
+                &self.max_compression_ratio,
+                default.compression_ratio,
+            )?,
+            depth: number("max-depth", &self.max_depth, default.depth)?,
+            events: number("max-events", &self.max_events, default.events)?,
+            expanded_values: number(
+                "max-expanded-values",
+                &self.max_expanded_values,
+                default.expanded_values,
+            )?,
+        })
+    }
+}
+
+fn accept_content(text: Option<&str>) -> Result<Accept, ConfigError> {
+    let Some(text) = text else { return Ok(Accept::default()) };
+    match Accept::parse(text) {
+        Ok(accept) if !accept.is_empty() => Ok(accept),
+        _ => Err(ConfigError::new(
+            "accept-content",
+            format!(
+                "{text:?} is not a list of serializers: write some of json, msgpack, yaml, pickle \
+                 and auth, or content types, with commas between them"
+            ),
+        )),
     }
 }
 
@@ -608,6 +721,13 @@ mod tests {
             events_pending: Some(default("events_pending")),
             events_outcomes: Some(default("events_outcomes")),
             events_arguments: Some(default("events_arguments")),
+            accept_content: Some(default("accept_content")),
+            max_body_size: Some(default("max_body_size")),
+            max_decompressed_size: Some(default("max_decompressed_size")),
+            max_compression_ratio: Some(default("max_compression_ratio")),
+            max_depth: Some(default("max_depth")),
+            max_events: Some(default("max_events")),
+            max_expanded_values: Some(default("max_expanded_values")),
             lanes: Some(default("lanes")),
             max_rows: Some(default("max_rows")),
             max_bytes: Some(default("max_bytes")),
@@ -649,11 +769,11 @@ mod tests {
             ("celeriac.events", "celeryev")
         );
         assert_eq!((wanted.max_length, wanted.ttl), (7, Duration::from_mins(10)));
-        assert_eq!(wanted.policy, EventPolicy::default());
-        let policy = events(
+        let policy = |toml: &str| settings(toml).check().expect(toml).decoder.events;
+        assert_eq!(policy(""), EventPolicy::default());
+        let policy = policy(
             "events = 'on'\nevents-pending = 'yes'\nevents-arguments = 1\nevents-outcomes = false",
         );
-        let policy = policy.expect("they are wanted").policy;
         assert!(policy.pending && policy.arguments && policy.unfinished_only);
     }
 
@@ -677,6 +797,13 @@ mod tests {
             ("events-max-length = 0", "events-max-length: \"0\" is out of range: write a number"),
             ("events-ttl = '0s'", "events-ttl: \"0s\" is not a duration from 1s to 40days"),
             ("events-queue = 'celeriac.dead'", "events-queue: is the queue of results or of dead"),
+            ("accept-content = 'jason'", "accept-content: \"jason\" is not a list of serializers"),
+            ("accept-content = ', '", "accept-content: \", \" is not a list of serializers"),
+            ("max-body-size = 0", "max-body-size: \"0\" is not a size"),
+            (
+                "max-depth = 0",
+                "max-depth: \"0\" is out of range: write a number from 1 to 1000000000",
+            ),
             ("time-zone = 'Mars'", "time-zone: \"Mars\" is not a time zone"),
             ("log-format = 'xml'", "log-format: \"xml\" is not a format: write text or json"),
             ("broker = 'redis://:secret@h'", "broker: redis:// is not RabbitMQ"),

@@ -10,9 +10,8 @@ use chrono::{DateTime, Utc};
 
 use crate::decode::json_text::{self, Members};
 use crate::decode::result_meta::{self, Text};
-use crate::decode::{DecodeError, json};
+use crate::decode::{DecodeError, WireLimits, json};
 use crate::group_result::GroupResult;
-use crate::message::Message;
 use crate::state::State;
 use crate::task_result::{Description, Outcome, TaskResult};
 
@@ -26,7 +25,7 @@ pub(super) const GROUP: &str = "application/vnd.celeriac.group-result+json";
 const VERSION: &str = "1";
 
 /// Reads a state of a task.
-pub(super) fn task(message: &Message) -> Result<TaskResult, DecodeError> {
+pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, DecodeError> {
     const NAMES: [&str; 13] = [
         "task_id",
         "status",
@@ -42,7 +41,7 @@ pub(super) fn task(message: &Message) -> Result<TaskResult, DecodeError> {
         "periodic_task_name",
         "date_done",
     ];
-    let columns = Columns::read(message, NAMES)?;
+    let columns = Columns::read(body, NAMES, limits)?;
     let status = State::from(&*columns.key("status")?);
     let date_done = columns.time("date_done")?;
     Ok(TaskResult {
@@ -71,10 +70,10 @@ pub(super) fn task(message: &Message) -> Result<TaskResult, DecodeError> {
 }
 
 /// Reads a saved group.
-pub(super) fn group(message: &Message) -> Result<GroupResult, DecodeError> {
+pub(super) fn group(body: &[u8], limits: &WireLimits) -> Result<GroupResult, DecodeError> {
     const NAMES: [&str; 5] =
         ["group_id", "content_type", "content_encoding", "result", "date_done"];
-    let columns = Columns::read(message, NAMES)?;
+    let columns = Columns::read(body, NAMES, limits)?;
     let date_done = columns.time("date_done")?;
     Ok(GroupResult {
         group_id: columns.key("group_id")?.into_owned(),
@@ -94,10 +93,14 @@ struct Columns<'body, const N: usize> {
 
 impl<'body, const N: usize> Columns<'body, N> {
     /// Picks the named members; every one has to be there. Others are left out.
-    fn read(message: &'body Message, names: [&'static str; N]) -> Result<Self, DecodeError> {
+    fn read(
+        body: &'body [u8],
+        names: [&'static str; N],
+        limits: &WireLimits,
+    ) -> Result<Self, DecodeError> {
         let mut version = None;
         let mut values = [None; N];
-        for member in Members::of(json::text(message)?)? {
+        for member in Members::of(json::text(body)?, limits.depth)? {
             let (name, value) = member?;
             if let Some(place) = names.iter().position(|&known| known == name) {
                 values[place] = Some(value);
@@ -168,22 +171,14 @@ fn wrong(member: &'static str, problem: &'static str) -> DecodeError {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
-    use crate::message::Properties;
 
-    fn message(body: impl Into<Vec<u8>>) -> Message {
-        Message {
-            body: body.into(),
-            properties: Properties::default(),
-            headers: [].into(),
-            exchange: "celeriac".to_owned(),
-            routing_key: "celeriac.results".to_owned(),
-            redelivered: false,
-            delivery_tag: 1,
-            received_at: DateTime::UNIX_EPOCH + TimeDelta::days(20_000),
-        }
+    fn task(body: impl AsRef<[u8]>) -> Result<TaskResult, DecodeError> {
+        super::task(body.as_ref(), &WireLimits::default())
+    }
+
+    fn group(body: impl AsRef<[u8]>) -> Result<GroupResult, DecodeError> {
+        super::group(body.as_ref(), &WireLimits::default())
     }
 
     const TASK_BODY: &str = r#"{"version": 1, "task_id": "t", "status": "STARTED",
@@ -198,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_columns_of_a_task_are_taken_as_they_are() {
-        let result = task(&message(TASK_BODY)).expect("a good body");
+        let result = task(TASK_BODY).expect("a good body");
         assert_eq!(result.task_id, "t");
         assert_eq!(result.outcome.status, State::Started);
         assert_eq!(result.outcome.content_type, "application/x-python-serialize");
@@ -221,12 +216,12 @@ mod tests {
     #[test]
     fn only_a_start_sets_date_started() {
         let body = TASK_BODY.replace("STARTED", "SUCCESS");
-        assert_eq!(task(&message(body)).expect("a good body").date_started, None);
+        assert_eq!(task(body).expect("a good body").date_started, None);
     }
 
     #[test]
     fn the_columns_of_a_group_are_taken_as_they_are() {
-        let result = group(&message(GROUP_BODY)).expect("a good body");
+        let result = group(GROUP_BODY).expect("a good body");
         assert_eq!(result.group_id, "g");
         assert_eq!(result.content_type, "application/json");
         assert_eq!(result.content_encoding, "utf-8");
@@ -236,7 +231,7 @@ mod tests {
     }
 
     /// The body with another value for a member, or without it.
-    fn changed(body: &str, member: &str, value: Option<&str>) -> Message {
+    fn changed(body: &str, member: &str, value: Option<&str>) -> String {
         let mut members: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(body).expect("JSON");
         members.remove(member).expect("it is there");
@@ -245,7 +240,7 @@ mod tests {
             text.truncate(text.len() - 1);
             text = format!(r#"{text}, "{member}": {value}}}"#);
         }
-        message(text)
+        text
     }
 
     #[test]
@@ -257,14 +252,14 @@ mod tests {
         };
         for member in members(TASK_BODY) {
             for value in [None, Some("true"), Some("1.5"), Some("[]"), Some(r#"{"a": "b"}"#)] {
-                let error = task(&changed(TASK_BODY, &member, value)).expect_err(&member);
+                let error = task(changed(TASK_BODY, &member, value)).expect_err(&member);
                 assert_eq!(error.code(), "not-a-result", "{member}: {value:?}");
                 assert!(error.to_string().contains(&format!("`{member}`")), "{error}");
             }
         }
         for member in members(GROUP_BODY) {
             for value in [None, Some("7.5"), Some("[]")] {
-                let error = group(&changed(GROUP_BODY, &member, value)).expect_err(&member);
+                let error = group(changed(GROUP_BODY, &member, value)).expect_err(&member);
                 assert_eq!(error.code(), "not-a-result", "{member}: {value:?}");
             }
         }
@@ -283,29 +278,29 @@ mod tests {
             "periodic_task_name",
         ];
         for member in nullable {
-            assert!(task(&changed(TASK_BODY, member, Some("null"))).is_ok(), "{member}");
+            assert!(task(changed(TASK_BODY, member, Some("null"))).is_ok(), "{member}");
         }
         for member in ["task_id", "status", "content_type", "content_encoding", "date_done"] {
-            assert!(task(&changed(TASK_BODY, member, Some("null"))).is_err(), "{member}");
+            assert!(task(changed(TASK_BODY, member, Some("null"))).is_err(), "{member}");
         }
         for (member, value) in [("task_id", r#""""#), ("status", r#""\ud800""#)] {
-            assert!(task(&changed(TASK_BODY, member, Some(value))).is_err(), "{member}");
+            assert!(task(changed(TASK_BODY, member, Some(value))).is_err(), "{member}");
         }
-        let lossy = task(&changed(TASK_BODY, "traceback", Some(r#""a\ud800b""#)));
+        let lossy = task(changed(TASK_BODY, "traceback", Some(r#""a\ud800b""#)));
         assert_eq!(lossy.expect("read").outcome.traceback.as_deref(), Some("a\u{FFFD}b"));
     }
 
     #[test]
     fn an_unknown_version_is_told_from_a_bad_body() {
         for version in ["2", "0", "4294967295"] {
-            let error = task(&changed(TASK_BODY, "version", Some(version))).expect_err(version);
+            let error = task(changed(TASK_BODY, "version", Some(version))).expect_err(version);
             assert_eq!(error.code(), "unsupported-version");
         }
         for version in ["\"1\"", "-1", "1.0", "null", "99999999999"] {
-            let error = task(&changed(TASK_BODY, "version", Some(version))).expect_err(version);
+            let error = task(changed(TASK_BODY, "version", Some(version))).expect_err(version);
             assert_eq!(error.code(), "not-a-result", "{version}");
         }
-        let error = task(&message(r#"{"version": 2}"#)).expect_err("of another version");
+        let error = task(r#"{"version": 2}"#).expect_err("of another version");
         assert_eq!(error.code(), "unsupported-version", "whatever else it has or has not");
     }
 
@@ -313,31 +308,31 @@ mod tests {
     fn a_time_has_an_offset_and_is_one_that_databases_hold() {
         for time in ["", "yesterday", "2026-11-23T06:51:16", "2026-02-30T00:00:00Z", "1767225600"] {
             let value = format!("\"{time}\"");
-            assert!(task(&changed(TASK_BODY, "date_done", Some(&value))).is_err(), "{time}");
+            assert!(task(changed(TASK_BODY, "date_done", Some(&value))).is_err(), "{time}");
         }
         for time in ["1969-12-31T23:59:59Z", "9999-12-31T23:59:59-12:00"] {
             let value = format!("\"{time}\"");
-            assert!(task(&changed(TASK_BODY, "date_done", Some(&value))).is_err(), "{time}");
+            assert!(task(changed(TASK_BODY, "date_done", Some(&value))).is_err(), "{time}");
         }
     }
 
     #[test]
     fn members_that_are_not_columns_are_left_out() {
         let body = TASK_BODY.replacen('{', r#"{"queue": ["celery"], "retries": 3, "#, 1);
-        assert_eq!(task(&message(body)).expect("a good body").task_id, "t");
+        assert_eq!(task(body).expect("a good body").task_id, "t");
     }
 
     #[test]
     fn a_body_cut_or_changed_anywhere_is_refused_or_read_and_never_panics() {
         for body in [TASK_BODY, GROUP_BODY] {
             for length in 0..body.len() {
-                let cut = message(&body.as_bytes()[..length]);
-                assert!(task(&cut).is_err() && group(&cut).is_err(), "cut after {length} bytes");
+                let cut = &body.as_bytes()[..length];
+                assert!(task(cut).is_err() && group(cut).is_err(), "cut after {length} bytes");
             }
             for position in 0..body.len() {
                 for byte in 0..=u8::MAX {
-                    let mut changed = message(body);
-                    changed.body[position] = byte;
+                    let mut changed = body.as_bytes().to_vec();
+                    changed[position] = byte;
                     let _ = (task(&changed), group(&changed));
                 }
             }

@@ -10,21 +10,16 @@
 //! merging lets every result message take their place.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::decode::DecodeError;
 use crate::decode::result_meta::{Text, Value, to_microseconds};
+use crate::decode::{DecodeError, Decoded};
 use crate::message::Message;
 use crate::row::Row;
 use crate::state::State;
 use crate::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
-
-/// The most events in one message. Celery's workers send lists of at most 24
-/// (`buffer_limit` in `celery/events/dispatcher.py`, 5.7.0).
-pub(super) const MAX_EVENTS: usize = 10_000;
 
 /// How far the clock of a worker may be ahead of ours.
 const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
@@ -43,17 +38,7 @@ pub struct EventPolicy {
     pub unfinished_only: bool,
 }
 
-/// What came of the events in a message.
-#[derive(Debug, Default, PartialEq)]
-pub struct Events {
-    /// The rows that the events speak of, in their order.
-    pub rows: Vec<Row>,
-    /// What was wrong with events that are not what Celery sends, and how many were left out for
-    /// it.
-    pub skipped: BTreeMap<&'static str, usize>,
-}
-
-impl Events {
+impl Decoded {
     /// Adds what one event says, where it says anything.
     pub(super) fn push(&mut self, event: Result<Option<TaskResult>, &'static str>) {
         match event {
@@ -311,8 +296,11 @@ pub(super) fn python_json(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::{DecodeError, decode_events};
+    use crate::decode::Decoder;
     use crate::message::Properties;
+
+    /// The default of the limit.
+    const MAX_EVENTS: usize = 10_000;
 
     const NOW: i64 = 1_795_416_700;
 
@@ -335,7 +323,11 @@ mod tests {
     const EVERYTHING: EventPolicy =
         EventPolicy { pending: true, arguments: true, unfinished_only: false };
 
-    fn events(body: &str, policy: EventPolicy) -> Events {
+    fn decode_events(message: &Message, policy: EventPolicy) -> Result<Decoded, DecodeError> {
+        Decoder { events: policy, ..Decoder::default() }.events(message)
+    }
+
+    fn events(body: &str, policy: EventPolicy) -> Decoded {
         decode_events(&message(body, "application/json"), policy).expect(body)
     }
 
@@ -407,7 +399,7 @@ mod tests {
             r#"{"type": "task-statistics", "timestamp": 1795416669}"#,
             "[]",
         ] {
-            assert_eq!(events(body, EventPolicy::default()), Events::default(), "{body}");
+            assert_eq!(events(body, EventPolicy::default()), Decoded::default(), "{body}");
         }
     }
 
@@ -521,7 +513,7 @@ mod tests {
             decode_events(&message(body, "application/json"), EVERYTHING)
         };
         assert_eq!(many(MAX_EVENTS).expect("as many as may be").rows.len(), MAX_EVENTS);
-        assert_eq!(many(MAX_EVENTS + 1), Err(DecodeError::TooManyEvents));
+        assert_eq!(many(MAX_EVENTS + 1), Err(DecodeError::TooManyEvents { limit: MAX_EVENTS }));
     }
 
     #[test]
@@ -550,6 +542,9 @@ mod tests {
         }
         // A list that says it has four thousand million elements.
         let bomb = message([0xDD, 0xFF, 0xFF, 0xFF, 0xFF], content_type);
-        assert_eq!(decode_events(&bomb, EVERYTHING), Err(DecodeError::TooManyEvents));
+        assert_eq!(
+            decode_events(&bomb, EVERYTHING),
+            Err(DecodeError::TooManyEvents { limit: MAX_EVENTS })
+        );
     }
 }

@@ -7,35 +7,37 @@
 
 use std::borrow::Cow;
 
-use crate::decode::DecodeError;
-use crate::decode::event::{self, Event, EventPolicy, Events};
+use crate::decode::event::{Event, EventPolicy};
 use crate::decode::json_text::{self, Elements, Members};
 use crate::decode::result_meta::{ResultMeta, Text, Value};
-use crate::message::Message;
+use crate::decode::{Context, DecodeError, Decoded, WireLimits};
 use crate::task_result::TaskResult;
 
 /// Reads the result in a body of the content type `application/json`.
-pub(super) fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
-    let members =
-        Members::of(text(message)?)?.map(|member| member.map(|(key, text)| (key, Json(text))));
-    ResultMeta::collect(members)?.into_result(message)
+pub(super) fn decode(body: &[u8], context: Context<'_>) -> Result<TaskResult, DecodeError> {
+    ResultMeta::collect(members(text(body)?, context.limits)?)?.into_result(context.message)
 }
 
 /// Reads the events in a body of the content type `application/json`: one, or a list.
-pub(super) fn decode_events(message: &Message, policy: EventPolicy) -> Result<Events, DecodeError> {
-    let body = text(message)?;
-    let mut events = Events::default();
-    let Some(elements) = Elements::of(body) else {
-        events.push(event(body)?.into_result(message, policy));
+pub(super) fn decode_events(
+    body: &[u8],
+    policy: EventPolicy,
+    context: Context<'_>,
+) -> Result<Decoded, DecodeError> {
+    let Context { message, limits } = context;
+    let body = text(body)?;
+    let mut events = Decoded::default();
+    let Some(elements) = Elements::of(body, limits.depth) else {
+        events.push(Event::collect(members(body, limits)?)?.into_result(message, policy));
         return Ok(events);
     };
     for (number, element) in elements.enumerate() {
         let element = element?;
-        if number == event::MAX_EVENTS {
-            return Err(DecodeError::TooManyEvents);
+        if number == limits.events {
+            return Err(DecodeError::TooManyEvents { limit: limits.events });
         }
         events.push(if element.starts_with('{') {
-            event(element)?.into_result(message, policy)
+            Event::collect(members(element, limits)?)?.into_result(message, policy)
         } else {
             Err("it is not an object")
         });
@@ -43,14 +45,18 @@ pub(super) fn decode_events(message: &Message, policy: EventPolicy) -> Result<Ev
     Ok(events)
 }
 
-/// The event that a text consists of.
-fn event(text: &str) -> Result<Event<Json<'_>>, DecodeError> {
-    Event::collect(Members::of(text)?.map(|member| member.map(|(key, text)| (key, Json(text)))))
+/// The members of the object that a text consists of.
+fn members<'body>(
+    text: &'body str,
+    limits: &WireLimits,
+) -> Result<impl Iterator<Item = Result<(Cow<'body, str>, Json<'body>), DecodeError>>, DecodeError>
+{
+    Ok(Members::of(text, limits.depth)?.map(|member| member.map(|(key, text)| (key, Json(text)))))
 }
 
 /// The text of a body that is JSON.
-pub(super) fn text(message: &Message) -> Result<&str, DecodeError> {
-    std::str::from_utf8(&message.body).map_err(|error| DecodeError::Malformed {
+pub(super) fn text(body: &[u8]) -> Result<&str, DecodeError> {
+    std::str::from_utf8(body).map_err(|error| DecodeError::Malformed {
         format: "JSON",
         problem: "invalid UTF-8",
         position: error.valid_up_to(),
@@ -64,11 +70,9 @@ struct Json<'body>(&'body str);
 impl<'body> Value<'body> for Json<'body> {
     const CONTENT_TYPE: &'static str = "application/json";
     const CONTENT_ENCODING: &'static str = "utf-8";
-    const NULL: Self = Self("null");
-    const EMPTY_LIST: Self = Self("[]");
 
     fn is_null(self) -> bool {
-        self.0 == Self::NULL.0
+        self.0 == "null"
     }
 
     fn text(self) -> Option<Text<'body>> {
@@ -96,8 +100,12 @@ impl<'body> Value<'body> for Json<'body> {
         self.0.to_owned()
     }
 
-    fn meta(self) -> String {
-        format!(r#"{{"children": {}}}"#, self.0)
+    fn null_column() -> String {
+        "null".to_owned()
+    }
+
+    fn meta(children: Option<Self>) -> String {
+        format!(r#"{{"children": {}}}"#, children.map_or("[]", |children| children.0))
     }
 }
 
@@ -106,7 +114,7 @@ mod tests {
     use chrono::{DateTime, TimeDelta, Utc};
 
     use super::*;
-    use crate::message::{self, Properties};
+    use crate::message::{self, Message, Properties};
     use crate::state::State;
     use crate::task_result::Description;
 
@@ -125,6 +133,11 @@ mod tests {
 
     fn arrival() -> DateTime<Utc> {
         DateTime::UNIX_EPOCH + TimeDelta::days(20_000)
+    }
+
+    fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
+        let limits = WireLimits::default();
+        super::decode(&message.body, Context { message, limits: &limits })
     }
 
     fn read(body: &str) -> TaskResult {
@@ -304,7 +317,6 @@ mod tests {
 
     #[test]
     fn what_is_not_json_is_refused() {
-        let deep = format!(r#"{{"result": {}"#, "[".repeat(1_000_000));
         for body in [
             "",
             " ",
@@ -338,7 +350,6 @@ mod tests {
             "{} {}",
             "{}x",
             "\u{FEFF}{}",
-            deep.as_str(),
         ] {
             let error = decode(&message(body)).expect_err(body);
             assert!(matches!(error, DecodeError::Malformed { .. }), "{error}");
@@ -368,7 +379,12 @@ mod tests {
 
     #[test]
     fn deep_nesting_costs_no_stack() {
-        let deep = format!("{}{}", "[".repeat(9_999), "]".repeat(9_999));
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let deep = nested(10_000);
         assert_eq!(read(&five_members(&deep)).outcome.result, Some(deep));
+        for deeper in [nested(10_001), nested(1_000_000), r#"{"a":"#.repeat(1_000_000)] {
+            let error = decode(&message(&five_members(&deeper))).expect_err("too deep");
+            assert_eq!(error, DecodeError::TooDeep { limit: 10_000 });
+        }
     }
 }

@@ -9,9 +9,6 @@ use std::borrow::Cow;
 use crate::decode::DecodeError;
 use crate::decode::result_meta::Text;
 
-/// The deepest nesting that is read. Python's own writer stops near 1,000 by default.
-const MAX_DEPTH: usize = 10_000;
-
 /// The members of the object that a text consists of: each name, and its value's text. Whoever
 /// reads them stops at the first error.
 pub(super) struct Members<'text> {
@@ -20,9 +17,10 @@ pub(super) struct Members<'text> {
 }
 
 impl<'text> Members<'text> {
-    /// Begins at the object in `text`, which must hold nothing else.
-    pub(super) fn of(text: &'text str) -> Result<Self, DecodeError> {
-        let mut scanner = Scanner { text, position: 0, closers: Vec::new() };
+    /// Begins at the object in `text`, which must hold nothing else, and whose values nest at
+    /// most so deep.
+    pub(super) fn of(text: &'text str, max_depth: usize) -> Result<Self, DecodeError> {
+        let mut scanner = Scanner { text, position: 0, max_depth, closers: Vec::new() };
         scanner.skip_whitespace();
         match scanner.peek() {
             Some(b'{') => scanner.position += 1,
@@ -60,10 +58,10 @@ pub(super) struct Elements<'text> {
 }
 
 impl<'text> Elements<'text> {
-    /// Begins at the array in `text`, which must hold nothing else; `None` where it begins with
-    /// something else.
-    pub(super) fn of(text: &'text str) -> Option<Self> {
-        let mut scanner = Scanner { text, position: 0, closers: Vec::new() };
+    /// Begins at the array in `text`, which must hold nothing else, and whose values nest at most
+    /// so deep; `None` where the text begins with something else.
+    pub(super) fn of(text: &'text str, max_depth: usize) -> Option<Self> {
+        let mut scanner = Scanner { text, position: 0, max_depth, closers: Vec::new() };
         scanner.skip_whitespace();
         (scanner.peek() == Some(b'[')).then(|| {
             scanner.position += 1;
@@ -128,9 +126,10 @@ pub(super) fn string(value: &str) -> Option<Text<'_>> {
     Some(Text { text: Cow::Owned(decoded), is_lossy })
 }
 
-/// The strings directly in an array; nothing where the value is not an array.
+/// The strings directly in an array that the scanner has passed; nothing where the value is not
+/// an array.
 pub(super) fn strings(value: &str) -> impl Iterator<Item = Cow<'_, str>> {
-    let elements = Elements::of(value).into_iter().flatten();
+    let elements = Elements::of(value, usize::MAX).into_iter().flatten();
     elements.filter_map(|element| Some(string(element.ok()?)?.text))
 }
 
@@ -153,6 +152,8 @@ fn low_surrogate(rest: &mut &str) -> Option<u32> {
 struct Scanner<'text> {
     text: &'text str,
     position: usize,
+    /// How many brackets may be open inside the value at hand.
+    max_depth: usize,
     /// The brackets that are open inside the value at hand, as the bytes that close them.
     closers: Vec<u8>,
 }
@@ -225,8 +226,8 @@ impl<'text> Scanner<'text> {
             // Here a value begins.
             match self.peek() {
                 Some(open @ (b'{' | b'[')) => {
-                    if self.closers.len() == MAX_DEPTH {
-                        return Err(self.malformed("nested too deeply"));
+                    if self.closers.len() == self.max_depth {
+                        return Err(DecodeError::TooDeep { limit: self.max_depth });
                     }
                     // In ASCII both closing brackets stand two places after the opening ones.
                     self.closers.push(open + 2);

@@ -1,73 +1,221 @@
-//! From a message to the row that it speaks of: dispatch on the content type, as kombu does.
+//! From a message to the rows that it speaks of: dispatch on the content type, as kombu does.
 //!
-//! Each wire format has a file of its own. Nothing here guesses a format from the bytes.
+//! Each wire format has a file of its own. Nothing here guesses a format from the bytes, and
+//! nothing is executed: what is not accepted or too large is refused before it is read.
 
+mod accept;
 mod columns;
+mod compression;
 mod event;
 mod json;
 mod json_text;
 mod msgpack;
 mod result_meta;
 
-pub use self::event::{EventPolicy, Events};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+pub use self::accept::Accept;
+pub use self::event::EventPolicy;
 use crate::message::{Message, Value};
 use crate::row::Row;
 
-/// Reads the row in a message of a worker's result backend.
-///
-/// # Errors
-///
-/// When the message can never be read, with a reason that stays true however often it is tried.
-pub fn decode(message: &Message) -> Result<Row, DecodeError> {
-    let (content_type, content_encoding) = labels(message)?;
-    match content_type {
-        "application/json" | columns::TASK | columns::GROUP if !is_utf8(content_encoding) => {
-            Err(DecodeError::UnsupportedContentEncoding(content_encoding.to_owned()))
+/// What came of a message.
+#[derive(Debug, Default, PartialEq)]
+pub struct Decoded {
+    /// The rows that it speaks of, in their order.
+    pub rows: Vec<Row>,
+    /// What was wrong with events that are not what Celery sends, and how many were left out for
+    /// it.
+    pub skipped: BTreeMap<&'static str, usize>,
+}
+
+/// How much a message may ask of whoever reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireLimits {
+    /// The most bytes of a body as it comes.
+    pub body_bytes: usize,
+    /// The most bytes of a body that was compressed.
+    pub decompressed_bytes: usize,
+    /// How many times as large as its compressed form a body may be. One mebibyte is always
+    /// allowed.
+    pub compression_ratio: usize,
+    /// How deep the value of a member may nest.
+    pub depth: usize,
+    /// The most events in one message. Celery's workers send lists of at most 24
+    /// (`buffer_limit` in `celery/events/dispatcher.py`, 5.7.0).
+    pub events: usize,
+    /// How many values a text in YAML may come to when each of its aliases is replaced by what it
+    /// stands for.
+    pub expanded_values: usize,
+}
+
+impl Default for WireLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 64 << 20,
+            decompressed_bytes: 64 << 20,
+            compression_ratio: 200,
+            depth: 10_000,
+            events: 10_000,
+            expanded_values: 1_000_000,
         }
-        "application/json" => json::decode(message).map(Row::Task),
-        "application/x-msgpack" => msgpack::decode(message).map(Row::Task),
-        columns::TASK => columns::task(message).map(Row::Task),
-        columns::GROUP => columns::group(message).map(Row::Group),
-        _ => Err(DecodeError::UnsupportedContentType(content_type.to_owned())),
     }
 }
 
-/// Reads the task events in a message of a worker's event dispatcher.
-///
-/// # Errors
-///
-/// As for [`decode`]. An event that is not what Celery sends costs only itself.
-pub fn decode_events(message: &Message, policy: EventPolicy) -> Result<Events, DecodeError> {
-    let (content_type, content_encoding) = labels(message)?;
-    match content_type {
-        "application/json" if !is_utf8(content_encoding) => {
-            Err(DecodeError::UnsupportedContentEncoding(content_encoding.to_owned()))
+/// Reads messages: of which serializers, within which limits, and what of events.
+#[derive(Clone, Debug, Default)]
+pub struct Decoder {
+    /// The serializers whose messages are read.
+    pub accept: Accept,
+    /// How much a message may ask for.
+    pub limits: WireLimits,
+    /// What of events is stored.
+    pub events: EventPolicy,
+}
+
+/// What the messages of a source are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind<'config> {
+    /// Messages of result backends.
+    Results,
+    /// Messages of event dispatchers.
+    Events,
+    /// Events where they were published to this exchange, else results.
+    ByExchange(&'config str),
+}
+
+impl Kind<'_> {
+    /// Whether a message of the source is one of an event dispatcher.
+    #[must_use]
+    pub fn is_events(self, message: &Message) -> bool {
+        match self {
+            Self::Results => false,
+            Self::Events => true,
+            Self::ByExchange(exchange) => message.exchange == exchange,
         }
-        "application/json" => json::decode_events(message, policy),
-        "application/x-msgpack" => msgpack::decode_events(message, policy),
-        _ => Err(DecodeError::UnsupportedContentType(content_type.to_owned())),
     }
 }
 
-/// The serializer and the charset of a body that is not compressed.
-fn labels(message: &Message) -> Result<(&str, &str), DecodeError> {
-    match message.headers.get("compression") {
-        None | Some(Value::Void) => {}
-        Some(Value::Text(name)) if name.is_empty() => {}
-        Some(_) => return Err(DecodeError::UnsupportedCompression),
-    }
-    // kombu takes the encoding in any case, and a message without labels as `application/data` in
-    // utf-8 (`kombu/serialization.py`, `loads`, 5.7.0).
-    let content_type = message.properties.content_type.as_deref().unwrap_or("application/data");
-    let content_encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
-    Ok((content_type, content_encoding))
+/// What a wire format needs besides the body.
+#[derive(Clone, Copy)]
+struct Context<'message> {
+    /// Where the body came from, which says when.
+    message: &'message Message,
+    limits: &'message WireLimits,
 }
 
-/// Whether a label of kombu's means UTF-8 or a part of it. JSON itself says what `binary` is.
-fn is_utf8(content_encoding: &str) -> bool {
-    ["utf-8", "utf8", "us-ascii", "ascii", "binary"]
-        .iter()
-        .any(|name| name.eq_ignore_ascii_case(content_encoding))
+/// A body that is not compressed, with its labels.
+struct Body<'message> {
+    bytes: Cow<'message, [u8]>,
+    content_type: &'message str,
+    content_encoding: &'message str,
+}
+
+impl Decoder {
+    /// Reads a message of a source of this kind.
+    ///
+    /// # Errors
+    ///
+    /// When the message can never be read, with a reason that stays true however often it is tried.
+    pub fn decode(&self, message: &Message, kind: Kind<'_>) -> Result<Decoded, DecodeError> {
+        if kind.is_events(message) { self.events(message) } else { self.result(message) }
+    }
+
+    /// Reads the row in a message of a worker's result backend.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Decoder::decode`].
+    pub fn result(&self, message: &Message) -> Result<Decoded, DecodeError> {
+        let body = self.open(message)?;
+        let context = Context { message, limits: &self.limits };
+        let row = match body.content_type {
+            accept::JSON => Row::Task(json::decode(body.utf8()?, context)?),
+            accept::MSGPACK => Row::Task(msgpack::decode(&body.bytes, context)?),
+            columns::TASK => {
+                let result = columns::task(body.utf8()?, &self.limits)?;
+                self.accept.check(&result.outcome.content_type)?;
+                Row::Task(result)
+            }
+            columns::GROUP => {
+                let result = columns::group(body.utf8()?, &self.limits)?;
+                self.accept.check(&result.content_type)?;
+                Row::Group(result)
+            }
+            other => return Err(DecodeError::UnsupportedContentType(other.to_owned())),
+        };
+        Ok(Decoded { rows: vec![row], ..Decoded::default() })
+    }
+
+    /// Reads the task events in a message of a worker's event dispatcher.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Decoder::decode`]. An event that is not what Celery sends costs only itself.
+    pub fn events(&self, message: &Message) -> Result<Decoded, DecodeError> {
+        let body = self.open(message)?;
+        let context = Context { message, limits: &self.limits };
+        match body.content_type {
+            accept::JSON => json::decode_events(body.utf8()?, self.events, context),
+            accept::MSGPACK => msgpack::decode_events(&body.bytes, self.events, context),
+            other => Err(DecodeError::UnsupportedContentType(other.to_owned())),
+        }
+    }
+
+    /// The body as its serializer wrote it.
+    fn open<'message>(&self, message: &'message Message) -> Result<Body<'message>, DecodeError> {
+        // kombu takes a message without labels as `application/data` in utf-8
+        // (`kombu/serialization.py`, `loads`, 5.7.0).
+        let content_type = message.properties.content_type.as_deref().unwrap_or(accept::AUTH);
+        let content_encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
+        if !matches!(content_type, columns::TASK | columns::GROUP) {
+            self.accept.check(content_type)?;
+        }
+        if message.body.len() > self.limits.body_bytes {
+            return Err(DecodeError::BodyTooLarge { limit: self.limits.body_bytes });
+        }
+        let mut bytes = Cow::Borrowed(message.body.as_slice());
+        // Transports without binary bodies encode them first and say so
+        // (`kombu/transport/virtual/base.py`, `Channel.encode_body`, 5.7.0); a bridge from one of
+        // these keeps the word as a header.
+        if let Some(name) = label(message, "body_encoding")? {
+            bytes = Cow::Owned(compression::decode_body(name, &bytes)?);
+        }
+        if let Some(name) = label(message, "compression")? {
+            bytes = Cow::Owned(compression::decompress(name, &bytes, &self.limits)?);
+        }
+        Ok(Body { bytes, content_type, content_encoding })
+    }
+}
+
+impl Body<'_> {
+    /// The bytes of a body that is text in UTF-8, as JSON and YAML are whatever the label says of
+    /// them in kombu.
+    fn utf8(&self) -> Result<&[u8], DecodeError> {
+        // `binary` and `ascii-8bit` say that the bytes are to be taken as they are
+        // (`SKIP_DECODE` in `kombu/serialization.py`, 5.7.0).
+        let is_utf8 = ["utf-8", "utf8", "us-ascii", "ascii", "binary", "ascii-8bit"]
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(self.content_encoding));
+        if is_utf8 {
+            Ok(&self.bytes)
+        } else {
+            Err(DecodeError::UnsupportedContentEncoding(self.content_encoding.to_owned()))
+        }
+    }
+}
+
+/// The text of a header that says how the body was encoded; an empty one says nothing.
+fn label<'message>(
+    message: &'message Message,
+    header: &'static str,
+) -> Result<Option<&'message str>, DecodeError> {
+    match message.headers.get(header) {
+        None | Some(Value::Void) => Ok(None),
+        Some(Value::Text(name)) => Ok(Some(name.as_str()).filter(|name| !name.is_empty())),
+        Some(_) => Err(DecodeError::UnsupportedCompression { header, name: None }),
+    }
 }
 
 /// Why a message cannot be read.
@@ -75,15 +223,56 @@ fn is_utf8(content_encoding: &str) -> bool {
 /// The texts name fields and positions, never values: they end in logs and in headers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
+    /// The serializer is one that Celeriac knows and that was not accepted.
+    #[error(
+        "the content type {0:?} is not accepted: if you trust everybody who can publish, name it in accept-content"
+    )]
+    NotAccepted(String),
     /// The serializer is not one that Celeriac reads.
-    #[error("the content type {0:?} is not supported: use json or msgpack as serializer")]
+    #[error(
+        "the content type {0:?} is not supported: use json, msgpack, yaml, pickle or auth as serializer"
+    )]
     UnsupportedContentType(String),
     /// The charset is not one that Celeriac reads.
     #[error("the content encoding {0:?} is not supported: use utf-8")]
     UnsupportedContentEncoding(String),
-    /// The body is compressed.
-    #[error("the body is compressed, which is not supported")]
-    UnsupportedCompression,
+    /// The body is compressed or encoded in a way that Celeriac does not know.
+    #[error("the header `{header}` names {} that is not supported: use gzip, bzip2, lzma, zstd or brotli for compression, base64 for body_encoding",
+        .name.as_ref().map_or_else(|| "something".to_owned(), |name| format!("{name:?}")))]
+    UnsupportedCompression {
+        /// The header that says so.
+        header: &'static str,
+        /// Its text, where it is one.
+        name: Option<String>,
+    },
+    /// The body is larger than it may be.
+    #[error("the body is larger than {limit} bytes: raise max-body-size to store it")]
+    BodyTooLarge {
+        /// The most bytes.
+        limit: usize,
+    },
+    /// The body is larger than it may be when it is decompressed.
+    #[error(
+        "the decompressed body is larger than {limit} bytes: raise max-decompressed-size to store it"
+    )]
+    DecompressedTooLarge {
+        /// The most bytes.
+        limit: usize,
+    },
+    /// The body is suspiciously larger than its compressed form.
+    #[error(
+        "the decompressed body is more than {limit} times as large as the compressed one: raise max-compression-ratio to store it"
+    )]
+    TooCompressed {
+        /// The largest ratio.
+        limit: usize,
+    },
+    /// A value nests deeper than it may.
+    #[error("a value nests deeper than {limit} levels: raise max-depth to store it")]
+    TooDeep {
+        /// The most levels.
+        limit: usize,
+    },
     /// The body does not have the form that its content type promises.
     #[error("the body is not {format}: {problem} at byte {position}")]
     Malformed {
@@ -106,8 +295,11 @@ pub enum DecodeError {
         problem: &'static str,
     },
     /// A list of events is longer than any that Celery sends.
-    #[error("the body is a list of more than {max} events", max = event::MAX_EVENTS)]
-    TooManyEvents,
+    #[error("the body is a list of more than {limit} events: raise max-events to store them")]
+    TooManyEvents {
+        /// The most events.
+        limit: usize,
+    },
     /// The body is well formed but is not a task's result.
     #[error("the body is not a task result: {0}")]
     NotAResult(&'static str),
@@ -118,11 +310,15 @@ impl DecodeError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
+            Self::NotAccepted(_) => "not-accepted",
             Self::UnsupportedContentType(_) => "unsupported-content-type",
             Self::UnsupportedContentEncoding(_) => "unsupported-content-encoding",
-            Self::UnsupportedCompression => "unsupported-compression",
+            Self::UnsupportedCompression { .. } => "unsupported-compression",
+            Self::BodyTooLarge { .. } | Self::DecompressedTooLarge { .. } => "too-large",
+            Self::TooCompressed { .. } => "too-compressed",
+            Self::TooDeep { .. } => "too-deep",
             Self::Malformed { .. } => "undecodable",
-            Self::TooManyEvents => "too-many-events",
+            Self::TooManyEvents { .. } => "too-many-events",
             Self::UnsupportedVersion(_) => "unsupported-version",
             Self::WrongMember { .. } | Self::NotAResult(_) => "not-a-result",
         }

@@ -9,53 +9,67 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::decode::DecodeError;
-use crate::decode::event::{self, Event, EventPolicy, Events, python_json};
+use crate::decode::event::{Event, EventPolicy, python_json};
 use crate::decode::result_meta::{ResultMeta, Text, Value};
-use crate::message::Message;
+use crate::decode::{Context, DecodeError, Decoded};
 use crate::task_result::TaskResult;
 
 /// Reads the result in a body of the content type `application/x-msgpack`.
-pub(super) fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
-    ResultMeta::collect(Members::of(&message.body)?)?.into_result(message)
+pub(super) fn decode(body: &[u8], context: Context<'_>) -> Result<TaskResult, DecodeError> {
+    let members = Members::of(body, context.limits.depth)?;
+    ResultMeta::collect(members)?.into_result(context.message)
 }
 
 /// Reads the events in a body of the content type `application/x-msgpack`: one, or a list.
-pub(super) fn decode_events(message: &Message, policy: EventPolicy) -> Result<Events, DecodeError> {
-    let mut events = Events::default();
-    let (count, mut position) = match *message.body {
+pub(super) fn decode_events(
+    body: &[u8],
+    policy: EventPolicy,
+    context: Context<'_>,
+) -> Result<Decoded, DecodeError> {
+    let Context { message, limits } = context;
+    let mut events = Decoded::default();
+    let (count, mut position) = match *body {
         [header @ 0x90..=0x9F, ..] => (u32::from(header & 0x0F), 1),
         [0xDC, a, b, ..] => (u32::from(u16::from_be_bytes([a, b])), 3),
         [0xDD, a, b, c, d, ..] => (u32::from_be_bytes([a, b, c, d]), 5),
         _ => {
-            let event = Event::collect(Members::of(&message.body)?)?;
+            let event = Event::collect(Members::of(body, limits.depth)?)?;
             events.push(event.into_result(message, policy));
             return Ok(events);
         }
     };
-    if count as usize > event::MAX_EVENTS {
-        return Err(DecodeError::TooManyEvents);
+    if count as usize > limits.events {
+        return Err(DecodeError::TooManyEvents { limit: limits.events });
     }
     for _ in 0..count {
-        let rest = &message.body[position..];
-        let value = first_value(rest, position)?;
+        let value = first_value(body, position, limits.depth)?;
         position += value.0.len();
-        events.push(match Members::of(value.0) {
+        events.push(match Members::of(value.0, limits.depth) {
             Ok(members) => Event::collect(members)?.into_result(message, policy),
             Err(_) => Err("it is not a map"),
         });
     }
-    if position < message.body.len() {
+    if position < body.len() {
         return Err(malformed("something follows the array", position));
     }
     Ok(events)
 }
 
-/// The value that some bytes begin with, which stand at `position` in the body.
-fn first_value(bytes: &[u8], position: usize) -> Result<Packed<'_>, DecodeError> {
-    let value = value_length(bytes).and_then(|length| bytes.get(..length));
-    value.map(Packed).ok_or(malformed("a value is cut off or of no known kind", position))
+/// The value at a position of the body, which nests at most so deep.
+fn first_value(body: &[u8], position: usize, max_depth: usize) -> Result<Packed<'_>, DecodeError> {
+    let bytes = &body[position..];
+    match value_length(bytes, max_depth) {
+        Ok(length) if length <= bytes.len() => Ok(Packed(&bytes[..length])),
+        Err(Unread::TooDeep) => Err(DecodeError::TooDeep { limit: max_depth }),
+        _ => Err(malformed("a value is cut off or of no known kind", position)),
+    }
 }
+
+/// What `None` is.
+const NIL: [u8; 1] = [0xC0];
+
+/// What an empty list is.
+const EMPTY_ARRAY: [u8; 1] = [0x90];
 
 /// The bytes of one value.
 #[derive(Clone, Copy)]
@@ -64,11 +78,9 @@ struct Packed<'body>(&'body [u8]);
 impl<'body> Value<'body> for Packed<'body> {
     const CONTENT_TYPE: &'static str = "application/x-msgpack";
     const CONTENT_ENCODING: &'static str = "binary";
-    const NULL: Self = Self(&[0xC0]);
-    const EMPTY_LIST: Self = Self(&[0x90]);
 
     fn is_null(self) -> bool {
-        self.0 == Self::NULL.0
+        self.0 == NIL
     }
 
     fn text(self) -> Option<Text<'body>> {
@@ -98,9 +110,14 @@ impl<'body> Value<'body> for Packed<'body> {
         STANDARD.encode(self.0)
     }
 
-    fn meta(self) -> String {
+    fn null_column() -> String {
+        STANDARD.encode(NIL)
+    }
+
+    fn meta(children: Option<Self>) -> String {
         // A map of one member, whose name is a text of eight bytes.
-        STANDARD.encode([b"\x81\xa8children", self.0].concat())
+        let children = children.map_or(&EMPTY_ARRAY[..], |children| children.0);
+        STANDARD.encode([b"\x81\xa8children", children].concat())
     }
 }
 
@@ -109,20 +126,22 @@ impl<'body> Value<'body> for Packed<'body> {
 struct Members<'body> {
     body: &'body [u8],
     position: usize,
+    max_depth: usize,
     /// How many members are still to come.
     remaining: u64,
 }
 
 impl<'body> Members<'body> {
-    /// Begins at the map in `body`, which must hold nothing else.
-    fn of(body: &'body [u8]) -> Result<Self, DecodeError> {
+    /// Begins at the map in `body`, which must hold nothing else, and whose values nest at most so
+    /// deep.
+    fn of(body: &'body [u8], max_depth: usize) -> Result<Self, DecodeError> {
         let (remaining, position) = match *body {
             [header @ 0x80..=0x8F, ..] => (u64::from(header & 0x0F), 1),
             [0xDE, a, b, ..] => (u64::from(u16::from_be_bytes([a, b])), 3),
             [0xDF, a, b, c, d, ..] => (u64::from(u32::from_be_bytes([a, b, c, d])), 5),
             _ => return Err(malformed("expected a map", 0)),
         };
-        Ok(Self { body, position, remaining })
+        Ok(Self { body, position, max_depth, remaining })
     }
 
     fn advance(&mut self) -> Result<Option<(Cow<'body, str>, Packed<'body>)>, DecodeError> {
@@ -140,7 +159,7 @@ impl<'body> Members<'body> {
     }
 
     fn value(&mut self) -> Result<Packed<'body>, DecodeError> {
-        let value = first_value(&self.body[self.position..], self.position)?;
+        let value = first_value(self.body, self.position, self.max_depth)?;
         self.position += value.0.len();
         Ok(value)
     }
@@ -158,20 +177,28 @@ fn malformed(problem: &'static str, position: usize) -> DecodeError {
     DecodeError::Malformed { format: "msgpack", problem, position }
 }
 
+/// Why the length of a value is not known.
+enum Unread {
+    /// The bytes end before it, or have a marker that means nothing.
+    Malformed,
+    /// It nests deeper than it may.
+    TooDeep,
+}
+
 /// How many bytes the value takes that some bytes begin with, by the table of markers in
-/// <https://github.com/msgpack/msgpack/blob/master/spec.md>. Nesting costs neither stack nor
-/// memory. The value may be longer than the bytes.
-fn value_length(bytes: &[u8]) -> Option<usize> {
+/// <https://github.com/msgpack/msgpack/blob/master/spec.md>. The value may be longer than the
+/// bytes.
+fn value_length(bytes: &[u8], max_depth: usize) -> Result<usize, Unread> {
     let mut position = 0_usize;
-    let mut pending = 1_u64;
-    while pending > 0 {
-        pending -= 1;
-        let marker = *bytes.get(position)?;
+    // How many values are still to come in each array and map that is open.
+    let mut open = Vec::new();
+    loop {
+        let marker = *bytes.get(position).ok_or(Unread::Malformed)?;
         position += 1;
         // The number that stands behind the marker in so many bytes.
         let number = |width: usize| {
-            let digits = bytes.get(position..position + width)?;
-            Some(digits.iter().fold(0_u64, |number, &digit| number << 8 | u64::from(digit)))
+            let digits = bytes.get(position..position + width).ok_or(Unread::Malformed)?;
+            Ok(digits.iter().fold(0_u64, |number, &digit| number << 8 | u64::from(digit)))
         };
         let low = |mask: u8| u64::from(marker & mask);
         // How many bytes follow the marker, and how many values follow these.
@@ -180,7 +207,7 @@ fn value_length(bytes: &[u8]) -> Option<usize> {
             0x80..=0x8F => (0, 2 * low(0x0F)),
             0x90..=0x9F => (0, low(0x0F)),
             0xA0..=0xBF => (low(0x1F), 0),
-            0xC1 => return None,
+            0xC1 => return Err(Unread::Malformed),
             0xC4 | 0xD9 => (1 + number(1)?, 0),
             0xC5 | 0xDA => (2 + number(2)?, 0),
             0xC6 | 0xDB => (4 + number(4)?, 0),
@@ -197,10 +224,31 @@ fn value_length(bytes: &[u8]) -> Option<usize> {
             0xDE => (2, 2 * number(2)?),
             0xDF => (4, 2 * number(4)?),
         };
-        position = position.checked_add(usize::try_from(bytes_after).ok()?)?;
-        pending += values_after;
+        position = usize::try_from(bytes_after)
+            .ok()
+            .and_then(|bytes| position.checked_add(bytes))
+            .ok_or(Unread::Malformed)?;
+        if values_after > 0 {
+            if open.len() == max_depth {
+                return Err(Unread::TooDeep);
+            }
+            open.push(values_after);
+            continue;
+        }
+        // A value has ended, and with it every array and map that it was the last of.
+        loop {
+            match open.last_mut() {
+                None => return Ok(position),
+                Some(1) => {
+                    open.pop();
+                }
+                Some(values) => {
+                    *values -= 1;
+                    break;
+                }
+            }
+        }
     }
-    Some(position)
 }
 
 #[cfg(test)]
@@ -208,7 +256,8 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::message::Properties;
+    use crate::decode::WireLimits;
+    use crate::message::{Message, Properties};
 
     fn message(body: Vec<u8>) -> Message {
         Message {
@@ -221,6 +270,11 @@ mod tests {
             delivery_tag: 1,
             received_at: DateTime::UNIX_EPOCH,
         }
+    }
+
+    fn decode(message: &Message) -> Result<TaskResult, DecodeError> {
+        let limits = WireLimits::default();
+        super::decode(&message.body, Context { message, limits: &limits })
     }
 
     /// `{"task_id": "t", "status": "SUCCESS", "result": …, "traceback": None, "children": []}`
@@ -278,7 +332,16 @@ mod tests {
         ] {
             assert!(decode(&message(body.to_vec())).is_err(), "{body:?}");
         }
-        assert!(decode(&message(five_members(&vec![0x91; 1_000_000]))).is_err(), "never ends");
+    }
+
+    #[test]
+    fn deep_nesting_costs_no_stack() {
+        let nested = |depth: usize| [vec![0x91; depth], vec![0xC0]].concat();
+        assert!(decode(&message(five_members(&nested(10_000)))).is_ok());
+        for deeper in [nested(10_001), nested(1_000_000), vec![0x81; 1_000_000]] {
+            let error = decode(&message(five_members(&deeper))).expect_err("too deep");
+            assert_eq!(error, DecodeError::TooDeep { limit: 10_000 });
+        }
     }
 
     #[test]
@@ -317,8 +380,8 @@ mod tests {
         ] {
             let mut followed = value.clone();
             followed.push(0xC1);
-            assert_eq!(value_length(&followed), Some(value.len()), "{:x?}", &value[..2]);
+            assert_eq!(value_length(&followed, 2).ok(), Some(value.len()), "{:x?}", &value[..2]);
         }
-        assert_eq!(value_length(b"\xc1"), None);
+        assert_eq!(value_length(b"\xc1", 2).ok(), None);
     }
 }

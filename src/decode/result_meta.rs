@@ -20,10 +20,6 @@ pub(super) trait Value<'body>: Copy {
     const CONTENT_TYPE: &'static str;
     /// The label of its bytes, for the column `content_encoding`.
     const CONTENT_ENCODING: &'static str;
-    /// What `None` is in this form.
-    const NULL: Self;
-    /// What an empty list is in this form.
-    const EMPTY_LIST: Self;
 
     /// Whether the value is `None`.
     fn is_null(self) -> bool;
@@ -46,8 +42,12 @@ pub(super) trait Value<'body>: Copy {
     /// What a column holds for the value.
     fn column(self) -> String;
 
-    /// What the column `meta` holds for the value of `children`.
-    fn meta(self) -> String;
+    /// What a column holds for `None`.
+    fn null_column() -> String;
+
+    /// What the column `meta` holds for the value of `children`, or for an empty list where there
+    /// are none.
+    fn meta(children: Option<Self>) -> String;
 }
 
 /// The characters of a text.
@@ -160,9 +160,9 @@ impl<'body, V: Value<'body>> ResultMeta<V> {
                 status,
                 content_type: V::CONTENT_TYPE.to_owned(),
                 content_encoding: V::CONTENT_ENCODING.to_owned(),
-                result: Some(self.result.unwrap_or(V::NULL).column()),
+                result: Some(self.result.map_or_else(V::null_column, V::column)),
                 traceback: self.traceback.and_then(traceback),
-                meta: Some(self.children.unwrap_or(V::EMPTY_LIST).meta()),
+                meta: Some(V::meta(self.children)),
                 date_done,
                 by_arrival: own_time.is_none(),
             },
