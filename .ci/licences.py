@@ -24,6 +24,7 @@ ALLOWED = {
     "ISC",
     "MIT",
     "MIT-0",
+    "bzip2-1.0.6",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",
