@@ -29,7 +29,7 @@ QUEUES = {
         "x-overflow": "reject-publish",
         "x-delivery-limit": 100,
     },
-    DEAD: {"x-queue-type": "quorum"},
+    DEAD: {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1},
     EVENTS: {
         "x-queue-type": "classic",
         "x-overflow": "drop-head",

@@ -13,7 +13,7 @@ use crate::row::{Key, Row};
 pub struct Limits {
     /// The most messages, and the most rows, in a batch.
     pub max_rows: usize,
-    /// The most bytes of message bodies in a batch.
+    /// The most bytes in a batch: of each message its body or the rows in it, whichever are more.
     pub max_bytes: usize,
 }
 
@@ -58,7 +58,9 @@ impl Batch {
     /// Adds a message and the rows that were read from it, each merged into the one with its id.
     pub fn push(&mut self, message: Message, read: Result<Vec<Row>, Reason>) {
         let place = self.messages.len();
-        self.size_bytes += message.body.len();
+        // A body that was compressed is smaller than what was read from it.
+        let read_bytes = read.iter().flatten().map(Row::size_bytes).sum();
+        self.size_bytes += message.body.len().max(read_bytes);
         self.messages.push(message);
         match read {
             Ok(rows) => {
@@ -114,7 +116,7 @@ impl Batch {
         self.messages.len()
     }
 
-    /// The bytes of all bodies.
+    /// The bytes of all messages, as [`Limits::max_bytes`] counts them.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         self.size_bytes

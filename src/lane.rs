@@ -13,7 +13,7 @@ use crate::decode::Kind;
 use crate::pipeline::{self, End, Pace, Reading};
 use crate::source::{Session, SourceError};
 use crate::store::{Store, StoreError};
-use crate::telemetry::Causes;
+use crate::telemetry::{Causes, Counters};
 
 /// A session that lasted so long was a good one: the waits begin anew after it.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
@@ -38,6 +38,7 @@ pub async fn run<S: Store>(
     config: &Config,
     events: Option<&Events>,
     mut store: S,
+    counters: &Counters,
     shutdown: &CancellationToken,
 ) {
     let queue = events.map_or(&config.results_queue, |events| &events.queue);
@@ -57,7 +58,7 @@ pub async fn run<S: Store>(
         let until = shutdown.child_token();
         let (messages, acknowledger) = session.split();
         let kind = if events.is_some() { Kind::Events } else { Kind::Results };
-        let reading = Reading { decoder: &config.decoder, kind };
+        let reading = Reading { decoder: &config.decoder, kind, counters };
         let end = tokio::select! {
             end = pipeline::run(messages, reading, &mut store, acknowledger, pace, &until) => end,
             never = end_careful_session(is_careful, &until) => match never {},
@@ -67,6 +68,11 @@ pub async fn run<S: Store>(
             backoff = Backoff::new();
         }
         let goes_on = match end {
+            // Nobody asked the messages to end.
+            End::Stopped if !until.is_cancelled() => {
+                let problem = "the session with the broker has ended";
+                backoff.wait(problem, &SourceError::Cancelled, shutdown).await.is_continue()
+            }
             End::Stopped => {
                 is_careful = false;
                 careful_sessions = 0;

@@ -16,9 +16,13 @@
 //! - [`merge`]: two rows with one id → one.
 //! - [`batch`]: rows by their ids, and the messages that they came from.
 //! - [`store`]: rows into the tables; the error classes; one file per database.
-//! - [`ack`]: acknowledgements and dead letters.
+//! - [`ack`]: acknowledgements and dead letters; [`dead_letter`] is what these say, [`publish`]
+//!   how they get into their queue.
 //! - [`backoff`]: waiting between tries.
-//! - [`telemetry`]: how it logs.
+//! - [`capture`]: messages in a file, for `celeriac capture` and `celeriac replay`; [`tap`] is where
+//!   they come from.
+//! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
+//! - [`telemetry`]: how it logs, and what it counts.
 //!
 //! # What always holds
 //!
@@ -27,7 +31,7 @@
 //! - Rows come out the same whatever the order, the batches, the duplicates and the number of
 //!   daemons: the law is in [`merge`], and once more, in SQL, in `store/upsert.rs`.
 //! - Lanes share nothing, and nothing is kept between two sessions with the broker.
-//! - lapin is named only in `source.rs` and `ack.rs`, sqlx only under `store/`; [`decode`],
+//! - lapin is named only in `source.rs`, `publish.rs`, `ack.rs`, `dead_queue.rs` and `tap.rs`, sqlx only under `store/`; [`decode`],
 //!   [`state`], [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock,
 //!   no I/O and no log.
 //! - No byte from the wire is executed, and no argument, result or password is logged.
@@ -35,16 +39,21 @@
 pub mod ack;
 pub mod backoff;
 pub mod batch;
+pub mod capture;
 pub mod config;
+pub mod dead_letter;
+pub mod dead_queue;
 pub mod decode;
 pub mod group_result;
 pub mod lane;
 pub mod merge;
 pub mod message;
 pub mod pipeline;
+pub mod publish;
 pub mod row;
 pub mod source;
 pub mod state;
 pub mod store;
+pub mod tap;
 pub mod task_result;
 pub mod telemetry;

@@ -9,14 +9,16 @@ use futures_util::{FutureExt, Stream, StreamExt, future::Fuse};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ack::{Acknowledge, DeadLetterError};
+use crate::ack::Acknowledge;
 use crate::backoff::Backoff;
 use crate::batch::{Batch, Limits, Reason};
 use crate::decode::{Decoded, Decoder, Kind};
 use crate::message::Message;
+use crate::publish::PublishError;
 use crate::row::Row;
 use crate::source::SourceError;
 use crate::store::{Catalog, ErrorClass, Store, StoreError};
+use crate::telemetry::Counters;
 
 /// How large batches may be and how long they may gather.
 #[derive(Clone, Copy, Debug)]
@@ -34,12 +36,15 @@ pub struct Reading<'config> {
     pub decoder: &'config Decoder,
     /// What they are.
     pub kind: Kind<'config>,
+    /// What counts them.
+    pub counters: &'config Counters,
 }
 
 /// Why the loop ended. What it had not acknowledged is delivered again.
 #[derive(Debug)]
 pub enum End {
-    /// It was asked to, and everything that it had taken is settled or left to the broker.
+    /// The messages have ended, by themselves or because it was asked to stop, and everything that
+    /// it had taken is settled or left to the broker.
     Stopped,
     /// The broker's side is gone.
     SourceLost(SourceError),
@@ -47,7 +52,7 @@ pub enum End {
     /// did not take; [`wait_for_store`] finds out with it when it takes writes again.
     StoreUnfit(StoreError, Batch),
     /// The dead-letter queue cannot be written for longer than messages may be held.
-    DeadLettersUnfit(DeadLetterError),
+    DeadLettersUnfit(PublishError),
 }
 
 /// How long messages are held while the database cannot be written. RabbitMQ takes a channel for
@@ -120,11 +125,10 @@ pub async fn run<S: Store, A: Acknowledge>(
                             take(&mut batch, message, reading, &catalog);
                         }
                         Some(Err(error)) => return End::SourceLost(error),
-                        None if is_stopping => {
+                        None => {
                             messages_ended = true;
                             break;
                         }
-                        None => return End::SourceLost(SourceError::Cancelled),
                     }
                     next = if batch.is_full(pace.limits) {
                         None
@@ -165,10 +169,12 @@ async fn sleep_until(instant: Option<Instant>) {
 
 /// Adds a message to a batch with what it says.
 fn take(batch: &mut Batch, message: Message, reading: Reading<'_>, catalog: &Catalog) {
+    reading.counters.receive();
     let read = read(&message, reading, catalog).map(|read| {
         for (problem, events) in read.skipped {
             batch.skip(problem, events);
         }
+        reading.counters.read(read.rows.len());
         read.rows
     });
     batch.push(message, read);
@@ -210,7 +216,7 @@ async fn settle<'store, S: Store, A: Acknowledge>(
     if let Err(error) = store_batch(store, &mut batch, reading, catalog, shutdown).await {
         return (store, Err(End::StoreUnfit(error, batch)));
     }
-    if let Err(error) = dead_letter(acknowledger, &batch, shutdown).await {
+    if let Err(error) = dead_letter(acknowledger, &batch, reading.counters, shutdown).await {
         return (store, Err(End::DeadLettersUnfit(error)));
     }
     if let Some(last_delivery_tag) = batch.last_delivery_tag()
@@ -276,16 +282,15 @@ async fn store_batch<S: Store>(
         let mut parts = vec![rows.as_slice()];
         while let Some(part) = parts.pop() {
             match (store_part(store, part, shutdown).await?, part) {
-                (Stored::All, _) => {}
+                (Stored::All, part) => reading.counters.write(part.len()),
                 (Stored::Refused(_), [row]) => {
                     let key = row.key();
                     for (place, message) in batch.sources(&key) {
                         let Ok(read) = read(message, reading, catalog) else { continue };
                         for row in read.rows.iter().filter(|row| row.key() == key) {
-                            if let Stored::Refused(error) =
-                                store_part(store, &[row], shutdown).await?
-                            {
-                                refused.push((place, error));
+                            match store_part(store, &[row], shutdown).await? {
+                                Stored::All => reading.counters.write(1),
+                                Stored::Refused(error) => refused.push((place, error)),
                             }
                         }
                     }
@@ -360,10 +365,13 @@ async fn too_late(shutdown: &CancellationToken) -> StoreError {
 async fn dead_letter<A: Acknowledge>(
     acknowledger: &A,
     batch: &Batch,
+    counters: &Counters,
     shutdown: &CancellationToken,
-) -> Result<(), DeadLetterError> {
+) -> Result<(), PublishError> {
     let letters: Vec<_> = batch.refused().collect();
-    let Some((_, reason)) = letters.first() else { return Ok(()) };
+    if letters.is_empty() {
+        return Ok(());
+    }
     let mut backoff = Backoff::new();
     while let Err(error) = acknowledger.dead_letter(&letters).await {
         let problem = "the dead-letter queue cannot be written: its messages are held";
@@ -372,11 +380,8 @@ async fn dead_letter<A: Acknowledge>(
             return Err(error);
         }
     }
-    tracing::warn!(
-        messages = letters.len(),
-        reason = reason.code,
-        error = reason.error,
-        "messages that cannot be stored are in the dead-letter queue"
-    );
+    for (_, reason) in letters {
+        counters.bury(reason.code);
+    }
     Ok(())
 }

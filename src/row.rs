@@ -31,4 +31,24 @@ impl Row {
             Self::Group(result) => Key::Group(result.group_id.clone()),
         }
     }
+
+    /// The bytes of the texts that it holds.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let size = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        match self {
+            Self::Task(TaskResult { task_id, outcome, description, .. }) => {
+                let columns = [
+                    &outcome.result,
+                    &outcome.traceback,
+                    &outcome.meta,
+                    &description.task_name,
+                    &description.task_args,
+                    &description.task_kwargs,
+                ];
+                task_id.len() + columns.into_iter().map(size).sum::<usize>()
+            }
+            Self::Group(result) => result.group_id.len() + size(&result.result),
+        }
+    }
 }

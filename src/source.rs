@@ -137,9 +137,9 @@ impl Session {
             };
             declare(&connection, queue, &arguments).await?;
             match events {
-                Some(events) => {
+                Some(_) => {
                     // As Celery declares it (`celery/events/event.py`, 5.7.0).
-                    bind(&connection, &events.exchange, ExchangeKind::Topic, queue, "task.#")
+                    bind(&connection, &config.event_exchange, ExchangeKind::Topic, queue, "task.#")
                         .await?;
                 }
                 None => {
@@ -278,6 +278,9 @@ pub(crate) async fn declare_dead_queue(
 ) -> Result<(), SourceError> {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    // RabbitMQ 4 would delete a letter that was looked at 20 times, and has no word for "never"
+    // that 3.10 knows as well.
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
     declare(connection, queue, &arguments).await
 }
 
@@ -372,7 +375,7 @@ async fn bind(
     Ok(())
 }
 
-fn is_protocol_error(error: &lapin::Error, codes: &[u16]) -> bool {
+pub(crate) fn is_protocol_error(error: &lapin::Error, codes: &[u16]) -> bool {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(error) => codes.contains(&error.get_id()),
         _ => false,
@@ -426,7 +429,7 @@ async fn consume(
     Ok((channel, consumer))
 }
 
-fn message_from(delivery: Delivery) -> Message {
+pub(crate) fn message_from(delivery: Delivery) -> Message {
     let Delivery { delivery_tag, exchange, routing_key, redelivered, properties, data, acker: _ } =
         delivery;
     let headers =

@@ -7,32 +7,85 @@ use std::path::{Path, PathBuf};
 
 /// The modules that each module may name. A folder is one module.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("ack", &["batch", "config", "message", "source"]),
+    ("ack", &["batch", "config", "dead_letter", "message", "publish", "source"]),
     ("backoff", &["store", "telemetry"]),
     ("batch", &["merge", "message", "row"]),
+    ("capture", &["message"]),
+    (
+        "command",
+        &[
+            "ack",
+            "batch",
+            "capture",
+            "config",
+            "dead_letter",
+            "dead_queue",
+            "decode",
+            "group_result",
+            "lane",
+            "message",
+            "pipeline",
+            "publish",
+            "row",
+            "source",
+            "store",
+            "tap",
+            "task_result",
+            "telemetry",
+        ],
+    ),
     ("config", &["batch", "decode"]),
+    ("dead_letter", &["batch", "message"]),
+    ("dead_queue", &["config", "dead_letter", "message", "publish", "source"]),
     ("decode", &["group_result", "message", "row", "state", "task_result"]),
     ("group_result", &[]),
     ("lane", &["backoff", "config", "decode", "pipeline", "source", "store", "telemetry"]),
     ("lib", &[]),
-    ("main", &["config", "lane", "store", "telemetry"]),
+    ("main", &["command"]),
     ("merge", &["group_result", "row", "state", "task_result"]),
     ("message", &[]),
-    ("pipeline", &["ack", "backoff", "batch", "decode", "message", "row", "source", "store"]),
+    (
+        "pipeline",
+        &[
+            "ack",
+            "backoff",
+            "batch",
+            "decode",
+            "message",
+            "publish",
+            "row",
+            "source",
+            "store",
+            "telemetry",
+        ],
+    ),
+    ("publish", &["config", "message", "source"]),
     ("row", &["group_result", "task_result"]),
     ("source", &["ack", "config", "message", "telemetry"]),
     ("state", &[]),
     ("store", &["batch", "config", "group_result", "row", "task_result"]),
+    ("tap", &["config", "message", "source"]),
     ("task_result", &["state"]),
     ("telemetry", &["config"]),
 ];
 
 /// The crates that only these modules may name.
-const KEPT_IN: &[(&str, &[&str])] = &[("lapin", &["ack", "source"]), ("sqlx", &["store"])];
+const KEPT_IN: &[(&str, &[&str])] =
+    &[("lapin", &["ack", "dead_queue", "publish", "source", "tap"]), ("sqlx", &["store"])];
 
 /// Modules without a clock, without I/O, without a log and without anything asynchronous.
-const PURE: &[&str] =
-    &["batch", "decode", "group_result", "merge", "message", "row", "state", "task_result"];
+const PURE: &[&str] = &[
+    "batch",
+    "capture",
+    "dead_letter",
+    "decode",
+    "group_result",
+    "merge",
+    "message",
+    "row",
+    "state",
+    "task_result",
+];
 
 /// What a pure module does not contain.
 const IMPURE: &[&str] = &[
@@ -78,7 +131,6 @@ fn imports(code: &str) -> BTreeSet<&str> {
     after("crate::")
         .chain(after("celeriac::"))
         .map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(rest))
-        .chain(code.contains("use celeriac::{").then_some("lane"))
         .filter(|module| !module.is_empty())
         .collect()
 }

@@ -6,16 +6,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use celeriac::ack::{Acknowledge, DeadLetterError};
+use celeriac::ack::Acknowledge;
 use celeriac::backoff::Backoff;
 use celeriac::batch::{Batch, Limits, Reason};
 use celeriac::decode::{Decoder, Kind};
 use celeriac::message::{Message, Properties};
 use celeriac::pipeline::{self, End, Pace, Reading};
+use celeriac::publish::PublishError;
 use celeriac::row::{Key, Row};
 use celeriac::source::SourceError;
 use celeriac::store::{Catalog, ErrorClass, Store, StoreError};
 use celeriac::task_result::TaskResult;
+use celeriac::telemetry::Counters;
 use chrono::{DateTime, TimeDelta};
 use futures_util::stream;
 use tokio::sync::{Semaphore, mpsc};
@@ -129,11 +131,11 @@ impl Acknowledge for World {
         Ok(())
     }
 
-    async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), DeadLetterError> {
+    async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), PublishError> {
         let mut failures = self.dead_failures.lock().expect("not poisoned");
         if *failures > 0 {
             *failures -= 1;
-            return Err(DeadLetterError::Unconfirmed);
+            return Err(PublishError::Unconfirmed);
         }
         let letters = letters.iter().map(|(message, reason)| (message.delivery_tag, reason.code));
         self.note(Event::Dead(letters.collect()));
@@ -202,8 +204,9 @@ impl Running {
                     limits: Limits { max_rows, max_bytes },
                     max_wait: Duration::from_millis(20),
                 };
-                let decoder = Decoder::default();
-                let reading = Reading { decoder: &decoder, kind: Kind::Results };
+                let (decoder, counters) = (Decoder::default(), Counters::default());
+                let reading =
+                    Reading { decoder: &decoder, kind: Kind::Results, counters: &counters };
                 pipeline::run(messages, reading, &mut store, &acknowledger, pace, &shutdown).await
             }
         });
@@ -449,10 +452,13 @@ async fn a_lost_session_acknowledges_nothing_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_the_broker_ends_is_lost() {
-    let Running { end, sender, .. } = Running::start(World::new(), 100, 1 << 20);
+async fn messages_that_end_by_themselves_are_settled() {
+    let mut running = Running::start(World::new(), 100, 1 << 20);
+    running.send(&success("a"));
+    let Running { end, sender, world, .. } = running;
     drop(sender);
-    assert!(matches!(end.await.expect("no panic"), End::SourceLost(SourceError::Cancelled)));
+    assert!(matches!(end.await.expect("no panic"), End::Stopped));
+    assert_eq!(world.events(), [stored(&["a SUCCESS"]), Event::Acknowledged(1)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -356,7 +356,7 @@ class Link:
                 "x-overflow": "reject-publish",
                 "x-delivery-limit": 100,
             },
-            names.dead_queue: {"x-queue-type": "quorum"},
+            names.dead_queue: {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1},
         }
         self._is_missing = self._is_nacked = False
         self._refused = []

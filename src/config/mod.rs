@@ -233,9 +233,10 @@ pub struct Settings {
     #[serde(deserialize_with = "text")]
     max_rows: Option<String>,
 
-    /// The most bytes of message bodies that one write takes in, such as 512KiB or 4MiB.
+    /// The most bytes of messages that one write takes in, such as 512KiB or 4MiB.
     ///
-    /// A single message may be larger and is then written alone.
+    /// What is compressed counts as what it is when it is not. A single message may be larger and
+    /// ends the batch.
     ///
     /// Default: 4MiB
     #[arg(long, value_name = "SIZE", env = "CELERIAC_MAX_BYTES")]
@@ -297,6 +298,8 @@ pub struct Config {
     pub exchange: String,
     /// The queue that dead letters go to.
     pub dead_queue: String,
+    /// The exchange that workers send events to.
+    pub event_exchange: String,
     /// Where task events come from, where they are wanted.
     pub events: Option<Events>,
     /// How many lanes there are for results, at least 1. Events have one of their own.
@@ -322,8 +325,6 @@ pub struct Config {
 pub struct Events {
     /// The queue that is consumed.
     pub queue: String,
-    /// The exchange that workers send them to.
-    pub exchange: String,
     /// The most messages in the queue, at least 1.
     pub max_length: u32,
     /// How long a message waits in the queue at most.
@@ -452,9 +453,9 @@ impl Settings {
                  another name",
             ));
         }
+        let event_exchange = name("event-exchange", self.event_exchange, "celeryev")?;
         let events = Events {
             queue: name("events-queue", self.events_queue, "celeriac.events")?,
-            exchange: name("event-exchange", self.event_exchange, "celeryev")?,
             max_length: whole(
                 "events-max-length",
                 self.events_max_length.as_deref(),
@@ -485,6 +486,7 @@ impl Settings {
             results_queue,
             exchange,
             dead_queue,
+            event_exchange,
             events: has_events.then_some(events),
             lanes: usize::from(lanes),
             limits: Limits {
@@ -764,10 +766,7 @@ mod tests {
         assert_eq!(events("events-arguments = true"), None);
         let wanted = events("events = true\nevents-ttl = '10m'\nevents-max-length = 7");
         let wanted = wanted.expect("they are wanted");
-        assert_eq!(
-            (wanted.queue.as_str(), wanted.exchange.as_str()),
-            ("celeriac.events", "celeryev")
-        );
+        assert_eq!(wanted.queue, "celeriac.events");
         assert_eq!((wanted.max_length, wanted.ttl), (7, Duration::from_mins(10)));
         let policy = |toml: &str| settings(toml).check().expect(toml).decoder.events;
         assert_eq!(policy(""), EventPolicy::default());

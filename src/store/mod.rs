@@ -1,6 +1,7 @@
 //! Writing rows to the database: one contract, one file per database.
 
 mod catalog;
+mod database;
 mod mysql;
 mod postgres;
 mod sql;
@@ -10,6 +11,7 @@ mod upsert;
 use std::fmt;
 
 pub use self::catalog::{Catalog, Column};
+pub use self::database::Database;
 pub use self::mysql::Mysql;
 pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;

@@ -1,0 +1,197 @@
+//! `celeriac capture`: messages into a file.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use celeriac::capture;
+use celeriac::config::Config;
+use celeriac::message::Message;
+use celeriac::tap::{Origin, Tap};
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::progress::Progress;
+use super::{Compression, listen_for_signals};
+
+/// How long nothing may come of a queue that is drained before it counts as empty: another consumer
+/// may have taken the rest.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// The most messages that are written before they are acknowledged.
+const MAX_UNWRITTEN: usize = 200;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The file to make; with `.gz` or `.zst` at its end it is compressed.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Records copies of what is delivered from the results queue, whoever published it. RabbitMQ
+    /// makes them while `rabbitmqctl trace_on -p VHOST` is in force.
+    #[arg(long, conflicts_with_all = ["drain", "binding"])]
+    firehose: bool,
+
+    /// Records copies of what is published to another exchange, as `EXCHANGE=ROUTING_KEY`; may be
+    /// given several times.
+    #[arg(long, value_name = "BINDING")]
+    binding: Vec<String>,
+
+    /// Takes the messages that a queue has out of it. Each is removed when it is on the disk.
+    #[arg(long, value_name = "QUEUE", conflicts_with = "binding")]
+    drain: Option<String>,
+
+    /// Ends after so many messages.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// Ends after so long, such as 30s or 10m. Otherwise Ctrl-C ends it.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+}
+
+impl Arguments {
+    fn origin(&self, config: &Config) -> anyhow::Result<Origin> {
+        if let Some(queue) = &self.drain {
+            return Ok(Origin::Queue(queue.clone()));
+        }
+        if self.firehose {
+            return Ok(Origin::Firehose(config.results_queue.clone()));
+        }
+        let mut bindings = Vec::new();
+        for binding in &self.binding {
+            let Some((exchange, routing_key)) = binding.split_once('=') else {
+                bail!("binding: {binding:?} has no `=`: write EXCHANGE=ROUTING_KEY");
+            };
+            bindings.push((exchange.to_owned(), routing_key.to_owned()));
+        }
+        if bindings.is_empty() {
+            bindings.push((config.exchange.clone(), config.results_queue.clone()));
+        }
+        if config.events.is_some() {
+            bindings.push((config.event_exchange.clone(), "task.#".to_owned()));
+        }
+        Ok(Origin::Bindings(bindings))
+    }
+}
+
+/// Records until it is told to stop, or enough has come.
+#[tokio::main]
+pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
+    let shutdown = CancellationToken::new();
+    listen_for_signals(shutdown.clone())?;
+    let origin = arguments.origin(config)?;
+    let mut tap = Tap::open(config, &origin).await?;
+    let mut recording = Recording::create(&arguments.file)?;
+    let is_drain = matches!(origin, Origin::Queue(_));
+    let most = match (arguments.count, is_drain) {
+        (Some(count), true) => Some(count.min(tap.waiting().into())),
+        (None, true) => Some(tap.waiting().into()),
+        (count, false) => count,
+    };
+    let mut progress = Progress::new(most.unwrap_or_default(), "messages");
+    let deadline = arguments.duration.map(|duration| Instant::now() + duration);
+    let mut recorded = 0_u64;
+    let failure = loop {
+        if most.is_some_and(|most| recorded >= most) {
+            break None;
+        }
+        let room = most.map_or(MAX_UNWRITTEN, |most| {
+            usize::try_from(most - recorded).unwrap_or(MAX_UNWRITTEN).min(MAX_UNWRITTEN)
+        });
+        let idle_at = is_drain.then(|| Instant::now() + IDLE);
+        let mut messages = tap.messages();
+        let first = tokio::select! {
+            message = messages.next() => message,
+            () = sleep_until(deadline.into_iter().chain(idle_at).min()) => break None,
+            () = shutdown.cancelled() => break None,
+        };
+        // What has come already is written together.
+        let mut taken = Vec::new();
+        let mut next = Some(first);
+        let mut failure = None;
+        while let Some(message) = next.take() {
+            match message {
+                Some(Ok(message)) => taken.push(message),
+                Some(Err(error)) => failure = Some(error.into()),
+                None => failure = Some(anyhow::anyhow!("the broker has ended the consumer")),
+            }
+            if failure.is_none() && taken.len() < room {
+                next = messages.next().now_or_never();
+            }
+        }
+        drop(messages);
+        if let Some(last) = taken.last() {
+            recording.write(&taken)?;
+            tap.acknowledge(last.delivery_tag).await?;
+            recorded += taken.len() as u64;
+            progress.set(recorded);
+        }
+        if failure.is_some() {
+            break failure;
+        }
+    };
+    progress.end();
+    if failure.is_none() {
+        tap.close().await?;
+    }
+    progress.say(&format!("{recorded} messages are in {}", arguments.file.display()));
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The file that is written.
+struct Recording {
+    file: File,
+    path: PathBuf,
+    compression: Compression,
+}
+
+impl Recording {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        let opened = OpenOptions::new().write(true).create_new(true).open(path);
+        let file = opened
+            .with_context(|| format!("{} cannot be made: name a new file", path.display()))?;
+        Ok(Self { file, path: path.to_owned(), compression: Compression::of(path) })
+    }
+
+    /// Writes messages, so that they outlive a crash. Each call makes a whole member of a
+    /// compressed file, so that it can be read as far as it was written.
+    fn write(&mut self, messages: &[Message]) -> anyhow::Result<()> {
+        let mut lines = Vec::new();
+        for message in messages {
+            lines.extend_from_slice(capture::write(message).as_bytes());
+            lines.push(b'\n');
+        }
+        let written = match self.compression {
+            Compression::None => Ok(lines),
+            Compression::Gzip => gzip(&lines),
+            Compression::Zstd => zstd::encode_all(&*lines, 3),
+        };
+        written
+            .and_then(|bytes| {
+                self.file.write_all(&bytes)?;
+                self.file.sync_data()
+            })
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+fn gzip(lines: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(lines)?;
+    encoder.finish()
+}

@@ -1,0 +1,421 @@
+//! `celeriac dead`: the dead-letter queue.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use celeriac::capture;
+use celeriac::config::Config;
+use celeriac::dead_letter::DeadLetter;
+use celeriac::dead_queue::{DeadQueue, Reviver};
+use celeriac::message::Message;
+use chrono::{DateTime, SecondsFormat, Utc};
+use tokio_util::sync::CancellationToken;
+
+use super::progress::Progress;
+use super::{listen_for_signals, print};
+
+/// The most letters, and the most bytes of them, that are sent back together.
+const MAX_TOGETHER: usize = 200;
+const MAX_TOGETHER_BYTES: usize = 4 << 20;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Action {
+    /// Lists the dead letters, the oldest first.
+    List {
+        #[command(flatten)]
+        selection: Selection,
+
+        /// The most letters to list; 0 lists all.
+        #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+        limit: usize,
+
+        /// Prints each as a line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Shows one dead letter: why it died, its properties and headers.
+    Show {
+        /// The id that `list` shows.
+        id: String,
+
+        /// Writes the body as it is, and nothing else, to standard output.
+        #[arg(long, conflicts_with = "json")]
+        body: bool,
+
+        /// Prints the letter as a line of a capture file, with its body.
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Sends dead letters back to the queues that they came from.
+    ///
+    /// A letter is removed when the broker has confirmed it in its queue, so nothing is lost when
+    /// this is interrupted; a letter that comes twice changes nothing. What cannot be stored this
+    /// time either becomes a dead letter again.
+    Replay {
+        #[command(flatten)]
+        selection: Selection,
+
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+    },
+
+    /// Deletes dead letters. It asks first.
+    Purge {
+        #[command(flatten)]
+        selection: Selection,
+
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+
+        /// Deletes without asking.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Which dead letters; all that is said has to be true of a letter.
+#[derive(clap::Args)]
+pub(crate) struct Selection {
+    /// Those with this reason, such as `undecodable`; may be given several times.
+    #[arg(long, value_name = "CODE")]
+    reason: Vec<String>,
+
+    /// Those with this id; may be given several times.
+    #[arg(long, value_name = "ID")]
+    id: Vec<String>,
+
+    /// Those that died longer ago than this, such as 30m or 7days.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+
+    /// Those that died within this time.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+}
+
+impl Selection {
+    fn is_empty(&self) -> bool {
+        self.reason.is_empty()
+            && self.id.is_empty()
+            && self.older_than.is_none()
+            && self.newer_than.is_none()
+    }
+
+    fn has(&self, letter: &DeadLetter, now: DateTime<Utc>) -> bool {
+        // The time of one that does not say it is unknown, so neither is true of it.
+        let age = letter.time.map(|time| (now - time).to_std().unwrap_or_default());
+        let matches = |wanted: &[String], text| wanted.is_empty() || wanted.contains(text);
+        matches(&self.reason, &letter.reason)
+            && matches(&self.id, &letter.id)
+            && self.older_than.is_none_or(|limit| age.is_some_and(|age| age > limit))
+            && self.newer_than.is_none_or(|limit| age.is_some_and(|age| age <= limit))
+    }
+
+    /// Refuses to choose nothing and everything alike.
+    fn require(&self, all: bool) -> anyhow::Result<()> {
+        match (self.is_empty(), all) {
+            (true, false) => bail!(
+                "say which dead letters: --reason, --id, --older-than, --newer-than, or --all"
+            ),
+            (false, true) => bail!("--all and a selection exclude each other: leave one out"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Does what was asked for.
+#[tokio::main]
+pub(crate) async fn run(action: Action, config: &Config) -> anyhow::Result<ExitCode> {
+    let shutdown = CancellationToken::new();
+    listen_for_signals(shutdown.clone())?;
+    match &action {
+        Action::Replay { selection, all } | Action::Purge { selection, all, .. } => {
+            selection.require(*all)?;
+        }
+        Action::List { .. } | Action::Show { .. } => {}
+    }
+    let Some(queue) = DeadQueue::open(config).await? else {
+        say(&format!(
+            "there is no queue {}: nothing has died, or --dead-queue has another name",
+            config.dead_queue
+        ));
+        return Ok(ExitCode::SUCCESS);
+    };
+    match action {
+        Action::List { selection, limit, json } => {
+            list(queue, &selection, limit, json, &shutdown).await
+        }
+        Action::Show { id, body, json } => show(queue, &id, body, json, &shutdown).await,
+        Action::Replay { selection, .. } => replay(queue, config, &selection, &shutdown).await,
+        Action::Purge { selection, yes, .. } => {
+            purge(queue, config, &selection, yes, &shutdown).await
+        }
+    }
+}
+
+/// The letters of the queue one by one, with progress.
+struct Look<'shutdown> {
+    queue: DeadQueue,
+    progress: Progress,
+    shutdown: &'shutdown CancellationToken,
+    now: DateTime<Utc>,
+}
+
+impl<'shutdown> Look<'shutdown> {
+    fn begin(queue: DeadQueue, shutdown: &'shutdown CancellationToken) -> Self {
+        let progress = Progress::new(queue.remaining().into(), "dead letters");
+        Self { queue, progress, shutdown, now: Utc::now() }
+    }
+
+    async fn next(&mut self) -> anyhow::Result<Option<(DeadLetter, Message)>> {
+        let message = tokio::select! {
+            message = self.queue.next() => message.context(
+                "the next dead letter cannot be read; where it has damaged properties, only the \
+                 management page of RabbitMQ or `celeriac dead purge --all` can remove it",
+            )?,
+            () = self.shutdown.cancelled() => None,
+        };
+        let Some(message) = message else { return Ok(None) };
+        self.progress.add_one();
+        Ok(Some((DeadLetter::of(&message), message)))
+    }
+
+    /// Gives back what was not removed.
+    async fn end(self) -> anyhow::Result<()> {
+        self.progress.end();
+        self.queue.close().await?;
+        if self.shutdown.is_cancelled() {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+}
+
+async fn list(
+    queue: DeadQueue,
+    selection: &Selection,
+    limit: usize,
+    json: bool,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let total = queue.remaining();
+    let mut look = Look::begin(queue, shutdown);
+    let mut letters = Vec::new();
+    while limit == 0 || letters.len() < limit {
+        let Some((letter, _)) = look.next().await? else { break };
+        if !selection.has(&letter, look.now) {
+            continue;
+        }
+        if json {
+            print(&serde_json::to_string(&letter)?);
+        }
+        letters.push(letter);
+    }
+    let unseen = look.queue.remaining();
+    look.end().await?;
+    if !json {
+        print(&table(&letters));
+    }
+    let mut summary = format!("{} of {total} dead letters", letters.len());
+    if unseen > 0 {
+        let _ = write!(summary, "; {unseen} were not looked at: list more with --limit 0");
+    }
+    say(&summary);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The letters in columns as wide as they need to be.
+fn table(letters: &[DeadLetter]) -> String {
+    let time = |time: &DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let head = ["ID", "DIED", "REASON", "QUEUE", "BYTES", "CORRELATION ID", "ERROR"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(letters.iter().map(|letter| {
+        [
+            letter.id.clone(),
+            letter.time.as_ref().map_or_else(|| "-".to_owned(), time),
+            letter.reason.clone(),
+            or_dash(&letter.queue),
+            letter.size_bytes.to_string(),
+            or_dash(&letter.correlation_id),
+            or_dash(&letter.error),
+        ]
+    }));
+    // What came over the wire may not move the cursor.
+    let rows: Vec<_> = rows.into_iter().map(|row| row.map(|cell| printable(&cell))).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<_> = (0..head.len()).map(|column| width(column).unwrap_or_default()).collect();
+    let lines = rows.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
+}
+
+async fn show(
+    queue: DeadQueue,
+    id: &str,
+    body: bool,
+    json: bool,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let mut look = Look::begin(queue, shutdown);
+    let found = loop {
+        match look.next().await? {
+            Some((letter, message)) if letter.id == id => break Some((letter, message)),
+            Some(_) => {}
+            None => break None,
+        }
+    };
+    look.end().await?;
+    let Some((letter, message)) = found else {
+        bail!("no dead letter has the id {id:?}: `celeriac dead list` shows the ids");
+    };
+    if body {
+        std::io::stdout().write_all(&message.body)?;
+    } else if json {
+        print(&capture::write(&message));
+    } else {
+        print(&description(&letter, &message));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn description(letter: &DeadLetter, message: &Message) -> String {
+    // The line of a capture file has every property and header by its name.
+    let line = serde_json::from_str::<serde_json::Value>(&capture::write(message));
+    let line = line.unwrap_or_default();
+    let mut text = String::new();
+    let mut add = |name: &str, value: &serde_json::Value| {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let _ = writeln!(text, "{name:28}{}", printable(&value));
+    };
+    let told = serde_json::to_value(letter).unwrap_or_default();
+    for (name, value) in told.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
+        add(name, value);
+    }
+    for part in ["properties", "headers"] {
+        for (name, value) in line[part].as_object().into_iter().flatten() {
+            add(&format!("{part}.{name}"), value);
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+async fn replay(
+    queue: DeadQueue,
+    config: &Config,
+    selection: &Selection,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let reviver = Reviver::open(config).await?;
+    let mut look = Look::begin(queue, shutdown);
+    let mut replayed = 0;
+    let mut homeless = 0;
+    let mut waiting = BTreeMap::<String, Vec<Message>>::new();
+    let mut waiting_bytes = 0;
+    loop {
+        let next = look.next().await?;
+        let is_over = next.is_none();
+        if let Some((letter, message)) = next
+            && selection.has(&letter, look.now)
+        {
+            match letter.queue {
+                Some(queue) => {
+                    waiting_bytes += message.body.len();
+                    waiting.entry(queue).or_default().push(message);
+                }
+                None => homeless += 1,
+            }
+        }
+        let together = waiting.values().map(Vec::len).sum::<usize>();
+        if is_over || together >= MAX_TOGETHER || waiting_bytes >= MAX_TOGETHER_BYTES {
+            waiting_bytes = 0;
+            for (queue, letters) in std::mem::take(&mut waiting) {
+                reviver.publish(&queue, &letters).await?;
+                for letter in &letters {
+                    look.queue.remove(letter).await?;
+                }
+                replayed += letters.len();
+            }
+        }
+        if is_over {
+            break;
+        }
+    }
+    let ended = look.end().await;
+    say(&format!("{replayed} dead letters were sent back to their queues"));
+    ended?;
+    if homeless > 0 {
+        bail!("{homeless} dead letters do not say which queue they came from and were left");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn purge(
+    queue: DeadQueue,
+    config: &Config,
+    selection: &Selection,
+    yes: bool,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let total = queue.remaining();
+    if selection.is_empty() {
+        confirm(yes, &format!("Delete all {total} dead letters in {}?", config.dead_queue))?;
+        let purged = queue.purge().await?;
+        queue.close().await?;
+        say(&format!("{purged} dead letters were deleted"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut look = Look::begin(queue, shutdown);
+    let mut chosen = Vec::new();
+    while let Some((letter, mut message)) = look.next().await? {
+        if selection.has(&letter, look.now) {
+            // Only its number is needed.
+            message.body.clear();
+            chosen.push(message);
+        }
+    }
+    if shutdown.is_cancelled() {
+        return look.end().await.map(|()| ExitCode::FAILURE);
+    }
+    look.progress.end();
+    confirm(yes, &format!("Delete {} of the {total} dead letters?", chosen.len()))?;
+    for letter in &chosen {
+        look.queue.remove(letter).await?;
+    }
+    look.end().await?;
+    say(&format!("{} dead letters were deleted", chosen.len()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks, unless the answer was given already.
+fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        bail!("nobody is there to be asked: add --yes to delete");
+    }
+    say(&format!("{question} [y/N]"));
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { bail!("nothing was deleted") }
+}
+
+#[expect(clippy::print_stderr, reason = "it is for the person at the terminal")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}

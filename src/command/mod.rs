@@ -1,0 +1,108 @@
+//! What each command does, and what they have in common: settings, signals and progress.
+
+pub(crate) mod capture;
+pub(crate) mod dead;
+mod progress;
+pub(crate) mod replay;
+pub(crate) mod run;
+
+use std::path::Path;
+
+use anyhow::Context;
+use celeriac::config::{Config, ConfigFile, Settings};
+use celeriac::store::Database;
+use celeriac::telemetry;
+use clap::Arg;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The settings, and the file that they may stand in.
+#[derive(clap::Args)]
+pub(crate) struct SettingsArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    settings: Box<Settings>,
+}
+
+impl SettingsArgs {
+    /// Checks all settings and starts logging.
+    pub(crate) fn check(self) -> anyhow::Result<Config> {
+        let from_file = self.file.config.as_deref().map(Settings::from_file).transpose()?;
+        let shared = Settings::from_shared_environment(|name| {
+            std::env::var(name).ok().filter(|value| !value.is_empty())
+        });
+        let settings = self.settings.or(from_file.unwrap_or_default()).or(shared);
+        let config = settings.check()?;
+        // Finds parameters of the database's URL that its driver refuses, before anything starts.
+        Database::new(&config).map(drop).context("database")?;
+        telemetry::init(config.log_format, &config.log_level)
+            .with_context(|| format!("log-level: {:?} is not a filter", config.log_level))?;
+        Ok(config)
+    }
+
+    /// Leaves out of a command's help the settings that do not concern it. They may be given all
+    /// the same, because one file or environment has those of all commands.
+    pub(crate) fn show_only(command: clap::Command, names: &[&str]) -> clap::Command {
+        use clap::Args;
+        let all = Self::augment_args(clap::Command::new(""));
+        let is_setting =
+            |arg: &Arg| all.get_arguments().any(|other| other.get_id() == arg.get_id());
+        command.mut_args(|arg| {
+            if !is_setting(&arg) {
+                return arg;
+            }
+            let is_hidden = !names.contains(&arg.get_id().as_str());
+            arg.hide(is_hidden).help_heading("Settings")
+        })
+    }
+}
+
+/// The first SIGTERM or SIGINT asks to stop, the second ends the process.
+pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::spawn(async move {
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if shutdown.is_cancelled() {
+                tracing::warn!(
+                    signal = name,
+                    "ending at once: the broker delivers what is left again"
+                );
+                #[expect(clippy::exit, reason = "that is what a second signal asks for")]
+                std::process::exit(128 + 15);
+            }
+            tracing::info!(signal = name, "stopping: storing what is held");
+            shutdown.cancel();
+        }
+    });
+    Ok(())
+}
+
+/// How a file of a capture is compressed, by the end of its name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    fn of(path: &Path) -> Self {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("gz") => Self::Gzip,
+            Some("zst") => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+/// Prints a line to standard output; what is wanted of the command, not what it tells of itself.
+#[expect(clippy::print_stdout, reason = "that is what standard output is for")]
+fn print(line: &str) {
+    println!("{line}");
+}

@@ -1,0 +1,401 @@
+//! `celeriac replay`: the messages of capture files, through the pipeline.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, bail};
+use celeriac::ack::Acknowledge;
+use celeriac::batch::Reason;
+use celeriac::capture;
+use celeriac::config::Config;
+use celeriac::decode::Kind;
+use celeriac::group_result::GroupResult;
+use celeriac::message::Message;
+use celeriac::pipeline::{self, End, Pace, Reading};
+use celeriac::publish::PublishError;
+use celeriac::row::Row;
+use celeriac::source::SourceError;
+use celeriac::store::{Catalog, Database, Store, StoreError};
+use celeriac::task_result::TaskResult;
+use celeriac::telemetry::{Counters, Counts};
+use chrono::{DateTime, SecondsFormat, Utc};
+use futures_util::stream;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::progress::Progress;
+use super::{listen_for_signals, print};
+
+/// How many refusals are told one by one.
+const TOLD: u64 = 20;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The files, plain or compressed by gzip, zstd, xz or bzip2; `-` is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+
+    /// Decodes and merges only, and prints each row that would be written as a line of JSON, with
+    /// arguments and results.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Keeps the messages that were refused in this file, to be replayed later.
+    #[arg(long, value_name = "FILE")]
+    refused: Option<PathBuf>,
+}
+
+/// Replays the files.
+#[tokio::main]
+pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
+    let shutdown = CancellationToken::new();
+    listen_for_signals(shutdown.clone())?;
+    if arguments.dry_run {
+        replay(arguments, config, Printer::default(), &shutdown).await
+    } else {
+        let store = Database::new(config).context("database")?;
+        replay(arguments, config, store, &shutdown).await
+    }
+}
+
+async fn replay<S: Store>(
+    arguments: &Arguments,
+    config: &Config,
+    mut store: S,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let report = Arc::new(Report::new(arguments)?);
+    let (sender, mut receiver) = mpsc::channel(config.limits.max_rows);
+    // A thread of its own: reading standard input cannot be broken off.
+    let feeder = std::thread::spawn({
+        let (files, report) = (arguments.files.clone(), Arc::clone(&report));
+        let max_line_bytes = max_line_bytes(config.decoder.limits.body_bytes);
+        move || feed(&files, max_line_bytes, &report, &sender)
+    });
+    let messages = stream::poll_fn(|context| receiver.poll_recv(context));
+    let counters = Counters::default();
+    let reading = Reading {
+        decoder: &config.decoder,
+        kind: Kind::ByExchange(&config.event_exchange),
+        counters: &counters,
+    };
+    let pace = Pace { limits: config.limits, max_wait: config.max_wait };
+    let end = pipeline::run(messages, reading, &mut store, &*report, pace, shutdown).await;
+    report.end();
+    report.summarize(&counters.counts(), arguments.dry_run);
+    match end {
+        End::Stopped => {}
+        End::StoreUnfit(error, _) => bail!("the database cannot be written: {error}"),
+        End::SourceLost(error) => return Err(error.into()),
+        End::DeadLettersUnfit(error) => return Err(error.into()),
+    }
+    if shutdown.is_cancelled() {
+        bail!("interrupted: replay the same files again, what is stored already stays the same");
+    }
+    match feeder.join() {
+        Ok(fed) => fed?,
+        Err(_) => bail!("the thread that reads the files has failed"),
+    }
+    report.finish()
+}
+
+/// The longest line: the largest body in base64, and room for the rest.
+fn max_line_bytes(body_bytes: usize) -> u64 {
+    let line = body_bytes.saturating_mul(4) / 3 + (1 << 20);
+    u64::try_from(line).unwrap_or(u64::MAX)
+}
+
+/// Sends the messages of the files, numbered by their lines, until nobody takes them any more.
+fn feed(
+    files: &[PathBuf],
+    max_line_bytes: u64,
+    report: &Arc<Report>,
+    sender: &mpsc::Sender<Result<Message, SourceError>>,
+) -> anyhow::Result<()> {
+    let mut number = 0;
+    for path in files {
+        let mut lines = report.open(path, number)?;
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let cannot_read = || format!("{} cannot be read", path.display());
+            let length = (&mut lines)
+                .take(max_line_bytes)
+                .read_until(b'\n', &mut line)
+                .with_context(cannot_read)?;
+            if length == 0 {
+                break;
+            }
+            number += 1;
+            if line.last() != Some(&b'\n') && u64::try_from(length).unwrap_or(0) == max_line_bytes {
+                report.refuse_line(number, "the line is too long: raise max-body-size");
+                skip_line(&mut lines).with_context(cannot_read)?;
+                continue;
+            }
+            let Ok(text) = std::str::from_utf8(&line) else {
+                report.refuse_line(number, "the line is not UTF-8");
+                continue;
+            };
+            if text.trim().is_empty() {
+                continue;
+            }
+            match capture::read(text, Utc::now(), number) {
+                Ok(message) => {
+                    if sender.blocking_send(Ok(message)).is_err() {
+                        return Ok(());
+                    }
+                }
+                Err(error) => report.refuse_line(number, &error.to_string()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Passes the rest of a line.
+fn skip_line(lines: &mut impl BufRead) -> std::io::Result<()> {
+    loop {
+        let bytes = lines.fill_buf()?;
+        let (passed, is_over) = match bytes.iter().position(|&byte| byte == b'\n') {
+            Some(position) => (position + 1, true),
+            None => (bytes.len(), bytes.is_empty()),
+        };
+        lines.consume(passed);
+        if is_over {
+            return Ok(());
+        }
+    }
+}
+
+/// The lines of a file, decompressed by what its first bytes say.
+fn decompressed(file: impl Read + Send + 'static) -> anyhow::Result<Box<dyn BufRead + Send>> {
+    let mut file = BufReader::with_capacity(1 << 16, file);
+    let head = file.fill_buf()?;
+    Ok(match head {
+        [0x1F, 0x8B, ..] => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => Box::new(BufReader::new(zstd::Decoder::with_buffer(file)?)),
+        [0xFD, b'7', b'z', b'X', b'Z', ..] => {
+            Box::new(BufReader::new(liblzma::bufread::XzDecoder::new_multi_decoder(file)))
+        }
+        [b'B', b'Z', b'h', ..] => {
+            Box::new(BufReader::new(bzip2::bufread::MultiBzDecoder::new(file)))
+        }
+        _ => Box::new(file),
+    })
+}
+
+/// What has become of the messages: counted, told, and kept where that was asked for.
+struct Report {
+    progress: Mutex<Progress>,
+    /// The bytes that were read from the files.
+    bytes: Arc<AtomicU64>,
+    /// Each file that was opened, with the number of lines before it.
+    files: Mutex<Vec<(u64, String)>>,
+    /// Messages and lines that were refused.
+    refused: AtomicU64,
+    /// Lines that are no message.
+    bad_lines: AtomicU64,
+    keep: Option<(PathBuf, Mutex<BufWriter<File>>)>,
+}
+
+impl Report {
+    fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+        let size = |path: &PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
+        let total = arguments.files.iter().map(size).sum();
+        let keep = arguments.refused.as_ref().map(|path| {
+            let file = OpenOptions::new().write(true).create_new(true).open(path);
+            let file = file.with_context(|| {
+                format!("refused: {} cannot be made: name a new file", path.display())
+            })?;
+            anyhow::Ok((path.clone(), Mutex::new(BufWriter::new(file))))
+        });
+        Ok(Self {
+            progress: Mutex::new(Progress::of_bytes(total)),
+            bytes: Arc::default(),
+            files: Mutex::default(),
+            refused: AtomicU64::default(),
+            bad_lines: AtomicU64::default(),
+            keep: keep.transpose()?,
+        })
+    }
+
+    fn open(&self, path: &Path, lines_before: u64) -> anyhow::Result<Box<dyn BufRead + Send>> {
+        lock(&self.files).push((lines_before, path.display().to_string()));
+        let read = Arc::clone(&self.bytes);
+        if path.as_os_str() == "-" {
+            return decompressed(Counting { file: std::io::stdin(), read });
+        }
+        let opened = File::open(path).map_err(anyhow::Error::from);
+        opened
+            .and_then(|file| decompressed(Counting { file, read }))
+            .with_context(|| format!("{} cannot be read", path.display()))
+    }
+
+    /// The file and the line with a number.
+    fn place(&self, number: u64) -> String {
+        let files = lock(&self.files);
+        match files.iter().rev().find(|(before, _)| *before < number) {
+            Some((before, name)) => format!("{name}:{}", number - before),
+            None => format!("line {number}"),
+        }
+    }
+
+    fn refuse_line(&self, number: u64, problem: &str) {
+        self.bad_lines.fetch_add(1, Ordering::Relaxed);
+        self.tell(number, problem);
+    }
+
+    fn tell(&self, number: u64, problem: &str) {
+        let told = self.refused.fetch_add(1, Ordering::Relaxed);
+        if told < TOLD {
+            lock(&self.progress).say(&format!("{}: {problem}", self.place(number)));
+        } else if told == TOLD {
+            lock(&self.progress).say("further refusals are only counted");
+        }
+    }
+
+    fn end(&self) {
+        lock(&self.progress).end();
+    }
+
+    fn summarize(&self, counts: &Counts, is_dry_run: bool) {
+        let Counts { messages, rows_read, rows_written, dead } = counts;
+        let unstorable = dead.get("unstorable").copied().unwrap_or_default();
+        let merged = rows_read.saturating_sub(rows_written + unstorable);
+        let would_be = if is_dry_run { "would be written" } else { "written" };
+        let mut summary = format!(
+            "{messages} messages with {rows_read} rows: {rows_written} rows {would_be}, {merged} \
+             merged into them"
+        );
+        for (reason, count) in dead {
+            let _ = write!(summary, ", {count} messages refused ({reason})");
+        }
+        let bad_lines = self.bad_lines.load(Ordering::Relaxed);
+        if bad_lines > 0 {
+            let _ = write!(summary, ", {bad_lines} lines that are no message");
+        }
+        lock(&self.progress).say(&summary);
+    }
+
+    fn finish(&self) -> anyhow::Result<ExitCode> {
+        if let Some((path, file)) = &self.keep {
+            lock(file).flush().with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let is_good = self.refused.load(Ordering::Relaxed) == 0;
+        Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+impl Acknowledge for Report {
+    async fn acknowledge(&self, _last_delivery_tag: u64) -> Result<(), SourceError> {
+        lock(&self.progress).set(self.bytes.load(Ordering::Relaxed));
+        Ok(())
+    }
+
+    async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), PublishError> {
+        for (message, reason) in letters {
+            self.tell(message.delivery_tag, &format!("{}: {}", reason.code, reason.error));
+            if let Some((path, file)) = &self.keep {
+                writeln!(lock(file), "{}", capture::write(message)).map_err(|source| {
+                    PublishError::File { path: path.display().to_string(), source }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files are not waited for.
+    async fn stop(&self) -> bool {
+        false
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts the bytes that were read from a file.
+struct Counting<F> {
+    file: F,
+    read: Arc<AtomicU64>,
+}
+
+impl<F: Read> Read for Counting<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+/// Prints the rows and writes nothing.
+#[derive(Default)]
+struct Printer {
+    catalog: Catalog,
+}
+
+impl Store for Printer {
+    async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
+        Ok(&self.catalog)
+    }
+
+    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
+        for row in rows {
+            print(&columns(row).to_string());
+        }
+        Ok(())
+    }
+}
+
+/// The columns of a row under their names.
+fn columns(row: &Row) -> serde_json::Value {
+    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Micros, true);
+    match row {
+        Row::Task(TaskResult {
+            task_id, outcome, description, date_created, date_started, ..
+        }) => {
+            json!({
+                "table": "django_celery_results_taskresult",
+                "task_id": task_id,
+                "status": outcome.status.as_str(),
+                "content_type": outcome.content_type,
+                "content_encoding": outcome.content_encoding,
+                "result": outcome.result,
+                "traceback": outcome.traceback,
+                "meta": outcome.meta,
+                "task_name": description.task_name,
+                "task_args": description.task_args,
+                "task_kwargs": description.task_kwargs,
+                "worker": description.worker,
+                "periodic_task_name": description.periodic_task_name,
+                "date_created": time(*date_created),
+                "date_started": date_started.map(time),
+                "date_done": time(outcome.date_done),
+            })
+        }
+        Row::Group(GroupResult {
+            group_id,
+            content_type,
+            content_encoding,
+            result,
+            date_created,
+            date_done,
+        }) => {
+            json!({
+                "table": "django_celery_results_groupresult",
+                "group_id": group_id,
+                "content_type": content_type,
+                "content_encoding": content_encoding,
+                "result": result,
+                "date_created": time(*date_created),
+                "date_done": time(*date_done),
+            })
+        }
+    }
+}

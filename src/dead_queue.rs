@@ -1,0 +1,134 @@
+//! The dead-letter queue, looked at by a person: its letters, one after the other, and what is to
+//! become of each.
+//!
+//! A letter that was looked at and not removed goes back to its place when the connection ends,
+//! however that happens. RabbitMQ counts each look as a delivery.
+
+use lapin::message::BasicGetMessage;
+use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions, QueuePurgeOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Connection};
+
+use crate::config::Config;
+use crate::dead_letter;
+use crate::message::Message;
+use crate::publish::{Outgoing, PublishError, Publisher};
+use crate::source::{self, SourceError};
+
+/// A look at the dead-letter queue, over a connection of its own.
+pub struct DeadQueue {
+    connection: Connection,
+    channel: Channel,
+    queue: ShortString,
+    /// How many letters were there at first and have not been looked at. Those that come later,
+    /// the ones that were replayed in vain among them, are left alone.
+    remaining: u32,
+}
+
+impl DeadQueue {
+    /// Connects; nothing where there is no such queue.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be reached or does not let us use the queue.
+    pub async fn open(config: &Config) -> Result<Option<Self>, SourceError> {
+        let connection = source::connect(&config.brokers, "celeriac dead").await?;
+        let failed = |source| SourceError::Queue { queue: config.dead_queue.clone(), source };
+        let channel = connection.create_channel().await.map_err(failed)?;
+        let queue = ShortString::try_new(config.dead_queue.as_str()).unwrap_or_default();
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        match channel.queue_declare(queue.clone(), options, FieldTable::default()).await {
+            Ok(declared) => {
+                let remaining = declared.message_count();
+                Ok(Some(Self { connection, channel, queue, remaining }))
+            }
+            Err(error) if source::is_protocol_error(&error, &[404]) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// How many letters are still to be looked at.
+    #[must_use]
+    pub fn remaining(&self) -> u32 {
+        self.remaining
+    }
+
+    /// The next letter, from the oldest on.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost, or the letter has properties that cannot be read.
+    pub async fn next(&mut self) -> Result<Option<Message>, SourceError> {
+        if self.remaining == 0 {
+            return Ok(None);
+        }
+        let got = self
+            .channel
+            .basic_get(self.queue.clone(), BasicGetOptions::default())
+            .await
+            .map_err(SourceError::Lost)?;
+        self.remaining = if got.is_some() { self.remaining - 1 } else { 0 };
+        Ok(got.map(|BasicGetMessage { delivery, .. }| source::message_from(delivery)))
+    }
+
+    /// Removes a letter that was looked at.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost; the letter may be there or not.
+    pub async fn remove(&self, letter: &Message) -> Result<(), SourceError> {
+        let options = BasicAckOptions::default();
+        self.channel.basic_ack(letter.delivery_tag, options).await.map_err(SourceError::Lost)
+    }
+
+    /// Removes all letters that nobody is looking at. Gives their number.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost.
+    pub async fn purge(&self) -> Result<u32, SourceError> {
+        let options = QueuePurgeOptions::default();
+        self.channel.queue_purge(self.queue.clone(), options).await.map_err(SourceError::Lost)
+    }
+
+    /// Ends the look. Every letter that was not removed is in the queue again.
+    ///
+    /// # Errors
+    ///
+    /// When the broker did not take the last removals, so that they may have to be done again.
+    pub async fn close(self) -> Result<(), SourceError> {
+        // The broker answers when it has done all that was asked before.
+        self.channel.close(200, ShortString::default()).await.map_err(SourceError::Lost)?;
+        self.connection.close(200, ShortString::default()).await.map_err(SourceError::Lost)
+    }
+}
+
+/// Sends letters back to the queues that they came from.
+pub struct Reviver {
+    publisher: Publisher,
+}
+
+impl Reviver {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be reached.
+    pub async fn open(config: &Config) -> Result<Self, SourceError> {
+        Ok(Self { publisher: Publisher::open(&config.brokers, "celeriac dead replay").await? })
+    }
+
+    /// Publishes letters of one queue and waits until the broker has confirmed each. A letter whose
+    /// queue is not known is left out.
+    ///
+    /// # Errors
+    ///
+    /// When any of them may not be in its queue; all may then be published again.
+    pub async fn publish(&self, queue: &str, letters: &[Message]) -> Result<(), PublishError> {
+        let revived = letters.iter().filter_map(|letter| {
+            let (_, properties, headers) = dead_letter::revive(letter)?;
+            Some(Outgoing { body: &letter.body, properties, headers })
+        });
+        self.publisher.publish(queue, revived).await
+    }
+}
