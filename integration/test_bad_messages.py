@@ -7,8 +7,11 @@ row has it in the form that the case states.
 
 from __future__ import annotations
 
+import base64
+import bz2
 import gzip
 import json
+import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ import pytest
 
 import results
 from broker import DEAD, RESULTS, Message
+from daemon import Daemon
 from pipeline import Pipeline
 from processes import wait_until
 
@@ -111,7 +115,26 @@ MALFORMED = {
     "a bad number": dead(with_result("01")),
     "a raw control character": dead(with_result('"a\x01b"')),
     **{f"truncated at {share} %": truncated(share / 100) for share in range(3, 100, 6)},
-    "deep and open": dead(with_result("[" * 200_000)),
+    "deep and open": dead(with_result("[" * 200_000), "too-deep"),
+}
+
+def with_header(
+    reason: str | None, data: Callable[[str], bytes], value: object, name: str = "compression"
+) -> Case:
+    """A body under a header that says how it was encoded; without a reason it is stored."""
+
+    def message(task_id: str) -> Message:
+        return Message(data(task_id), results.properties(task_id), {name: value})
+
+    return Case(message, (reason,)) if reason else Case(message, stored=kept)
+
+
+#: A hundred megabytes of nothing.
+NOTHING = b" " * 100_000_000
+BOMBS = {
+    "application/x-gzip": zlib.compress(NOTHING),
+    "application/x-bz2": bz2.compress(NOTHING),
+    "application/x-lzma": lzma.compress(NOTHING),
 }
 
 MISLABELLED = {
@@ -119,36 +142,47 @@ MISLABELLED = {
     "empty content type": dead(encoded, "unsupported-content-type", content_type=""),
     "pickle": dead(
         b"\x80\x04}\x94.",
-        "unsupported-content-type",
-        "undecodable",
+        "not-accepted",
         content_type="application/x-python-serialize",
         content_encoding="binary",
     ),
     "unknown encoding": dead(
         encoded, "undecodable", "unsupported-content-encoding", content_encoding="klingon"
     ),
-    "unknown compression": Case(
-        lambda id: Message(
-            encoded(id), results.properties(id), {"compression": "application/x-rar"}
-        ),
-        ("undecodable", "unsupported-compression"),
+    "unknown compression": with_header("unsupported-compression", encoded, "application/x-rar"),
+    "compression a number": with_header("unsupported-compression", encoded, 7),
+    "compression empty": with_header(None, encoded, ""),
+    "compression that is not": with_header("undecodable", encoded, "application/x-gzip"),
+    "gzip's own format": with_header(
+        "undecodable", lambda id: gzip.compress(encoded(id)), "application/x-gzip"
     ),
-    "compression that is not": Case(
-        lambda id: Message(
-            encoded(id), results.properties(id), {"compression": "application/x-gzip"}
-        ),
-        ("undecodable", "unsupported-compression"),
+    "compressed by gzip": with_header(
+        None, lambda id: zlib.compress(encoded(id)), "application/x-gzip"
     ),
-    "compressed": Case(
-        lambda id: Message(
-            zlib.compress(encoded(id)),
-            results.properties(id),
-            {"compression": "application/x-gzip"},
-        ),
-        ("unsupported-compression",),
-        kept,
+    "compressed by bzip2": with_header(
+        None, lambda id: bz2.compress(encoded(id)), "application/x-bz2"
+    ),
+    "compressed by lzma": with_header(
+        None, lambda id: lzma.compress(encoded(id)), "application/x-lzma"
+    ),
+    "compressed and cut": with_header(
+        "undecodable", lambda id: zlib.compress(encoded(id))[:-10], "application/x-gzip"
+    ),
+    "compressed twice": with_header(
+        "undecodable", lambda id: bz2.compress(zlib.compress(encoded(id))), "application/x-bz2"
     ),
     "compressed and not told": dead(lambda id: gzip.compress(encoded(id))),
+    **{
+        f"bomb of {method}": with_header("too-compressed", lambda _id, bomb=bomb: bomb, method)
+        for method, bomb in BOMBS.items()
+    },
+    "base64": with_header(
+        None, lambda id: base64.b64encode(encoded(id)), "base64", "body_encoding"
+    ),
+    "not base64": with_header("undecodable", encoded, "base64", "body_encoding"),
+    "unknown body_encoding": with_header(
+        "unsupported-compression", encoded, "rot13", "body_encoding"
+    ),
 }
 
 TASK_IDS = {
@@ -306,7 +340,10 @@ COLUMNS = {
     "row: status empty": columns(NO_RESULT, status=""),
     "row: date_done without an offset": columns(NO_RESULT, date_done="2026-03-04T05:06:07"),
     "row: date_done in the year 0": columns(NO_RESULT, date_done="0000-01-01T00:00:00+00:00"),
-    "row: content_type of 500 characters": columns("unstorable", stored=kept, content_type="c" * 500),
+    "row: content_type unknown": columns("unsupported-content-type", content_type="c" * 500),
+    "row: content_type pickle": columns(
+        "not-accepted", content_type="application/x-python-serialize"
+    ),
     "row: worker of 300 characters": columns(
         stored=lambda row: kept(row) and row["worker"][:100] == "w" * 100, worker="w" * 300
     ),
@@ -326,8 +363,7 @@ COLUMNS = {
             results.row(results.columns(id)).properties,
             {"compression": "application/x-gzip"},
         ),
-        ("unsupported-compression",),
-        kept,
+        stored=kept,
     ),
     "group: of another version": group("unsupported-version", version=2),
     "group: result a list": group(NO_RESULT, result=[]),
@@ -401,3 +437,41 @@ def test_many_bad_among_good(pipeline: Pipeline) -> None:
     pipeline.wait_until_handled()
     wait_until(lambda: pipeline.broker.depth(DEAD) == 100, "100 dead letters", 15)
     assert len(pipeline.broker.take(DEAD)) == 100
+
+
+#: Settings with small limits, and for each a message that passes them.
+LIMITS = {
+    "--max-body-size=2000": (results.result("large", result="x" * 2_000), "too-large"),
+    "--max-decompressed-size=2000": (
+        Message(
+            zlib.compress(encoded("large", result="x" * 2_000)),
+            results.properties("large"),
+            {"compression": "application/x-gzip"},
+        ),
+        "too-large",
+    ),
+    "--max-depth=20": (results.raw("deep", with_result("[" * 21 + "]" * 21)("deep")), "too-deep"),
+    "--accept-content=msgpack,yaml": (results.result("json"), "not-accepted"),
+}
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+@pytest.mark.parametrize("option", LIMITS)
+def test_a_limit_is_a_setting(
+    own_pipeline: Pipeline, make_daemon: Callable[..., Daemon], option: str
+) -> None:
+    message, reason = LIMITS[option]
+    broker, database = own_pipeline.broker, own_pipeline.database
+    # GIVEN a daemon with a smaller limit THEN the message is refused, and the text names the limit
+    strict = make_daemon(broker.url, database.url, option)
+    strict.start_consuming()
+    broker.publish(message)
+    wait_until(lambda: broker.depth(DEAD) == 1, "the dead letter", 15)
+    assert strict.stop() == 0
+    [letter] = broker.take(DEAD)
+    assert letter.headers["x-celeriac-reason"] == reason
+    assert option.split("=")[0].removeprefix("--") in letter.headers["x-celeriac-error"]
+    # GIVEN the defaults THEN it is stored
+    own_pipeline.daemon.start_consuming()
+    broker.publish(message)
+    own_pipeline.wait_for_rows({message.properties["correlation_id"]: "SUCCESS"})

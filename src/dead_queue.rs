@@ -1,8 +1,8 @@
 //! The dead-letter queue, looked at by a person: its letters, one after the other, and what is to
 //! become of each.
 //!
-//! A letter that was looked at and not removed goes back to its place when the connection ends,
-//! however that happens. RabbitMQ counts each look as a delivery.
+//! A letter that was looked at and not removed goes back into the queue when the connection ends,
+//! however that happens, perhaps to another place. RabbitMQ counts each look as a delivery.
 
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions, QueuePurgeOptions};
@@ -53,7 +53,7 @@ impl DeadQueue {
         self.remaining
     }
 
-    /// The next letter, from the oldest on.
+    /// The next letter.
     ///
     /// # Errors
     ///

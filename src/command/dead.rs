@@ -24,7 +24,7 @@ const MAX_TOGETHER_BYTES: usize = 4 << 20;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Action {
-    /// Lists the dead letters, the oldest first.
+    /// Lists the dead letters.
     List {
         #[command(flatten)]
         selection: Selection,
@@ -222,6 +222,7 @@ async fn list(
     let unseen = look.queue.remaining();
     look.end().await?;
     if !json {
+        letters.sort_by_key(|letter| letter.time);
         print(&table(&letters));
     }
     let mut summary = format!("{} of {total} dead letters", letters.len());
