@@ -294,8 +294,7 @@ FIELDS = {
     ),
     "result of 50000 levels": Case(
         lambda id: results.raw(id, with_result("[" * 50_000 + "]" * 50_000)(id)),
-        ("undecodable",),
-        lambda row: row["result"] == "[" * 50_000 + "]" * 50_000,
+        ("too-deep",),
     ),
     "result with its own spaces": Case(
         lambda id: results.raw(id, with_result('{ "a" :1 ,"b":[ ] }')(id)),
