@@ -131,6 +131,8 @@ CAPTURES = [
         Capture(celery, serializer)
         for celery in ENVIRONMENTS
         for serializer in ("json", "msgpack", "yaml", "pickle", "auth")
+        # 5.4 compares the time without a zone of every certificate to one with a zone, and fails.
+        if (celery, serializer) != ("5.4.0", "auth")
     ),
     Capture(NEWEST, "pickle", pickle_protocol=2),
     Capture(NEWEST, "pickle", pickle_protocol=5),

@@ -117,6 +117,12 @@ def shared_widely():
     return part
 
 
+def many_lists():
+    """More than a byte can number, and the last of them twice."""
+    value = [[number] for number in range(300)]
+    return [*value, value[-1]]
+
+
 def twice_the_same():
     part = {"shared": [1, 2]}
     return [part, part]
@@ -239,7 +245,7 @@ MORE_VALUES = {
     "endless": endless,
     "endless_dict": endless_dict,
     "endless_tuple": endless_tuple,
-    "many_lists": lambda: [[number] for number in range(300)],
+    "many_lists": many_lists,
     "nothings": lambda: [[], {}, (), "", b"", None, [[]], [{}], {"a": []}, {"a": {}}],
     "array": lambda: array.array("i", [1, 2]),
     # Times
