@@ -2,7 +2,7 @@
 """Makes the captures of `tests/data/golden/` anew: what real workers publish, and what
 django-celery-results writes of the same tasks, for each version of Celery and each serializer.
 
-    make captures                                       (all of them)
+    make captures [CAPTURES=NAME…]                      (all of them without a name)
     integration/.venv/celery-5.7/bin/python integration/make_captures.py [--list] [NAME…]
 
 A part of the zoo runs twice under the same task ids. One worker has `rpc://` and sends events:
@@ -13,7 +13,7 @@ rows become `NAME.rows.json.gz`, an object of columns by task id. The id of a ca
 
 Tracebacks tell where files are: a clone in `/srv/celeriac` has nothing to hide. Celery 4.4 needs
 Python 3.9, for these captures only: the one that `--python3.9` names, or one that is in the PATH
-or with pyenv.
+or with pyenv. Celery 5.2 needs one before 3.12, which is that of the environments.
 
 The messages in `kombu-compression.messages.jsonl.gz` are published by kombu itself: the same
 bodies first without a compression and then with each that it has.
