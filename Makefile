@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-workers bench-statements environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-workers bench-statements captures environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -45,6 +45,9 @@ bench-workers: release environments ## Measures a real worker with each result b
 
 bench-statements: release environments ## Counts statements and rows written per task
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
+
+captures: environments ## Makes `tests/data/golden/` anew, with real workers
+	$(ENVIRONMENT) integration/make_captures.py $(CAPTURES)
 
 environments: ## Makes the virtual environments of the tests
 	$(PYTHON) integration/environments.py

@@ -36,33 +36,38 @@ def names() -> list[str]:
     return sorted(path.stem for path in REQUIREMENTS.glob("*.txt"))
 
 
-def python(name: str) -> Path:
+def python(name: str, made_by: Path = Path(sys.executable)) -> Path:
     """The Python of an environment that has exactly what its requirements file says."""
     requirements = REQUIREMENTS / f"{name}.txt"
     if not requirements.exists():
         raise Failure(f"there is no environment `{name}`: choose from {', '.join(names())}")
     folder = ENVIRONMENTS / name
     interpreter = folder / "bin" / "python"
-    parts = requirements.read_bytes(), sys.version.encode(), Path(__file__).read_bytes()
+    parts = requirements.read_bytes(), version(made_by), Path(__file__).read_bytes()
     wanted = hashlib.sha256(b"".join(parts)).hexdigest()
-    ENVIRONMENTS.mkdir(exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     # Make may ask for the same environment twice at once.
     with (ENVIRONMENTS / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stamp = folder / "stamp"
         if not stamp.exists() or stamp.read_text() != wanted:
             say(f"making the virtual environment {name}")
-            make(folder, requirements)
+            make(folder, requirements, made_by)
             stamp.write_text(wanted)
     return interpreter
 
 
-def make(folder: Path, requirements: Path) -> None:
+def version(interpreter: Path) -> bytes:
+    command = [interpreter, "-c", "import sys; print(sys.version)"]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def make(folder: Path, requirements: Path, made_by: Path) -> None:
     # Debian and Ubuntu keep ensurepip in a package of its own.
     if importlib.util.find_spec("ensurepip") is None:
         install("python3-venv")
     for command in (
-        [sys.executable, "-m", "venv", "--clear", folder],
+        [made_by, "-m", "venv", "--clear", folder],
         [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", requirements],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

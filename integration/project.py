@@ -23,7 +23,9 @@ FOREIGN = (
     "EVENT_",
     "USE_TZ",
     "TIME_ZONE",
+    "PICKLE_PROTOCOL",
     "RESULT_",
+    "SECURITY_",
     "TASK_",
 )
 

@@ -11,6 +11,7 @@ one.
 
 from . import arguments, canvas, chords, ends, failures, requests, states, values
 from .cases import task_id_of
+from .golden import FEW, GOLDEN, SIGNED
 
 STOCK = {
     "expired": ends.STOCK["expired"],
@@ -59,6 +60,15 @@ BRIEF = {
     for name, case in CASES.items()
     if not name.startswith(_ALIKE)
     and (not name.startswith(_CANVAS) or name in _CANVAS or name.startswith(_BRIEF_CANVAS))
+}
+
+SETS = {
+    "stock": STOCK,
+    "brief": BRIEF,
+    **{
+        name: {case: CASES[case] for case in cases if case in CASES}
+        for name, cases in (("golden", GOLDEN), ("few", FEW), ("signed", SIGNED))
+    },
 }
 
 

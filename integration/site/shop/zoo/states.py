@@ -309,6 +309,10 @@ def publish_failure_from_caller(task_id):
     return {task_id: "FAILURE"}
 
 
+# Up to 5.5 the row stays STARTED, and 4.4 does not know the option
+IGNORED_BY_CALL = NO_ROW if celery.VERSION >= (5, 6) else "STARTED"
+if celery.VERSION < (5,):
+    IGNORED_BY_CALL = "SUCCESS"
 REJECTED = "FAILURE" if celery.VERSION >= (5, 7) else "STARTED"
 
 STOCK = {
@@ -355,13 +359,7 @@ CASES = {
     "untracked.failure": simple(untracked, "FAILURE", "fail"),
     "untracked.ignored": simple(untracked, NO_ROW, "ignore"),
     "late": simple(late, "SUCCESS"),
-    # Up to 5.5 a row that was ignored by the call stays STARTED
-    "ignored.result": called(
-        echo,
-        NO_ROW if celery.VERSION >= (5, 6) else "STARTED",
-        ("nobody asks",),
-        ignore_result=True,
-    ),
+    "ignored.result": called(echo, IGNORED_BY_CALL, ("nobody asks",), ignore_result=True),
     "unwanted": simple(unwanted, NO_ROW),
     "unwanted.failure": simple(unwanted, NO_ROW, "fail"),
     "unwanted.asked_for": simple(unwanted, MAYBE, ignore_result=False),

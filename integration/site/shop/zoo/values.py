@@ -56,6 +56,28 @@ class Basket(dict):
     pass
 
 
+class Shelf:
+    """Has no dictionary to put its state into."""
+
+    __slots__ = ("name", "place")
+
+    def __init__(self, name, place):
+        self.name = name
+        self.place = place
+
+
+class Label(str):
+    """Is made by keyword."""
+
+    def __new__(cls, text, *, colour="green"):
+        label = super().__new__(cls, text)
+        label.colour = colour
+        return label
+
+    def __getnewargs_ex__(self):
+        return (str(self),), {"colour": self.colour}
+
+
 def nest(depth):
     value = "the bottom"
     for _ in range(depth):
@@ -67,6 +89,38 @@ def endless():
     value = []
     value.append(value)
     return value
+
+
+def endless_dict():
+    value = {"name": "endless"}
+    value["self"] = value
+    return value
+
+
+def endless_tuple():
+    value = ([],)
+    value[0].append(value)
+    return value
+
+
+def twice_the_same_scalars():
+    on, price, raw = datetime.date(2026, 1, 2), 10**20, b"\xff\x00"
+    at = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
+    return {"on": [on, on], "at": [at, at], "price": [price, price], "raw": [raw, raw]}
+
+
+def shared_widely():
+    """Each part is in the next one twice, so that it is many when it is written out."""
+    part = ["the innermost"]
+    for _ in range(5):
+        part = [part, {"again": part}]
+    return part
+
+
+def many_lists():
+    """More than a byte can number, and the last of them twice."""
+    value = [[number] for number in range(300)]
+    return [*value, value[-1]]
 
 
 def twice_the_same():
@@ -133,6 +187,7 @@ MORE_VALUES = {
     "int_below_64_bits": lambda: -(2**63) - 1,
     "ints_small": lambda: [127, 128, 255, 256, 2**16, 2**31, 2**32, -1, -32, -33, -129],
     "float_extremes": lambda: [5e-324, 1.7976931348623157e308, 123456789.123456789, 1e16, 1e22],
+    "int_of_many_digits": lambda: [2**2100, -(2**2100)],
     "complex": lambda: 3 + 4j,
     "fraction": lambda: fractions.Fraction(1, 3),
     "decimals": lambda: [decimal.Decimal("NaN"), decimal.Decimal("-0.00"), decimal.Decimal("1E+9")],
@@ -144,6 +199,18 @@ MORE_VALUES = {
     "text_like_number": lambda: ["1", "1.0", "1e3", "0x10", "0o7", "1_000", "12:30:45"],
     "text_like_yaml": lambda: ["null", "~", "yes", "No", "true", "2026-01-02", "- a", "a: b", "|"],
     "text_like_markup": lambda: ["# no", "!tag", "&a", "*a", "%x", "@x", "`x`", "{}", "[]", "<<"],
+    "text_like_float": lambda: [".5", "1.", "+1", "0b1", "08", "1.0e+3", ".nan", "-.inf", "1_0.5"],
+    "text_like_time": lambda: ["2026-01-02 03:04:05", "2026-1-2T3:4:5Z", "12:30", "-1:30", "1:2.5"],
+    "text_like_mark": lambda: ["---", "...", "--- a", "?", "? a", "-", ":", "a:", "a #b", ",", ">"],
+    "text_like_word": lambda: ["y", "on", "OFF", "Null", "=", "'a'", '"a"', "''", "a\tb", "\t"],
+    "text_long_word": lambda: "word" * 50,
+    "text_long_quoted": lambda: "this: is 'quoted' # and folded " * 6,
+    "text_long_unicode": lambda: "crème brûlée 🥬 to be folded and escaped " * 6,
+    "text_long_padded": lambda: "  " + "many words   with   wide gaps " * 8 + " ",
+    "text_long_lines": lambda: "\n".join(["a line of many words that is folded " * 4] * 3),
+    "text_lines": lambda: "one\n\n  two\n three  \n\n",
+    "texts_deep": lambda: {"in": [{"a": ["folded within a list " * 6, "one\ntwo\n", "é" * 90]}]},
+    "text_large": lambda: ["0123456789abcdef" * 4400, "after what is large"],
     "text_like_base64": lambda: "aGVsbG8=",
     "text_like_result": lambda: '{"status": "FAILURE", "result": null}',
     "text_safe": lambda: mark_safe("<b>safe</b>"),
@@ -161,6 +228,9 @@ MORE_VALUES = {
     "dict_tuple_keys": lambda: {(1, 2): "pair"},
     "dict_bytes_keys": lambda: {b"key": b"value"},
     "dict_unsorted": lambda: {"z": 1, "a": 2, "é": 3, "B": 4, "": 5},
+    "dict_text_keys": lambda: {"1": 1, "true": 2, "null": 3, "a: b": 4, "2026-01-02": 5, "- a": 6},
+    "dict_long_keys": lambda: {"k" * 130: 1, "a key of many words " * 8: 2, "é" * 30: 3},
+    "dict_date_keys": lambda: {datetime.date(2026, 1, 2): "date", 1.5: "float", b"\xff": "bytes"},
     "dict_subclass": lambda: Basket(leek=1),
     "dict_of_dates": lambda: {"on": datetime.date(2026, 1, 2), "price": decimal.Decimal("1.5")},
     "dict_like_meta": lambda: {"children": [1], "meta": {}, "traceback": "no", "date_done": "now"},
@@ -170,7 +240,13 @@ MORE_VALUES = {
     "deque": lambda: collections.deque([1, 2], maxlen=3),
     "range": lambda: range(3),
     "shared": twice_the_same,
+    "shared_scalars": twice_the_same_scalars,
+    "shared_widely": shared_widely,
     "endless": endless,
+    "endless_dict": endless_dict,
+    "endless_tuple": endless_tuple,
+    "many_lists": many_lists,
+    "nothings": lambda: [[], {}, (), "", b"", None, [[]], [{}], {"a": []}, {"a": {}}],
     "array": lambda: array.array("i", [1, 2]),
     # Times
     "timedelta": lambda: datetime.timedelta(days=1, microseconds=5),
@@ -193,6 +269,8 @@ MORE_VALUES = {
     "enum_plain": lambda: Colour.GREEN,
     "enum_text": lambda: {Unit.GRAM: Unit.GRAM},
     "dataclass": lambda: Article("leek", decimal.Decimal("0.99")),
+    "slots": lambda: Shelf("leeks", 7),
+    "made_by_keyword": lambda: Label("leeks", colour="white"),
     "json_method": Price,
     "path": lambda: pathlib.PurePosixPath("/srv/shop"),
     "uuids": lambda: [uuid.UUID(int=0), uuid.UUID(int=2**128 - 1)],

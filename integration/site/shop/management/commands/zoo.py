@@ -4,7 +4,7 @@ import json
 
 from django.core.management.base import BaseCommand
 
-from shop.zoo import BRIEF, CASES, STOCK, publish_all
+from shop.zoo import CASES, SETS, publish_all
 
 
 class Command(BaseCommand):
@@ -14,7 +14,10 @@ class Command(BaseCommand):
         parser.add_argument("run", help="a name from which all task ids follow")
         parser.add_argument("--stock", action="store_true", help="only what `rpc://` can do")
         parser.add_argument("--brief", action="store_true", help="what differs by serializer")
+        parser.add_argument("--golden", action="store_true", help="what is kept as a capture")
+        parser.add_argument("--few", action="store_true", help="what differs by version")
+        parser.add_argument("--signed", action="store_true", help="what is kept with signatures")
 
     def handle(self, *args, **options):
-        cases = STOCK if options["stock"] else BRIEF if options["brief"] else CASES
+        cases = next((SETS[name] for name in SETS if options.get(name)), CASES)
         self.stdout.write(json.dumps(publish_all(options["run"], cases)))
