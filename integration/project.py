@@ -24,6 +24,7 @@ FOREIGN = (
     "USE_TZ",
     "TIME_ZONE",
     "RESULT_",
+    "SECURITY_",
     "TASK_",
 )
 

@@ -9,6 +9,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
 
 app = Celery("shop")
 app.config_from_object("django.conf:settings", namespace="CELERY")
+if "SECURITY_KEY" in os.environ:
+    app.setup_security()
 app.autodiscover_tasks()
 app.autodiscover_tasks(related_name="zoo")
 app.autodiscover_tasks(related_name="watched")
