@@ -256,10 +256,11 @@ impl fmt::Debug for Signer {
 /// The bytes that a signature's salt and the blinding are made of: SHA-256 of a secret and a
 /// counter.
 ///
-/// They follow from the key and the body, so that the same body has the same signature whenever
-/// and wherever it is signed with one key: rows that merge compare their texts, and a message that
-/// comes again must not look like news. PSS loses nothing by it: it is as hard to forge with a salt
-/// that is always the same (RFC 8017, 8.1), and without the key nobody can tell these bytes.
+/// They follow from the key and the body, so that decoding needs no randomness and the same body
+/// has the same signature whenever and wherever it is signed with one key: rows that merge compare
+/// their texts, and a message that comes again must not look like news. It is safe: the salt of PSS
+/// is no secret and may even be the same for all signatures (RFC 8017, 8.1), and what the blinding
+/// is made of nobody can tell without the key.
 struct SecretBytes {
     seed: [u8; 32],
     count: u64,
@@ -708,6 +709,7 @@ mod tests {
         let of_certificate = |pem: &[u8]| Certificate::from_pem(pem).expect_err("refused");
         assert!(of_certificate(pem!("ec-certificate")).contains("not RSA"));
         assert!(of_certificate(pem!("worker-key")).starts_with("is not a certificate"));
+        assert!(of_certificate(&WORKER[..300]).starts_with("is not a certificate"));
         let damaged = String::from_utf8_lossy(WORKER).replacen("MII", "MIA", 1);
         assert!(of_certificate(damaged.as_bytes()).contains("damaged"));
         let shown = format!("{:?}", signing(pem!("worker-key"), WORKER));
