@@ -1039,6 +1039,8 @@ chosen.pop("CELERIAC_BIN")
 print(json.dumps({{"env": chosen, "argv": sys.argv[1:], "pid": os.getpid()}}))
 """
 
+ACCEPT_CONTENT = "CELERIAC_ACCEPT_CONTENT"
+
 #: A password with everything that has a meaning in a URL.
 PASSWORD = "p@ss:w/o?r#d&=%+ é'\""
 ENCODED = "p%40ss%3Aw%2Fo%3Fr%23d%26%3D%25%2B%20%C3%A9%27%22"
@@ -1296,6 +1298,73 @@ def test_the_names_are_those_of_the_result_backend(manage: Any) -> None:
     assert given(manage("run", settings=settings)) == told, "no app is imported"
 
 
+ACCEPTED = {
+    "nothing is set": ("", None),
+    "Celery's default": ("CELERY_ACCEPT_CONTENT = ['json']", "json"),
+    "what is accepted": (
+        "CELERY_ACCEPT_CONTENT = ['yaml', 'application/x-shop']",
+        "application/x-shop,json,yaml",
+    ),
+    "for results": (
+        "CELERY_ACCEPT_CONTENT = ['pickle']\nCELERY_RESULT_ACCEPT_CONTENT = ['msgpack']",
+        "json,msgpack",
+    ),
+    "what is written": ("CELERY_RESULT_SERIALIZER = 'pickle'", "json,pickle"),
+    "only what is signed": (
+        "CELERY_ACCEPT_CONTENT = ['auth']\nCELERY_RESULT_SERIALIZER = 'auth'",
+        "auth",
+    ),
+    "a serializer of the project's own": (
+        "from kombu.serialization import register\n"
+        "register('shop', repr, eval, 'application/x-shop')\n"
+        "CELERY_ACCEPT_CONTENT = ['json', 'shop']",
+        "application/x-shop,json",
+    ),
+}
+
+
+@pytest.mark.parametrize("app", ["", APP], ids=["without an app", "with an app"])
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_what_is_accepted(manage: Any, case: str, app: str) -> None:
+    settings, accepted = ACCEPTED[case]
+    assert given(manage("run", settings=settings + "\n" + app)).get(ACCEPT_CONTENT) == accepted
+    env = {ACCEPT_CONTENT: "theirs"}
+    assert given(manage("run", settings=settings + "\n" + app, **env))[ACCEPT_CONTENT] == "theirs"
+
+
+@pytest.mark.parametrize("app", ["", APP], ids=["without an app", "with an app"])
+def test_certificates_and_key(manage: Any, app: str) -> None:
+    settings = (
+        "from pathlib import Path\n"
+        "CELERY_SECURITY_CERT_STORE = '/certs/*.pem'\n"
+        "CELERY_SECURITY_DIGEST = 'sha512'\n"
+        "CELERY_SECURITY_KEY = Path('/key.pem')\n"
+        "CELERY_SECURITY_CERTIFICATE = '/certs/our.pem'\n"
+    )
+
+    def told(more: str = "", **env: str) -> dict[str, str]:
+        variables = given(manage("run", settings=settings + more + app, **env))
+        return {k: v for k, v in variables.items() if k.startswith("CELERIAC_SECURITY")}
+
+    # THEN those who verify are told whom to trust
+    store = {
+        "CELERIAC_SECURITY_CERT_STORE": "/certs/*.pem",
+        "CELERIAC_SECURITY_DIGEST": "sha512",
+    }
+    assert told() == store
+    # THEN the key is handed on where results are signed, unless it has a password
+    signed = "CELERY_RESULT_SERIALIZER = 'auth'\n"
+    key = {
+        "CELERIAC_SECURITY_KEY": "/key.pem",
+        "CELERIAC_SECURITY_CERTIFICATE": "/certs/our.pem",
+    }
+    assert told(signed) == store | key
+    assert told(signed + "CELERY_SECURITY_KEY_PASSWORD = 'secret'\n") == store
+    # THEN a key of the user's own takes the place of both
+    theirs = {"CELERIAC_SECURITY_KEY": "/their.pem"}
+    assert told(signed, **theirs) == store | theirs
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -1316,6 +1385,10 @@ def test_the_names_are_those_of_the_result_backend(manage: Any) -> None:
         ),
         ("CELERY_BROKER_URL = 'redis://:secret@r/0'", "the broker is redis://"),
         ("CELERY_BROKER_URL = None", "set CELERIAC_BROKER"),
+        (
+            "CELERY_ACCEPT_CONTENT = ['jason']",
+            "the serializer 'jason' is registered nowhere: set CELERIAC_ACCEPT_CONTENT",
+        ),
         ("CELERY_RESULT_BACKEND = 'celeriac://?oops=1'" + APP, "write one of exchange"),
     ],
 )

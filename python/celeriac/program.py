@@ -29,6 +29,9 @@ NAMES = {
     "CELERIAC_DEAD_QUEUE": "dead_queue",
 }
 
+#: The serializers that the daemon knows under their names.
+SERIALIZERS = ("json", "msgpack", "yaml", "pickle", "auth")
+
 
 class SettingsError(Exception):
     """The program is missing, or a setting has no equivalent; the text says what to do."""
@@ -92,6 +95,9 @@ def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
         passfile = connection.settings_dict["OPTIONS"].get("passfile")
         if connection.vendor == "postgresql" and passfile:
             made["PGPASSFILE"] = os.fspath(passfile)
+    if "CELERIAC_ACCEPT_CONTENT" not in env and (accepted := accept_content(app)):
+        made["CELERIAC_ACCEPT_CONTENT"] = accepted
+    made.update(security(app, env))
     return {**made, **env}
 
 
@@ -102,6 +108,69 @@ def _results_alias() -> str:
     if not apps.is_installed("django_celery_results"):
         return DEFAULT_DB_ALIAS
     return router.db_for_write(apps.get_model("django_celery_results", "TaskResult"))
+
+
+# What is accepted, and whose signatures count ----------------------------------------------------
+
+
+def _configured(app: Celery, name: str) -> Any:
+    """A setting of Celery's, of the app or, without one, of Django; None where nobody set it."""
+    from celery.app.defaults import DEFAULTS
+    from django.conf import settings
+
+    default = DEFAULTS[name]
+
+    def is_default(value: Any) -> bool:
+        # A list of the user's is none of the defaults, even if it says the same. In Celery 5.2 one
+        # of these is a list too, of which the app has a copy.
+        return value is default or (isinstance(default, (str, list)) and value == default)
+
+    value = app.conf[name]
+    if is_default(value):
+        value = getattr(settings, f"CELERY_{name.upper()}", default)
+    return None if is_default(value) else value
+
+
+def accept_content(app: Celery) -> str | None:
+    """What readers accept, and what workers write: django-celery-results stores that in any case.
+
+    None where no setting says anything.
+    """
+    names = _configured(app, "result_accept_content") or _configured(app, "accept_content")
+    serializer = _configured(app, "result_serializer")
+    if not names and not serializer:
+        return None
+    wanted = {*(names or ["json"]), serializer or "json"}
+    return ",".join(sorted(_serializer(name) for name in wanted))
+
+
+def _serializer(name: str) -> str:
+    from kombu.serialization import registry
+
+    if name in SERIALIZERS or "/" in name:
+        return name
+    if name not in registry.name_to_type:
+        raise SettingsError(
+            f"the serializer {name!r} is registered nowhere: set CELERIAC_ACCEPT_CONTENT"
+        )
+    return registry.name_to_type[name]
+
+
+def security(app: Celery, env: Mapping[str, str]) -> dict[str, str]:
+    """The settings of the serializer `auth`, and the key only where results are signed with it.
+
+    One with a password is not handed on, as the daemon reads none.
+    """
+    names = ["security_cert_store", "security_digest"]
+    own_key = {"CELERIAC_SECURITY_KEY", "CELERIAC_SECURITY_CERTIFICATE"} & env.keys()
+    is_signed = _configured(app, "result_serializer") == "auth"
+    # Before Celery 5.3 there is no such setting.
+    password = "security_key_password"
+    has_password = password in app.conf and _configured(app, password)
+    if is_signed and not has_password and not own_key:
+        names += ["security_key", "security_certificate"]
+    found = {f"CELERIAC_{name.upper()}": _configured(app, name) for name in names}
+    return {variable: os.fspath(value) for variable, value in found.items() if value}
 
 
 # The broker -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 
 mod broker_url;
 mod database_url;
+mod security;
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -168,6 +169,39 @@ pub struct Settings {
     /// Default: json,msgpack,yaml,auth
     #[arg(long, value_name = "LIST", env = "CELERIAC_ACCEPT_CONTENT")]
     accept_content: Option<String>,
+
+    /// The certificates of those whose signatures count, as a pattern of files or a folder.
+    /// Celery's `security_cert_store`.
+    ///
+    /// For messages of the serializer `auth`, such as `/etc/ssl/celery/*.pem`. They are read at the
+    /// start. Without this setting signed messages become dead letters.
+    ///
+    /// Default: none
+    #[arg(long, value_name = "PATTERN", env = "CELERIAC_SECURITY_CERT_STORE")]
+    security_cert_store: Option<String>,
+
+    /// The hash function of signatures: sha224, sha256, sha384 or sha512. Celery's
+    /// `security_digest`.
+    ///
+    /// Default: sha256
+    #[arg(long, value_name = "NAME", env = "CELERIAC_SECURITY_DIGEST")]
+    security_digest: Option<String>,
+
+    /// The private key that columns of signed results are signed with. Celery's `security_key`.
+    ///
+    /// Readers with the result serializer `auth` need it. Without it the columns are stored in the
+    /// form that was signed, such as JSON. The key is RSA in PEM and has no password.
+    ///
+    /// Default: none
+    #[arg(long, value_name = "FILE", env = "CELERIAC_SECURITY_KEY")]
+    security_key: Option<String>,
+
+    /// The certificate of that key, which readers have in their store. Celery's
+    /// `security_certificate`.
+    ///
+    /// Default: none
+    #[arg(long, value_name = "FILE", env = "CELERIAC_SECURITY_CERTIFICATE")]
+    security_certificate: Option<String>,
 
     /// The largest body of a message that is stored, such as 512KiB or 64MiB.
     ///
@@ -391,6 +425,10 @@ impl Settings {
             events_outcomes: or(self.events_outcomes, other.events_outcomes),
             events_arguments: or(self.events_arguments, other.events_arguments),
             accept_content: or(self.accept_content, other.accept_content),
+            security_cert_store: or(self.security_cert_store, other.security_cert_store),
+            security_digest: or(self.security_digest, other.security_digest),
+            security_key: or(self.security_key, other.security_key),
+            security_certificate: or(self.security_certificate, other.security_certificate),
             max_body_size: or(self.max_body_size, other.max_body_size),
             max_decompressed_size: or(self.max_decompressed_size, other.max_decompressed_size),
             max_compression_ratio: or(self.max_compression_ratio, other.max_compression_ratio),
@@ -418,7 +456,7 @@ impl Settings {
         }
     }
 
-    /// Checks every setting and fills in the defaults.
+    /// Checks every setting, fills in the defaults, and reads the certificates and the key.
     ///
     /// # Errors
     ///
@@ -473,6 +511,12 @@ impl Settings {
         let decoder = Decoder {
             accept: accept_content(self.accept_content.as_deref())?,
             limits,
+            security: security::read(
+                self.security_cert_store.as_deref(),
+                self.security_digest.as_deref(),
+                self.security_key.as_deref(),
+                self.security_certificate.as_deref(),
+            )?,
             events: EventPolicy {
                 pending: flag("events-pending", self.events_pending.as_deref(), false)?,
                 arguments: flag("events-arguments", self.events_arguments.as_deref(), false)?,
@@ -724,6 +768,10 @@ mod tests {
             events_outcomes: Some(default("events_outcomes")),
             events_arguments: Some(default("events_arguments")),
             accept_content: Some(default("accept_content")),
+            security_cert_store: None,
+            security_digest: Some(default("security_digest")),
+            security_key: None,
+            security_certificate: None,
             max_body_size: Some(default("max_body_size")),
             max_decompressed_size: Some(default("max_decompressed_size")),
             max_compression_ratio: Some(default("max_compression_ratio")),

@@ -21,6 +21,11 @@ pub(super) const AUTH: &str = "application/data";
 const SERIALIZERS: [(&str, &str); 5] =
     [("json", JSON), ("msgpack", MSGPACK), ("yaml", YAML), ("pickle", PICKLE), ("auth", AUTH)];
 
+/// The content type, where it is one of a serializer of Celery's.
+pub(super) fn serializer(content_type: &[u8]) -> Option<&'static str> {
+    SERIALIZERS.iter().map(|(_, known)| *known).find(|known| known.as_bytes() == content_type)
+}
+
 /// The content types that are read.
 ///
 /// By default all but pickle, as in Celery: nothing is executed here, but whoever reads a row with

@@ -4,6 +4,7 @@
 //! nothing is executed: what is not accepted or too large is refused before it is read.
 
 mod accept;
+mod auth;
 mod columns;
 mod compression;
 mod event;
@@ -16,6 +17,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 pub use self::accept::Accept;
+pub use self::auth::{Certificate, CertificateStore, Digest, Security, Signer};
 pub use self::event::EventPolicy;
 use crate::message::{Message, Value};
 use crate::row::Row;
@@ -70,6 +72,8 @@ pub struct Decoder {
     pub accept: Accept,
     /// How much a message may ask for.
     pub limits: WireLimits,
+    /// Whose signatures count, and who signs.
+    pub security: Security,
     /// What of events is stored.
     pub events: EventPolicy,
 }
@@ -105,11 +109,13 @@ struct Context<'message> {
     limits: &'message WireLimits,
 }
 
-/// A body that is not compressed, with its labels.
+/// A body that is neither compressed nor signed, with its labels.
 struct Body<'message> {
     bytes: Cow<'message, [u8]>,
     content_type: &'message str,
-    content_encoding: &'message str,
+    content_encoding: Cow<'message, str>,
+    /// The form that it was signed in, where it was.
+    signed: Option<auth::Form>,
 }
 
 impl Decoder {
@@ -130,7 +136,7 @@ impl Decoder {
     pub fn result(&self, message: &Message) -> Result<Decoded, DecodeError> {
         let body = self.open(message)?;
         let context = Context { message, limits: &self.limits };
-        let row = match body.content_type {
+        let mut row = match body.content_type {
             accept::JSON => Row::Task(json::decode(body.utf8()?, context)?),
             accept::MSGPACK => Row::Task(msgpack::decode(&body.bytes, context)?),
             columns::TASK => {
@@ -145,6 +151,9 @@ impl Decoder {
             }
             other => return Err(DecodeError::UnsupportedContentType(other.to_owned())),
         };
+        if let (Row::Task(result), Some(form)) = (&mut row, body.signed) {
+            self.security.sign(result, form);
+        }
         Ok(Decoded { rows: vec![row], ..Decoded::default() })
     }
 
@@ -185,7 +194,17 @@ impl Decoder {
         if let Some(name) = label(message, "compression")? {
             bytes = Cow::Owned(compression::decompress(name, &bytes, &self.limits)?);
         }
-        Ok(Body { bytes, content_type, content_encoding })
+        if content_type == accept::AUTH {
+            let opened = self.security.open(&bytes, message.received_at)?;
+            return Ok(Body {
+                bytes: Cow::Owned(opened.bytes),
+                content_type: opened.content_type,
+                content_encoding: Cow::Owned(opened.content_encoding),
+                signed: Some(opened.form),
+            });
+        }
+        let content_encoding = Cow::Borrowed(content_encoding);
+        Ok(Body { bytes, content_type, content_encoding, signed: None })
     }
 }
 
@@ -197,11 +216,11 @@ impl Body<'_> {
         // (`SKIP_DECODE` in `kombu/serialization.py`, 5.7.0).
         let is_utf8 = ["utf-8", "utf8", "us-ascii", "ascii", "binary", "ascii-8bit"]
             .iter()
-            .any(|name| name.eq_ignore_ascii_case(self.content_encoding));
+            .any(|name| name.eq_ignore_ascii_case(&self.content_encoding));
         if is_utf8 {
             Ok(&self.bytes)
         } else {
-            Err(DecodeError::UnsupportedContentEncoding(self.content_encoding.to_owned()))
+            Err(DecodeError::UnsupportedContentEncoding(self.content_encoding.to_string()))
         }
     }
 }
@@ -283,6 +302,22 @@ pub enum DecodeError {
         /// Where in the body, counted from 0.
         position: usize,
     },
+    /// The body is signed, or says nothing of its serializer, and there is nobody to trust.
+    #[error(
+        "the content type is that of signed messages, or there is none, and no certificates are configured: name those of the workers in security-cert-store"
+    )]
+    NoCertificates,
+    /// The certificate of whoever has signed is not there.
+    #[error("the body's signer has no certificate in security-cert-store: add it and start again")]
+    UnknownSigner,
+    /// The signature is not one of the body by the signer.
+    #[error(
+        "the signature is not one of the body by {0:?}: the body was changed, or security-digest is not that of the workers"
+    )]
+    WrongSignature(String),
+    /// The certificate of whoever has signed has expired.
+    #[error("the certificate {0:?} of the body's signer has expired: give the workers a new one")]
+    ExpiredCertificate(String),
     /// The message is of a version of `celeriac://` that came later than this program.
     #[error("the version {0} of the message is not supported: upgrade Celeriac and replay it")]
     UnsupportedVersion(String),
@@ -318,6 +353,10 @@ impl DecodeError {
             Self::TooCompressed { .. } => "too-compressed",
             Self::TooDeep { .. } => "too-deep",
             Self::Malformed { .. } => "undecodable",
+            Self::NoCertificates
+            | Self::UnknownSigner
+            | Self::WrongSignature(_)
+            | Self::ExpiredCertificate(_) => "unverified",
             Self::TooManyEvents { .. } => "too-many-events",
             Self::UnsupportedVersion(_) => "unsupported-version",
             Self::WrongMember { .. } | Self::NotAResult(_) => "not-a-result",

@@ -1,0 +1,187 @@
+//! The files of Celery's `auth` serializer: certificates and a key, read once, at the start.
+
+use std::path::{Path, PathBuf};
+
+use chrono::Utc;
+use glob::MatchOptions;
+
+use crate::config::ConfigError;
+use crate::decode::{Certificate, CertificateStore, Digest, Security, Signer};
+
+/// How Python's `glob` matches: a wildcard stands neither for `/` nor for a leading dot.
+const LIKE_PYTHON: MatchOptions = MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: true,
+};
+
+/// Reads what the settings name.
+pub(super) fn read(
+    cert_store: Option<&str>,
+    digest: Option<&str>,
+    key: Option<&str>,
+    certificate: Option<&str>,
+) -> Result<Security, ConfigError> {
+    let certificates = cert_store.map_or_else(|| Ok(CertificateStore::default()), store)?;
+    let digest = match digest {
+        None => Digest::default(),
+        Some(name) => Digest::parse(name.trim()).ok_or_else(|| {
+            ConfigError::new(
+                "security-digest",
+                format!("{name:?} is not supported: write sha224, sha256, sha384 or sha512"),
+            )
+        })?,
+    };
+    let missing = |setting: &str, needed: &str| {
+        ConfigError::new(setting, format!("is not set, and {needed} needs it: set both or neither"))
+    };
+    let signer = match (key, certificate) {
+        (None, None) => None,
+        (Some(_), None) => return Err(missing("security-certificate", "security-key")),
+        (None, Some(_)) => return Err(missing("security-key", "security-certificate")),
+        (Some(_), Some(_)) if cert_store.is_none() => {
+            return Err(ConfigError::new(
+                "security-cert-store",
+                "is not set, and only what was verified is signed: name the workers' certificates",
+            ));
+        }
+        (Some(key), Some(certificate)) => {
+            let certificate = read_certificate("security-certificate", Path::new(certificate))?;
+            let text = file("security-key", Path::new(key))?;
+            let signer = Signer::from_pem(&text, &certificate);
+            Some(signer.map_err(|problem| of_file("security-key", Path::new(key), problem))?)
+        }
+    };
+    Ok(Security { certificates, digest, signer })
+}
+
+/// The certificates that a pattern names, or all in a folder, as Celery reads them
+/// (`FSCertStore` in `celery/security/certificate.py`, 5.7.0): an expired one, or two with one id,
+/// are an error.
+fn store(pattern: &str) -> Result<CertificateStore, ConfigError> {
+    const SETTING: &str = "security-cert-store";
+    let all_in_folder = Path::new(pattern).join("*");
+    let paths = if Path::new(pattern).is_dir() { all_in_folder.to_str() } else { Some(pattern) };
+    let paths = paths.and_then(|pattern| glob::glob_with(pattern, LIKE_PYTHON).ok());
+    let paths = paths.ok_or_else(|| {
+        ConfigError::new(
+            SETTING,
+            format!("{pattern:?} is not a pattern: write for example /etc/ssl/celery/*.pem"),
+        )
+    })?;
+    let mut store = CertificateStore::default();
+    let mut is_empty = true;
+    for path in paths {
+        let path: PathBuf = path.map_err(|error| {
+            of_file(SETTING, error.path(), &format!("cannot be read: {}", error.error()))
+        })?;
+        if !store.add(read_certificate(SETTING, &path)?) {
+            let problem = "has a certificate that another file has too: remove one of them";
+            return Err(of_file(SETTING, &path, problem));
+        }
+        is_empty = false;
+    }
+    if is_empty {
+        return Err(ConfigError::new(
+            SETTING,
+            format!("there is no file {pattern:?}: name the workers' certificates"),
+        ));
+    }
+    Ok(store)
+}
+
+fn read_certificate(setting: &str, path: &Path) -> Result<Certificate, ConfigError> {
+    let certificate = Certificate::from_pem(&file(setting, path)?)
+        .map_err(|problem| of_file(setting, path, problem))?;
+    if certificate.has_expired(Utc::now()) {
+        let problem = "has a certificate that has expired: put a new one in its place";
+        return Err(of_file(setting, path, problem));
+    }
+    Ok(certificate)
+}
+
+fn file(setting: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    std::fs::read(path).map_err(|error| of_file(setting, path, &format!("cannot be read: {error}")))
+}
+
+fn of_file(setting: &str, path: &Path, problem: &str) -> ConfigError {
+    ConfigError::new(setting, format!("the file {} {problem}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path among the files that `tests/data/auth/make_envelopes.py` has made.
+    fn made(name: &str) -> String {
+        format!("{}/tests/data/auth/worthless-test-{name}.pem", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    #[test]
+    fn certificates_and_key_are_read_as_celery_names_them() {
+        let security = read(None, None, None, None).expect("nothing is wanted");
+        assert!(security.signer.is_none());
+        let (store, key) = (made("w*-certificate"), made("worker-key"));
+        let certificate = made("worker-certificate");
+        let security = read(Some(&store), Some(" SHA512"), Some(&key), Some(&certificate));
+        let shown = format!("{:?}", security.expect("all are good"));
+        let id = "Celeriac for tests only 1427247692705959881058285969449495136382746631";
+        assert_eq!(
+            shown,
+            format!(
+                "Security {{ certificates: CertificateStore({{{id:?}: Certificate({id:?})}}), \
+                 digest: Sha512, signer: Some(Signer({id:?})) }}"
+            )
+        );
+    }
+
+    #[test]
+    fn a_folder_stands_for_all_files_in_it_that_are_not_hidden() {
+        let folder = std::env::temp_dir().join(format!("celeriac-certs-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("writable");
+        std::fs::copy(made("worker-certificate"), folder.join("worker.crt")).expect("copied");
+        std::fs::write(folder.join(".hidden"), "nothing").expect("writable");
+        let store = store(folder.to_str().expect("text"));
+        std::fs::remove_dir_all(&folder).expect("just made");
+        assert!(format!("{:?}", store.expect("one certificate")).contains("for tests only 14"));
+    }
+
+    #[test]
+    fn what_cannot_be_names_the_file_and_the_fix() {
+        let worker = made("worker-certificate");
+        let store = |pattern: &str| {
+            let pattern = if pattern.contains('/') { pattern.to_owned() } else { made(pattern) };
+            read(Some(&pattern), None, None, None).expect_err("refused").to_string()
+        };
+        let signer = |key: Option<&str>, certificate: Option<&str>| {
+            let (key, certificate) = (key.map(made), certificate.map(made));
+            let read = read(Some(&worker), None, key.as_deref(), certificate.as_deref());
+            read.expect_err("refused").to_string()
+        };
+        for (error, expected) in [
+            (store("nobody"), "nobody.pem\": name the workers' certificates"),
+            (store("/[a"), "is not a pattern: write for example /etc/ssl/celery/*.pem"),
+            (store("worker-key"), "worker-key.pem is not a certificate: write it in PEM"),
+            (store("ec-certificate"), "ec-certificate.pem has a certificate whose key is not RSA"),
+            (store("expired-certificate"), "expired-certificate.pem has a certificate that has"),
+            (store("[tw]*-certificate"), "worker-certificate.pem has a certificate that another"),
+            (signer(Some("worker-key"), None), "security-certificate: is not set"),
+            (signer(None, Some("worker-certificate")), "security-key: is not set"),
+            (signer(Some("nobody"), Some("worker-certificate")), "nobody.pem cannot be read: "),
+            (
+                signer(Some("twin-key"), Some("worker-certificate")),
+                "twin-key.pem is not the key of the certificate in security-certificate",
+            ),
+            (
+                signer(Some("password-key"), Some("worker-certificate")),
+                "password-key.pem has a password: write the key without one",
+            ),
+        ] {
+            assert!(error.contains(expected), "{error}");
+        }
+        let unverified = read(None, None, Some(&worker), Some(&worker)).expect_err("refused");
+        assert!(unverified.to_string().starts_with("security-cert-store: is not set"));
+        let digest = read(None, Some("md5"), None, None).expect_err("refused").to_string();
+        assert!(digest.starts_with("security-digest: \"md5\" is not supported: write"), "{digest}");
+    }
+}
