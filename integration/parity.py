@@ -120,6 +120,8 @@ class Fan:
                 database.url,
                 "--results-queue",
                 self.queues[engine],
+                "--accept-content",
+                "json,msgpack,yaml,pickle",
             )
             for engine, database in databases.items()
         }

@@ -15,6 +15,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,8 +130,8 @@ def with_header(
     return Case(message, (reason,)) if reason else Case(message, stored=kept)
 
 
-#: A hundred megabytes of nothing.
-NOTHING = b" " * 100_000_000
+#: Thirty megabytes of nothing.
+NOTHING = b" " * 30_000_000
 BOMBS = {
     "application/x-gzip": zlib.compress(NOTHING),
     "application/x-bz2": bz2.compress(NOTHING),
@@ -474,3 +475,41 @@ def test_a_limit_is_a_setting(
     own_pipeline.daemon.start_consuming()
     broker.publish(message)
     own_pipeline.wait_for_rows({message.properties["correlation_id"]: "SUCCESS"})
+
+
+def peak_memory_bytes(daemon: Daemon) -> int:
+    """The most that the process ever had in memory."""
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if "VmHWM" in line).split()[1]) * 1024
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_bombs_take_no_more_memory_than_the_limits_say(
+    own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
+) -> None:
+    # GIVEN bombs of sixty megabytes each that would have to be stored if limits were larger
+    broker, size = own_pipeline.broker, 60_000_000
+    body = encoded("bomb", result="x" * size)
+    bombs = [
+        Message(compressed, results.properties("bomb"), {"compression": name})
+        for name, compressed in (
+            ("application/x-gzip", zlib.compress(body, 9)),
+            ("application/x-bz2", bz2.compress(body)),
+            ("application/x-lzma", lzma.compress(body)),
+        )
+    ]
+    # WHEN ten of each come to a daemon that reads four megabytes of one
+    daemon = make_daemon(
+        broker.url,
+        own_pipeline.database.url,
+        "--max-decompressed-size=4MB",
+        "--max-compression-ratio=1000000",
+    )
+    daemon.start_consuming()
+    broker.publish(*bombs * 10)
+    wait_until(lambda: broker.depth(DEAD) == 30, "30 dead letters", 60)
+    # THEN it never had more than one at a time, twice over where a buffer grows
+    assert peak_memory_bytes(daemon) < size
+    assert daemon.stop() == 0
+    letters = broker.take(DEAD)
+    assert {letter.headers["x-celeriac-reason"] for letter in letters} == {"too-large"}

@@ -26,6 +26,9 @@ pub(super) fn serializer(content_type: &[u8]) -> Option<&'static str> {
     SERIALIZERS.iter().map(|(_, known)| *known).find(|known| known.as_bytes() == content_type)
 }
 
+/// The most characters of a label that an error names.
+const MAX_LABEL_CHARS: usize = 100;
+
 /// The content types that are read.
 ///
 /// By default all but pickle, as in Celery: nothing is executed here, but whoever reads a row with
@@ -70,12 +73,14 @@ impl Accept {
         if self.0.contains(content_type) {
             return Ok(());
         }
-        // An unknown one in a column of `celeriac://` has to be named to be accepted.
+        // An unknown one in a column of `celeriac://` has to be named to be accepted, and may be
+        // longer than AMQP's own labels.
+        let label = content_type.chars().take(MAX_LABEL_CHARS).collect();
         let is_known = SERIALIZERS.iter().any(|(_, known)| *known == content_type);
         Err(if is_known {
-            DecodeError::NotAccepted(content_type.to_owned())
+            DecodeError::NotAccepted(label)
         } else {
-            DecodeError::UnsupportedContentType(content_type.to_owned())
+            DecodeError::UnsupportedContentType(label)
         })
     }
 }
