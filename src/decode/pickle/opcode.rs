@@ -1,4 +1,4 @@
-//! The opcodes of pickle, and how long each is (`Lib/pickletools.py`, CPython 3.13).
+//! The opcodes of pickle, and how long each is (`Lib/pickletools.py`, Python 3.13).
 
 pub(super) const MARK: u8 = b'(';
 pub(super) const STOP: u8 = b'.';

@@ -1,19 +1,10 @@
-//! What the opcodes of a body build, found by following them without doing what they say.
-//!
-//! Each item on the stack is known by the bytes that made it: from the end of the item below it
-//! to where it was last touched. What was pushed and popped in between belongs to it: CPython
-//! writes the elements of a recursive tuple, takes them away and gets the tuple from the memo
-//! (`save_tuple` in `Lib/pickle.py`, 3.13).
+//! What is known of a body whose opcodes were followed: what they build, and of which bytes each
+//! part of it is made.
 
 use std::cell::OnceCell;
 
 use crate::decode::DecodeError;
-use crate::decode::pickle::opcode as op;
 use crate::decode::pickle::opcode::Op;
-use crate::decode::pickle::text;
-
-/// The highest protocol there is.
-const HIGHEST_PROTOCOL: u8 = 5;
 
 /// Some bytes of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,32 +24,30 @@ pub(super) enum Kind {
     Other,
 }
 
-struct Item {
-    /// Where the bytes end that made it. They begin where those of the item below end.
-    end: u32,
-    /// What of the memo it is.
-    entry: Option<u32>,
-    /// How deep it nests.
-    depth: u16,
-    kind: Kind,
-}
-
 /// Something in the memo.
 pub(super) struct Entry {
     /// Where the bytes begin that made it.
-    start: u32,
+    pub(super) start: u32,
     /// Where it was put into the memo.
-    put: u32,
+    pub(super) put: u32,
     /// Where the bytes end that made it.
-    end: u32,
-    depth: u16,
+    pub(super) end: u32,
+    pub(super) depth: u16,
+}
+
+/// Some bytes that push something that is in the memo from then on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Whole {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) entry: u32,
 }
 
 /// A key of a dict and its value.
 #[derive(Clone, Copy)]
 pub(super) struct Pair {
     /// Where the bytes of the dict begin.
-    dict: u32,
+    pub(super) dict: u32,
     pub(super) key: Span,
     pub(super) value: Span,
 }
@@ -75,37 +64,18 @@ pub(super) struct Program<'body> {
     /// Whether each object is made where its bytes are, so that a part can be cut out.
     pub(super) is_plain: bool,
     /// The pairs of the outermost dicts, dict by dict, each in their order.
-    pairs: Vec<Pair>,
+    pub(super) pairs: Vec<Pair>,
     /// The memo, in the order in which it was filled.
-    entries: Vec<Entry>,
+    pub(super) entries: Vec<Entry>,
     /// The number of the first entry: Python 2 counts from 1.
-    first_index: u32,
-    /// The entries in the order of their beginnings, then of their ends.
-    by_start: OnceCell<Vec<u32>>,
+    pub(super) first_index: u32,
+    /// What was got from the memo after it was built on the stack and popped.
+    pub(super) rebuilt: Vec<Whole>,
+    /// All that pushes an object with an entry in the memo, in the order of the bytes.
+    pub(super) wholes: OnceCell<Vec<Whole>>,
 }
 
 impl<'body> Program<'body> {
-    /// Follows a body, the values of whose members nest at most so deep. They are in a dict, which
-    /// may be in a list.
-    pub(super) fn read(body: &'body [u8], max_depth: usize) -> Result<Self, DecodeError> {
-        if u32::try_from(body.len()).is_err() {
-            return Err(DecodeError::BodyTooLarge { limit: u32::MAX as usize });
-        }
-        let mut walk = Walk::new(u16::try_from(max_depth.saturating_add(2)).unwrap_or(u16::MAX));
-        let mut position = 0;
-        loop {
-            let found = Op::read(body, position)
-                .map_err(Problem::Malformed)
-                .and_then(|op| walk.step(&op, body.len()).map(|()| op));
-            match found {
-                Ok(op) if op.code == op::STOP => return Ok(walk.finish(&body[..op.start])),
-                Ok(op) => position = op.end,
-                Err(Problem::Malformed(problem)) => return Err(malformed(problem, position)),
-                Err(Problem::TooDeep) => return Err(DecodeError::TooDeep { limit: max_depth }),
-            }
-        }
-    }
-
     /// All of it.
     pub(super) fn whole(&self) -> Span {
         Span { start: 0, end: offset(self.body.len()) }
@@ -140,19 +110,43 @@ impl<'body> Program<'body> {
         Op::read(self.body, span.start as usize).ok()
     }
 
-    /// The opcode that pushes an item, where it is only one, and something of the memo counts as
-    /// the one that made it.
+    /// The opcode that pushes an item, where it is only one; what is got from the memo is what was
+    /// put there.
     pub(super) fn atom(&self, item: Span) -> Option<Op<'body>> {
         let op = self.only(item)?;
         if op.is_get() { self.only(self.made_by(self.got(&op)?)?) } else { Some(op) }
     }
 
+    /// As [`Program::atom`], but for what is in the memo and long: one body can get it very often.
+    pub(super) fn short_atom(&self, item: Span) -> Option<Op<'body>> {
+        const MAX_LENGTH: u32 = 128;
+        let made = self.made_elsewhere(item);
+        if made.is_some_and(|made| made.end - made.start > MAX_LENGTH) {
+            None
+        } else {
+            self.atom(item)
+        }
+    }
+
     /// The one opcode in some bytes, besides one that puts it into the memo.
-    fn only(&self, item: Span) -> Option<Op<'body>> {
+    pub(super) fn only(&self, item: Span) -> Option<Op<'body>> {
         let mut ops = self.ops(item);
         let only = ops.next()?;
         let is_only = ops.next().is_none_or(|op| op.is_put()) && ops.next().is_none();
         is_only.then_some(only)
+    }
+
+    /// The bytes that made an item, where it is got from the memo.
+    pub(super) fn made_elsewhere(&self, item: Span) -> Option<Span> {
+        let get = self.ops(item).next().filter(Op::is_get)?;
+        self.made_by(self.got(&get)?)
+    }
+
+    /// How many bytes made what the values of the outermost dicts get from the memo, each counted
+    /// as often as it is got.
+    pub(super) fn shared_bytes(&self) -> usize {
+        let shared = self.pairs.iter().filter_map(|pair| self.made_elsewhere(pair.value));
+        shared.map(|made| (made.end - made.start) as usize).sum()
     }
 
     /// What a GET gets.
@@ -176,26 +170,27 @@ impl<'body> Program<'body> {
         self.entries.get(entry as usize).map(|entry| Span { start: entry.start, end: entry.end })
     }
 
-    /// The largest thing in the memo that the first of some bytes make, of those asked for.
+    /// The longest beginning of some bytes that pushes something in the memo, of what is asked for.
     pub(super) fn first_whole(
         &self,
         span: Span,
         is_asked_for: impl Fn(u32) -> bool,
-    ) -> Option<u32> {
-        let key = |entry: u32| {
-            self.entries.get(entry as usize).map_or((0, 0), |entry| (entry.start, entry.end))
-        };
-        let by_start = self.by_start.get_or_init(|| {
-            let mut entries = (0..offset(self.entries.len())).collect::<Vec<_>>();
-            entries.sort_by_key(|&entry| key(entry));
-            entries
+    ) -> Option<Whole> {
+        let wholes = self.wholes.get_or_init(|| {
+            let entries = self.entries.iter().zip(0..);
+            let made =
+                entries.map(|(&Entry { start, end, .. }, entry)| Whole { start, end, entry });
+            let mut wholes = made.chain(self.rebuilt.iter().copied()).collect::<Vec<_>>();
+            wholes.sort_unstable();
+            wholes
         });
-        let after = by_start.partition_point(|&entry| key(entry) <= (span.start, span.end));
-        let before = by_start[..after].iter().rev();
+        let after =
+            wholes.partition_point(|whole| (whole.start, whole.end) <= (span.start, span.end));
+        let before = wholes[..after].iter().rev();
         before
+            .take_while(|whole| whole.start == span.start)
+            .find(|whole| is_asked_for(whole.entry))
             .copied()
-            .take_while(|&entry| key(entry).0 == span.start)
-            .find(|&entry| is_asked_for(entry))
     }
 }
 
@@ -206,364 +201,4 @@ pub(super) fn offset(offset: usize) -> u32 {
 
 pub(super) fn malformed(problem: &'static str, position: usize) -> DecodeError {
     DecodeError::Malformed { format: "pickle", problem, position }
-}
-
-enum Problem {
-    Malformed(&'static str),
-    TooDeep,
-}
-
-impl From<&'static str> for Problem {
-    fn from(problem: &'static str) -> Self {
-        Self::Malformed(problem)
-    }
-}
-
-const UNDERFLOW: Problem = Problem::Malformed("there is too little on the stack");
-
-/// What was popped since anything else was done.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Popped {
-    /// The result of a call with a pair that is not in the memo: a call that sets a state.
-    Call,
-    Other,
-}
-
-/// The stack and the memo on the way.
-struct Walk {
-    max_depth: u16,
-    stack: Vec<Item>,
-    /// The places of the marks in the stack.
-    marks: Vec<u32>,
-    entries: Vec<Entry>,
-    first_index: u32,
-    pairs: Vec<Pair>,
-    elements: Vec<(Span, Kind)>,
-    protocol: Option<u8>,
-    is_plain: bool,
-    /// The two opcodes before this one.
-    last: [u8; 2],
-    popped: Option<Popped>,
-    frame_end: usize,
-}
-
-impl Walk {
-    fn new(max_depth: u16) -> Self {
-        Self {
-            max_depth,
-            stack: Vec::new(),
-            marks: Vec::new(),
-            entries: Vec::new(),
-            first_index: 0,
-            pairs: Vec::new(),
-            elements: Vec::new(),
-            protocol: None,
-            is_plain: true,
-            last: [op::PROTO; 2],
-            popped: None,
-            frame_end: 0,
-        }
-    }
-
-    fn step(&mut self, op: &Op<'_>, length: usize) -> Result<(), Problem> {
-        let end = offset(op.end);
-        match op.code {
-            op::PROTO => {
-                let &[protocol @ 0..=HIGHEST_PROTOCOL] = op.argument else {
-                    return Err("an unknown protocol".into());
-                };
-                if op.start > 0 {
-                    return Err("the protocol is not told at the beginning".into());
-                }
-                self.protocol = Some(protocol);
-                return Ok(());
-            }
-            op::FRAME => {
-                let frame = usize::try_from(op::little_endian(op.argument)).unwrap_or(usize::MAX);
-                if op.start < self.frame_end || frame == 0 {
-                    return Err("a frame is empty or in a frame".into());
-                }
-                if frame > length - op.end {
-                    return Err("a frame is cut off".into());
-                }
-                self.frame_end = op.end + frame;
-                return Ok(());
-            }
-            op::POP | op::POP_MARK => {
-                let is_call = self.last == [op::TUPLE2, op::REDUCE];
-                self.popped.get_or_insert(if is_call { Popped::Call } else { Popped::Other });
-            }
-            _ => self.settle_popped(op),
-        }
-        self.last = [self.last[1], op.code];
-        match op.code {
-            op::NONE
-            | op::NEWTRUE
-            | op::NEWFALSE
-            | op::INT
-            | op::BININT
-            | op::BININT1
-            | op::BININT2
-            | op::LONG
-            | op::LONG1
-            | op::LONG4
-            | op::FLOAT
-            | op::BINFLOAT
-            | op::STRING
-            | op::BINSTRING
-            | op::SHORT_BINSTRING
-            | op::BINBYTES
-            | op::SHORT_BINBYTES
-            | op::BINBYTES8
-            | op::BYTEARRAY8
-            | op::GLOBAL
-            | op::EXT1
-            | op::EXT2
-            | op::EXT4 => self.push(Kind::Other, 0, end),
-            op::BINUNICODE | op::SHORT_BINUNICODE | op::BINUNICODE8 => {
-                text::check(op.argument).ok_or("invalid UTF-8 in a text")?;
-                self.push(Kind::Other, 0, end)
-            }
-            op::UNICODE => self.push(Kind::Other, 0, end),
-            op::EMPTY_LIST => self.push(Kind::List, 1, end),
-            op::EMPTY_DICT => self.push(Kind::Dict, 1, end),
-            op::EMPTY_TUPLE | op::EMPTY_SET => self.push(Kind::Other, 1, end),
-            op::MARK => {
-                self.marks.push(offset(self.stack.len()));
-                self.push(Kind::Mark, 0, end)
-            }
-            op::TUPLE1 => self.fold(1, end),
-            op::TUPLE2 | op::STACK_GLOBAL | op::REDUCE | op::NEWOBJ => self.fold(2, end),
-            op::TUPLE3 | op::NEWOBJ_EX => self.fold(3, end),
-            op::TUPLE | op::FROZENSET | op::INST | op::OBJ | op::LIST | op::DICT => {
-                self.fold_to_mark(op.code, end)
-            }
-            op::APPEND | op::BUILD => {
-                let first = self.operands(1)?;
-                self.add(op.code, first, first, end)
-            }
-            op::SETITEM => {
-                let first = self.operands(2)?;
-                self.add(op.code, first, first, end)
-            }
-            op::APPENDS | op::SETITEMS | op::ADDITEMS => {
-                let mark = self.last_mark()?;
-                self.add(op.code, mark, mark + 1, end)
-            }
-            op::POP if self.stack.last().is_some_and(|top| top.kind == Kind::Mark) => {
-                self.marks.pop();
-                self.stack.pop();
-                Ok(())
-            }
-            op::POP => {
-                let first = self.operands(1)?;
-                self.consume(first);
-                Ok(())
-            }
-            op::POP_MARK => {
-                let mark = self.last_mark()?;
-                self.consume(mark);
-                Ok(())
-            }
-            op::GET | op::BINGET | op::LONG_BINGET => self.get(op),
-            op::PUT | op::BINPUT | op::LONG_BINPUT | op::MEMOIZE => self.put(op),
-            op::STOP => {
-                let first = self.operands(1)?;
-                let is_alone = first == 0;
-                if is_alone { Ok(()) } else { Err("something is left on the stack".into()) }
-            }
-            // Nothing that `pickle.dumps` writes has these.
-            op::PERSID | op::BINPERSID => Err("a persistent id".into()),
-            op::NEXT_BUFFER | op::READONLY_BUFFER => Err("a buffer outside of the body".into()),
-            _ => Err("an opcode that no pickler writes".into()),
-        }
-    }
-
-    /// Says whose the bytes are that pushed and popped something: those of the item that an
-    /// opcode gets from the memo, where that was put there on the way, as for a recursive tuple,
-    /// else those of the item below, as for a call that sets a state
-    /// (`save_reduce` in `Lib/pickle.py`, CPython 3.13).
-    fn settle_popped(&mut self, op: &Op<'_>) {
-        let Some(popped) = self.popped.take() else { return };
-        let entry = if op.is_get() { self.entry(op) } else { None };
-        let is_from_popped = entry
-            .and_then(|entry| self.entries.get(entry as usize))
-            .is_some_and(|entry| entry.put >= self.end_below(self.stack.len()));
-        if popped == Popped::Call || !is_from_popped {
-            if let Some(top) = self.stack.last_mut() {
-                top.end = offset(op.start);
-            }
-        }
-    }
-
-    /// Where the bytes begin of the item at a place in the stack.
-    fn end_below(&self, place: usize) -> u32 {
-        place.checked_sub(1).map_or(0, |below| self.stack[below].end)
-    }
-
-    fn span(&self, place: usize) -> Span {
-        Span { start: self.end_below(place), end: self.stack[place].end }
-    }
-
-    fn push(&mut self, kind: Kind, depth: u16, end: u32) -> Result<(), Problem> {
-        if depth > self.max_depth {
-            return Err(Problem::TooDeep);
-        }
-        self.stack.push(Item { end, entry: None, depth, kind });
-        Ok(())
-    }
-
-    /// The place of the first of the topmost items, which must all be above the last mark.
-    fn operands(&self, count: usize) -> Result<usize, Problem> {
-        let floor = self.marks.last().map_or(0, |&mark| mark as usize + 1);
-        self.stack.len().checked_sub(count).filter(|&first| first >= floor).ok_or(UNDERFLOW)
-    }
-
-    /// Takes the last mark from the list of marks. It stays on the stack.
-    fn last_mark(&mut self) -> Result<usize, Problem> {
-        let mark = self.marks.pop().ok_or(Problem::Malformed("there is no mark"))?;
-        Ok(mark as usize)
-    }
-
-    /// Takes items off the stack, from this place on, and tells how deep the deepest nests.
-    fn consume(&mut self, first: usize) -> u16 {
-        let mut depth = 0;
-        for item in self.stack.drain(first..) {
-            depth = depth.max(item.depth);
-            let made = item.entry.filter(|_| item.kind != Kind::Known);
-            if let Some(entry) = made.and_then(|entry| self.entries.get_mut(entry as usize)) {
-                entry.end = item.end;
-                entry.depth = item.depth;
-            }
-        }
-        depth
-    }
-
-    /// Makes one item of the topmost ones.
-    fn fold(&mut self, count: usize, end: u32) -> Result<(), Problem> {
-        let first = self.operands(count)?;
-        let depth = self.consume(first);
-        self.push(Kind::Other, depth.saturating_add(1), end)
-    }
-
-    /// Makes one item of all that is above the last mark, and of the mark.
-    fn fold_to_mark(&mut self, code: u8, end: u32) -> Result<(), Problem> {
-        let mark = self.last_mark()?;
-        let first = mark + 1;
-        let kind = match code {
-            op::LIST => Kind::List,
-            op::DICT => Kind::Dict,
-            _ => Kind::Other,
-        };
-        match code {
-            op::LIST if mark == 0 => self.record_elements(first),
-            op::DICT => self.record_pairs(mark, first)?,
-            op::OBJ if first == self.stack.len() => return Err(UNDERFLOW),
-            _ => {}
-        }
-        let depth = self.consume(mark);
-        self.push(kind, depth.saturating_add(1), end)
-    }
-
-    /// Adds items to the one below `above`.
-    fn add(&mut self, code: u8, above: usize, first: usize, end: u32) -> Result<(), Problem> {
-        let floor = self.marks.last().map_or(0, |&mark| mark as usize + 1);
-        let target = above.checked_sub(1).filter(|&target| target >= floor).ok_or(UNDERFLOW)?;
-        match (code, self.stack[target].kind) {
-            // It is made elsewhere, and differs from what is made there from here on.
-            (_, Kind::Known) => self.is_plain = false,
-            (op::SETITEM | op::SETITEMS, _) => self.record_pairs(target, first)?,
-            (op::APPEND | op::APPENDS, Kind::List) if target == 0 => self.record_elements(first),
-            _ => {}
-        }
-        let depth = self.consume(above).saturating_add(1);
-        if depth > self.max_depth {
-            return Err(Problem::TooDeep);
-        }
-        let target = &mut self.stack[target];
-        target.depth = target.depth.max(depth);
-        target.end = end;
-        Ok(())
-    }
-
-    /// Keeps the keys and values from a place on, where the dict is the body's value or can be an
-    /// element of it.
-    fn record_pairs(&mut self, dict: usize, first: usize) -> Result<(), Problem> {
-        if (self.stack.len() - first) % 2 == 1 {
-            return Err("a key has no value".into());
-        }
-        let is_outermost = dict == 0 || (self.stack[0].kind == Kind::List && self.marks.len() <= 1);
-        if is_outermost {
-            let start = self.end_below(dict);
-            for key in (first..self.stack.len()).step_by(2) {
-                let pair = Pair { dict: start, key: self.span(key), value: self.span(key + 1) };
-                self.pairs.push(pair);
-            }
-        }
-        Ok(())
-    }
-
-    fn record_elements(&mut self, first: usize) {
-        for place in first..self.stack.len() {
-            self.elements.push((self.span(place), self.stack[place].kind));
-        }
-    }
-
-    /// What of the memo an opcode gets.
-    fn entry(&self, get: &Op<'_>) -> Option<u32> {
-        let entry = get.index()?.checked_sub(self.first_index)?;
-        (entry < offset(self.entries.len())).then_some(entry)
-    }
-
-    fn get(&mut self, op: &Op<'_>) -> Result<(), Problem> {
-        let entry = self.entry(op).ok_or("it is not in the memo")?;
-        let depth = self.entries[entry as usize].depth;
-        self.push(Kind::Known, depth, offset(op.end))
-    }
-
-    fn put(&mut self, op: &Op<'_>) -> Result<(), Problem> {
-        let place = self.operands(1)?;
-        let entry = offset(self.entries.len());
-        match (op.code, op.index()) {
-            (op::MEMOIZE, _) if self.first_index == 0 => {}
-            (op::MEMOIZE, _) | (_, None) => return Err("the memo is out of order".into()),
-            (_, Some(index)) if entry == 0 => self.first_index = index,
-            (_, Some(index)) if Some(index) == self.first_index.checked_add(entry) => {}
-            _ => return Err("the memo is out of order".into()),
-        }
-        let start = self.end_below(place);
-        let item = &mut self.stack[place];
-        if item.kind == Kind::Known || item.entry.is_some() {
-            self.is_plain = false;
-        }
-        if let Some(earlier) = item.entry.and_then(|entry| self.entries.get_mut(entry as usize)) {
-            earlier.end = item.end;
-        }
-        self.entries.push(Entry { start, put: offset(op.start), end: item.end, depth: item.depth });
-        item.entry = Some(entry);
-        item.end = offset(op.end);
-        if item.kind == Kind::Known {
-            item.kind = Kind::Other;
-        }
-        Ok(())
-    }
-
-    /// What was built, of all opcodes but STOP.
-    fn finish<'body>(mut self, body: &'body [u8]) -> Program<'body> {
-        let root = self.stack.first().map_or(Kind::Other, |root| root.kind);
-        self.consume(0);
-        self.pairs.sort_by_key(|pair| pair.dict);
-        let is_text = body.first() == Some(&op::MARK);
-        Program {
-            body,
-            protocol: self.protocol.unwrap_or(u8::from(!is_text)),
-            root,
-            elements: self.elements,
-            is_plain: self.is_plain,
-            pairs: self.pairs,
-            entries: self.entries,
-            first_index: self.first_index,
-            by_start: OnceCell::new(),
-        }
-    }
 }

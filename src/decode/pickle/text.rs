@@ -55,8 +55,8 @@ fn ascii(bytes: &[u8]) -> Option<Text<'_>> {
 }
 
 /// Latin-1 with `\uXXXX` and `\UXXXXXXXX`. A backslash is escaped itself (`save_str` in
-/// `Lib/pickle.py`, CPython 3.13).
-fn escaped<'body>(bytes: &'body [u8]) -> Option<Text<'body>> {
+/// `Lib/pickle.py`, Python 3.13).
+fn escaped(bytes: &[u8]) -> Option<Text<'_>> {
     if !bytes.contains(&b'\\') && bytes.is_ascii() {
         return ascii(bytes);
     }

@@ -10,7 +10,7 @@ use crate::decode::pickle::program::{Pair, Program, Span, offset};
 /// How much longer than the body a pickle of a part of it may be.
 const MAX_EXCESS: usize = 1024;
 
-/// A frame has no head where its content is shorter (`_Framer` in `Lib/pickle.py`, CPython 3.13).
+/// A frame has no head where its content is shorter (`_Framer` in `Lib/pickle.py`, Python 3.13).
 const MIN_FRAME: usize = 4;
 
 /// A frame ends once its content is as long, and bytes and texts as long are in none.
@@ -18,26 +18,29 @@ const FRAME_TARGET: usize = 64 * 1024;
 
 /// The pickle of the value of a pair.
 pub(super) fn value(program: &Program<'_>, pair: &Pair) -> Vec<u8> {
-    let mut part = Part::new(program);
-    let content = match part.copy(pair.value) {
-        Some(()) => part.out,
-        None => item(program, pair),
-    };
-    pickle(program.protocol, content)
+    let content = cut_out(program, |part| part.copy(pair.value));
+    pickle(program.protocol, content.unwrap_or_else(|| item(program, pair)))
 }
 
 /// The pickle of a dict that has the pair only.
 pub(super) fn dict(program: &Program<'_>, pair: &Pair) -> Vec<u8> {
-    let mut part = Part::new(program);
-    let content = match part.dict(pair) {
-        Some(()) => part.out,
-        None => {
-            let mut content = vec![op::EMPTY_DICT];
-            text(program, pair.key, &mut content);
-            [content, item(program, pair), vec![op::SETITEM]].concat()
-        }
-    };
+    let content = cut_out(program, |part| part.dict(pair));
+    let content = content.unwrap_or_else(|| {
+        let mut content = vec![op::EMPTY_DICT];
+        text(program, pair.key, &mut content);
+        [content, item(program, pair), vec![op::SETITEM]].concat()
+    });
     pickle(program.protocol, content)
+}
+
+/// The opcodes of a part of the body, where it can be had without the rest.
+fn cut_out<'program, 'body>(
+    program: &'program Program<'body>,
+    copy: impl FnOnce(&mut Part<'program, 'body>) -> Option<()>,
+) -> Option<Vec<u8>> {
+    let mut part = Part::new(program);
+    copy(&mut part)?;
+    Some(part.out)
 }
 
 /// A program that builds all of the body and takes the value of the pair out of it. It is right
@@ -76,6 +79,8 @@ struct Part<'program, 'body> {
     memo: Vec<State>,
     /// How much is in the memo of the part.
     length: u32,
+    /// The last opcode that is not about the memo.
+    last: u8,
     /// Whether something was fetched from outside, so that what it contains may come again.
     has_fetched: bool,
 }
@@ -83,7 +88,7 @@ struct Part<'program, 'body> {
 impl<'program, 'body> Part<'program, 'body> {
     fn new(program: &'program Program<'body>) -> Self {
         let memo = vec![State::Absent; program.memo_length()];
-        Self { program, out: Vec::new(), memo, length: 0, has_fetched: false }
+        Self { program, out: Vec::new(), memo, length: 0, last: op::PROTO, has_fetched: false }
     }
 
     /// Writes a dict that has the pair only, as a pickler does.
@@ -124,11 +129,9 @@ impl<'program, 'body> Part<'program, 'body> {
                     _ => None,
                 };
                 let known = program.first_whole(*rest, |entry| number(entry).is_some());
-                if let Some((entry, span)) =
-                    known.and_then(|known| Some((known, program.made_by(known)?)))
-                {
-                    let number = number(entry)?;
-                    rest.start = span.end;
+                if let Some(known) = known {
+                    let number = number(known.entry)?;
+                    rest.start = known.end;
                     self.get(number);
                     continue;
                 }
@@ -136,12 +139,12 @@ impl<'program, 'body> Part<'program, 'body> {
             rest.start = offset(op.end);
             if op.is_put() {
                 let place = self.memo.get_mut(program.put(&op)? as usize)?;
-                if matches!(place, State::Numbered(_)) {
-                    // It is made twice: it contains itself and came into the memo late.
-                    return None;
+                if let State::Numbered(number) = *place {
+                    self.take_instead(number)?;
+                } else {
+                    *place = State::Numbered(self.length);
+                    self.put(op.code);
                 }
-                *place = State::Numbered(self.length);
-                self.put(op.code);
             } else if op.is_get() {
                 let entry = program.got(&op)?;
                 let place = self.memo.get_mut(entry as usize)?;
@@ -161,11 +164,29 @@ impl<'program, 'body> Part<'program, 'body> {
                 }
             } else if !op.is_about_bytes() {
                 self.out.extend_from_slice(op.bytes(program.body));
+                self.last = op.code;
             }
             if self.out.len() > program.body.len() + MAX_EXCESS {
                 return None;
             }
         }
+        Some(())
+    }
+
+    /// Throws away what was just made, and gets it from the memo: it contains itself, and was made
+    /// on the way (`save_tuple` and `save_frozenset` in `Lib/pickle.py`, Python 3.13). What a call
+    /// makes is not made twice: the call could be of something that is not yet complete.
+    fn take_instead(&mut self, number: u32) -> Option<()> {
+        let pops: &[u8] = match self.last {
+            op::TUPLE1 => &[op::POP],
+            op::TUPLE2 => &[op::POP; 2],
+            op::TUPLE3 => &[op::POP; 3],
+            op::TUPLE | op::FROZENSET => &[op::POP_MARK],
+            _ => return None,
+        };
+        self.out.pop();
+        self.out.extend_from_slice(pops);
+        self.get(number);
         Some(())
     }
 
@@ -215,7 +236,7 @@ fn pickle(protocol: u8, mut content: Vec<u8>) -> Vec<u8> {
     out
 }
 
-/// Puts opcodes into frames as CPython's pickler does (`_Pickler_OpcodeBoundary` and
+/// Puts opcodes into frames as Python's pickler does (`_Pickler_OpcodeBoundary` and
 /// `_Pickler_write_bytes` in `Modules/_pickle.c`, 3.13).
 fn frame(content: &[u8], out: &mut Vec<u8>) {
     if content.len() < FRAME_TARGET {
