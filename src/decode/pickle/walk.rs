@@ -343,7 +343,8 @@ impl Walk {
         if (self.stack.len() - first) % 2 == 1 {
             return Err("a key has no value".into());
         }
-        let is_outermost = dict == 0 || (self.stack[0].kind == Kind::List && self.marks.len() <= 1);
+        let is_outermost = dict == 0
+            || (matches!(self.stack[0].kind, Kind::List | Kind::Mark) && self.marks.len() <= 1);
         if is_outermost {
             let start = self.end_below(dict);
             for key in (first..self.stack.len()).step_by(2) {
