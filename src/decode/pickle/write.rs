@@ -202,6 +202,7 @@ impl<'program, 'body> Part<'program, 'body> {
     }
 
     fn get(&mut self, number: u32) {
+        self.last = op::GET;
         match u8::try_from(number) {
             _ if self.program.protocol == 0 => self.text(op::GET, number),
             Ok(short) => self.out.extend([op::BINGET, short]),
