@@ -164,6 +164,9 @@ def related() -> dict[str, dict[str, Any]]:
     triple[0].append(triple)
     four: tuple[Any, ...] = (1, [], 2, 3)
     four[1].append(four)
+    state: dict[Any, Any] = {}
+    key = (called(state=state),)
+    state[key] = key[0]
     return {
         "the same": {"result": payload, "args": payload, "kwargs": payload, "children": payload},
         "a part": {"result": payload, "args": [item], "kwargs": {"item": item}},
@@ -171,6 +174,7 @@ def related() -> dict[str, dict[str, Any]]:
         "a key": {"result": {"status": 1, "args": 2}, "args": ["children", "kwargs"]},
         "a class": {"result": plain(), "args": [plain(), Plain], "kwargs": {"x": Point(1, 2)}},
         "a state": {"result": called(x=item), "args": [item, called(x=item)], "kwargs": item},
+        "a state that is recursive": {"result": key, "args": state, "kwargs": key[0]},
         "an exception": {"result": error, "args": [payload], "kwargs": {"error": error}},
         "a loop from inside": {"result": loop, "args": loop[1], "kwargs": {"x": loop}},
         "a recursive list": {"result": triple, "args": triple[0]},
