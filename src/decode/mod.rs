@@ -11,6 +11,7 @@ mod event;
 mod json;
 mod json_text;
 mod msgpack;
+mod pickle;
 mod result_meta;
 
 use std::borrow::Cow;
@@ -139,6 +140,7 @@ impl Decoder {
         let mut row = match body.content_type {
             accept::JSON => Row::Task(json::decode(body.utf8()?, context)?),
             accept::MSGPACK => Row::Task(msgpack::decode(&body.bytes, context)?),
+            accept::PICKLE => Row::Task(pickle::decode(&body.bytes, context)?),
             columns::TASK => {
                 let result = columns::task(body.utf8()?, &self.limits)?;
                 self.accept.check(&result.outcome.content_type)?;
@@ -168,6 +170,7 @@ impl Decoder {
         match body.content_type {
             accept::JSON => json::decode_events(body.utf8()?, self.events, context),
             accept::MSGPACK => msgpack::decode_events(&body.bytes, self.events, context),
+            accept::PICKLE => pickle::decode_events(&body.bytes, self.events, context),
             other => Err(DecodeError::UnsupportedContentType(other.to_owned())),
         }
     }
