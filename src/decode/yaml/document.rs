@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::malformed;
 use super::parse::{Event, Parser};
-use super::resolve::{Kind, Tag};
+use super::resolve::{self, Kind, Tag};
 use super::scan::{Scalar, Style};
 use crate::decode::{DecodeError, WireLimits};
 
@@ -137,27 +137,28 @@ impl<'body> Composer<'body, '_> {
             Event::Sequence { anchor, tag } => (anchor, tag, Content::Sequence(Vec::new())),
             Event::Mapping { anchor, tag } => (anchor, tag, Content::Mapping(Vec::new())),
         };
-        let tag = match tag {
-            Some(tag) if tag.kind() == content.kind() => tag,
-            Some(_) => Err(malformed("a tag on a value of another kind", position))?,
-            None => match &content {
-                Content::Scalar(scalar) if scalar.style == Style::Plain => {
-                    Tag::of_plain(&scalar.text)
-                }
-                Content::Scalar(_) => Tag::Str,
-                Content::Sequence(_) => Tag::Seq,
-                Content::Mapping(_) => Tag::Map,
-            },
-        };
-        let is_key = self.expects_key();
-        if matches!(tag, Tag::Merge | Tag::Value) && !is_key {
-            Err(malformed("`<<` or `=` where it is no key", position))?;
+        let tag = tag.unwrap_or_else(|| match &content {
+            Content::Scalar(scalar) if scalar.style == Style::Plain => Tag::of_plain(&scalar.text),
+            Content::Scalar(_) => Tag::Str,
+            Content::Sequence(_) => Tag::Seq,
+            Content::Mapping(_) => Tag::Map,
+        });
+        if tag.kind() != content.kind() {
+            return Err(malformed("a tag on a value of another kind", position));
+        }
+        if let (Tag::Bool, Content::Scalar(scalar)) = (tag, &content)
+            && resolve::truth(&scalar.text).is_none()
+        {
+            return Err(malformed("a truth value that is none", position));
+        }
+        if matches!(tag, Tag::Merge | Tag::Value) && !self.expects_key() {
+            return Err(malformed("`<<` or `=` where it is no key", position));
         }
         let id = self.nodes.len();
         if let Some(name) = anchor
             && self.anchors.insert(name, id).is_some()
         {
-            Err(malformed("an anchor that is there already", position))?;
+            return Err(malformed("an anchor that is there already", position));
         }
         let is_collection = content.kind() != Kind::Scalar;
         self.nodes.push(Node { tag, content, is_shared: false });

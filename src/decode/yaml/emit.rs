@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use std::slice;
 
 use super::document::{Content, Document, Id, Node};
-use super::resolve::Tag;
+use super::resolve::{self, Tag};
 use super::scan::{Scalar, Style};
 
 /// The column behind which a line is broken.
@@ -228,13 +228,18 @@ impl<'doc, 'body> Emitter<'doc, 'body> {
     }
 
     fn scalar(&mut self, tag: Tag, scalar: &Scalar<'_>, place: Place) {
-        let text = &*scalar.text;
-        let is_implicit = Tag::of_plain(text) == tag;
+        let text = match tag {
+            Tag::Null => "null",
+            Tag::Bool if resolve::truth(&scalar.text) == Some(true) => "true",
+            Tag::Bool => "false",
+            _ => &*scalar.text,
+        };
         let allowed = Allowed::of(text);
         let is_split = place != Place::SimpleKey;
-        // What was in quotes stays in quotes: another version of PyYAML may take it for something
-        // else without.
-        let is_plain = is_implicit && allowed.plain && scalar.style != Style::SingleQuoted;
+        // A text that was in quotes stays in quotes: another version of PyYAML may take it for
+        // something else without.
+        let is_quoted = tag == Tag::Str && scalar.style == Style::SingleQuoted;
+        let is_plain = allowed.plain && !is_quoted && Tag::of_plain(text) == tag;
         if !is_plain && tag != Tag::Str {
             self.write_indicator(tag.short(), true);
         }

@@ -101,9 +101,13 @@ impl Tag {
     }
 }
 
-/// Whether the text of a truth value means true.
-pub(super) fn is_true(text: &str) -> bool {
-    ["yes", "true", "on"].iter().any(|name| name.eq_ignore_ascii_case(text))
+/// The truth value that a text stands for.
+pub(super) fn truth(text: &str) -> Option<bool> {
+    let is_one_of = |names: [&str; 3]| names.iter().any(|name| name.eq_ignore_ascii_case(text));
+    if is_one_of(["yes", "true", "on"]) {
+        return Some(true);
+    }
+    is_one_of(["no", "false", "off"]).then_some(false)
 }
 
 /// The number in the text of an integer or a float.
