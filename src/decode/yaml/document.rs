@@ -151,9 +151,13 @@ impl<'body> Composer<'body, '_> {
         {
             return Err(malformed("a truth value that is none", position));
         }
-        if matches!(tag, Tag::Merge | Tag::Value) && !self.expects_key() {
-            return Err(malformed("`<<` or `=` where it is no key", position));
-        }
+        let tag = match tag {
+            Tag::Merge | Tag::Value if !self.expects_key() => {
+                return Err(malformed("`<<` or `=` where it is no key", position));
+            }
+            Tag::Value => Tag::Str,
+            tag => tag,
+        };
         let id = self.nodes.len();
         if let Some(name) = anchor
             && self.anchors.insert(name, id).is_some()

@@ -176,7 +176,7 @@ impl<'doc, 'body> Emitter<'doc, 'body> {
         // The lengths are those of what is to be written before escapes.
         match content {
             Content::Scalar(scalar) => {
-                let text = &scalar.text;
+                let text = written(*tag, scalar);
                 let is_short = text.len() < 4 * 128 && length + text.chars().count() < 128;
                 is_short && !text.is_empty() && !text.contains(is_break)
             }
@@ -228,12 +228,7 @@ impl<'doc, 'body> Emitter<'doc, 'body> {
     }
 
     fn scalar(&mut self, tag: Tag, scalar: &Scalar<'_>, place: Place) {
-        let text = match tag {
-            Tag::Null => "null",
-            Tag::Bool if resolve::truth(&scalar.text) == Some(true) => "true",
-            Tag::Bool => "false",
-            _ => &*scalar.text,
-        };
+        let text = written(tag, scalar);
         let allowed = Allowed::of(text);
         let is_split = place != Place::SimpleKey;
         // A text that was in quotes stays in quotes: another version of PyYAML may take it for
@@ -457,6 +452,16 @@ fn sightings(document: &Document<'_>, root: Id) -> HashMap<Id, Sighting> {
         }
     }
     sightings
+}
+
+/// The characters that PyYAML writes for a scalar.
+fn written<'doc>(tag: Tag, scalar: &'doc Scalar<'_>) -> &'doc str {
+    match tag {
+        Tag::Null => "null",
+        Tag::Bool if resolve::truth(&scalar.text) == Some(true) => "true",
+        Tag::Bool => "false",
+        _ => &scalar.text,
+    }
 }
 
 /// The parts of a text that are all spaces, all line breaks, all quotes or none of these.

@@ -292,7 +292,8 @@ impl<'body> Parser<'body> {
                 let Token::Scalar(scalar) = self.scanner.take()? else { return Ok(empty()) };
                 // PyYAML resolves a scalar with `!` as if it were plain, and does not mind a line
                 // break at its end.
-                let text = scalar.text.strip_suffix('\n').unwrap_or(&scalar.text);
+                let text = scalar.text.strip_suffix('\n').filter(|text| !text.is_empty());
+                let text = text.unwrap_or(&scalar.text);
                 let tag = tag.or_else(|| is_non_specific.then(|| Tag::of_plain(text)));
                 return Ok(Event::Scalar { anchor, tag, scalar });
             }

@@ -13,7 +13,7 @@ pub(super) enum Tag {
     Str,
     /// `<<`, which is good only as a key.
     Merge,
-    /// `=`, which is good only as a key.
+    /// `=`, which is good only as a key, and is a text then.
     Value,
     Seq,
     Omap,
