@@ -242,8 +242,8 @@ pub struct Settings {
     #[serde(deserialize_with = "text")]
     max_events: Option<String>,
 
-    /// How many values a text in YAML may come to when its aliases are replaced by what they stand
-    /// for, from 1 on.
+    /// How many values a text in YAML may have, from 1 on, each of its aliases counted as all that
+    /// it stands for.
     ///
     /// Default: 1000000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_EXPANDED_VALUES")]

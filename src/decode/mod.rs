@@ -13,6 +13,7 @@ mod json_text;
 mod msgpack;
 mod pickle;
 mod result_meta;
+mod yaml;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -48,8 +49,8 @@ pub struct WireLimits {
     /// The most events in one message. Celery's workers send lists of at most 24
     /// (`buffer_limit` in `celery/events/dispatcher.py`, 5.7.0).
     pub events: usize,
-    /// How many values a text in YAML may come to when each of its aliases is replaced by what it
-    /// stands for.
+    /// How many values a text in YAML may have, each of its aliases counted as all that it stands
+    /// for.
     pub expanded_values: usize,
 }
 
@@ -141,6 +142,7 @@ impl Decoder {
             accept::JSON => Row::Task(json::decode(body.utf8()?, context)?),
             accept::MSGPACK => Row::Task(msgpack::decode(&body.bytes, context)?),
             accept::PICKLE => Row::Task(pickle::decode(&body.bytes, context)?),
+            accept::YAML => Row::Task(yaml::decode(body.utf8()?, context)?),
             columns::TASK => {
                 let result = columns::task(body.utf8()?, &self.limits)?;
                 self.accept.check(&result.outcome.content_type)?;
@@ -171,6 +173,7 @@ impl Decoder {
             accept::JSON => json::decode_events(body.utf8()?, self.events, context),
             accept::MSGPACK => msgpack::decode_events(&body.bytes, self.events, context),
             accept::PICKLE => pickle::decode_events(&body.bytes, self.events, context),
+            accept::YAML => yaml::decode_events(body.utf8()?, self.events, context),
             other => Err(DecodeError::UnsupportedContentType(other.to_owned())),
         }
     }
@@ -295,6 +298,22 @@ pub enum DecodeError {
         /// The most levels.
         limit: usize,
     },
+    /// The aliases of a text in YAML stand for more than they may.
+    #[error(
+        "the body comes to more than {limit} values when its aliases are replaced: raise max-expanded-values to store it"
+    )]
+    TooManyValues {
+        /// The most values.
+        limit: usize,
+    },
+    /// A text in YAML is small only because of its style or its aliases.
+    #[error(
+        "the columns of the body take more than {limit} bytes: raise max-decompressed-size to store it"
+    )]
+    ColumnsTooLarge {
+        /// The most bytes.
+        limit: usize,
+    },
     /// The body does not have the form that its content type promises.
     #[error("the body is not {format}: {problem} at byte {position}")]
     Malformed {
@@ -352,9 +371,12 @@ impl DecodeError {
             Self::UnsupportedContentType(_) => "unsupported-content-type",
             Self::UnsupportedContentEncoding(_) => "unsupported-content-encoding",
             Self::UnsupportedCompression { .. } => "unsupported-compression",
-            Self::BodyTooLarge { .. } | Self::DecompressedTooLarge { .. } => "too-large",
+            Self::BodyTooLarge { .. }
+            | Self::DecompressedTooLarge { .. }
+            | Self::ColumnsTooLarge { .. } => "too-large",
             Self::TooCompressed { .. } => "too-compressed",
             Self::TooDeep { .. } => "too-deep",
+            Self::TooManyValues { .. } => "too-many-values",
             Self::Malformed { .. } => "undecodable",
             Self::NoCertificates
             | Self::UnknownSigner
