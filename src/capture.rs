@@ -38,65 +38,21 @@ struct Line {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     received_at: Option<DateTime<Utc>>,
     #[serde(default)]
-    properties: PropertiesLine,
+    properties: Properties,
     #[serde(default)]
     headers: Option<Map<String, Json>>,
     body_b64: String,
 }
 
-/// [`Properties`] under AMQP's names; those that are not set are left out.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(default)]
-struct PropertiesLine {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_type: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_encoding: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    delivery_mode: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    priority: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    correlation_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reply_to: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expiration: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timestamp: Option<u64>,
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    kind: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    app_id: Option<String>,
-}
-
 /// The line of a message, without a line feed.
 #[must_use]
 pub fn write(message: &Message) -> String {
-    let properties = message.properties.clone();
     let line = Line {
         exchange: message.exchange.clone(),
         routing_key: message.routing_key.clone(),
         redelivered: message.redelivered,
         received_at: Some(message.received_at),
-        properties: PropertiesLine {
-            content_type: properties.content_type,
-            content_encoding: properties.content_encoding,
-            delivery_mode: properties.delivery_mode,
-            priority: properties.priority,
-            correlation_id: properties.correlation_id,
-            reply_to: properties.reply_to,
-            expiration: properties.expiration,
-            message_id: properties.message_id,
-            timestamp: properties.timestamp,
-            kind: properties.kind,
-            user_id: properties.user_id,
-            app_id: properties.app_id,
-        },
+        properties: message.properties.clone(),
         headers: Some(headers_to_json(&message.headers)),
         body_b64: STANDARD.encode(&message.body),
     };
@@ -122,23 +78,9 @@ pub fn read(line: &str, now: DateTime<Utc>, number: u64) -> Result<Message, Capt
     let body = STANDARD
         .decode(&line.body_b64)
         .map_err(|_| CaptureError("`body_b64` is not base64".to_owned()))?;
-    let properties = line.properties;
     Ok(Message {
         body,
-        properties: Properties {
-            content_type: properties.content_type,
-            content_encoding: properties.content_encoding,
-            delivery_mode: properties.delivery_mode,
-            priority: properties.priority,
-            correlation_id: properties.correlation_id,
-            reply_to: properties.reply_to,
-            expiration: properties.expiration,
-            message_id: properties.message_id,
-            timestamp: properties.timestamp,
-            kind: properties.kind,
-            user_id: properties.user_id,
-            app_id: properties.app_id,
-        },
+        properties: line.properties,
         headers: headers_from_json(line.headers.unwrap_or_default(), 0)?,
         exchange: line.exchange,
         routing_key: line.routing_key,

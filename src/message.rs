@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 /// A message as the broker delivered it.
 ///
@@ -31,33 +32,47 @@ pub struct Message {
 /// The application headers of a message, by name.
 pub type Headers = BTreeMap<String, Value>;
 
-/// The basic properties of AMQP 0-9-1, without the headers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The basic properties of AMQP 0-9-1, without the headers. In a capture file they have AMQP's
+/// names, and those that are not set are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Properties {
     /// `application/json` and the like; kombu's serializer.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
     /// `utf-8`, `binary`; the charset of a text body.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub content_encoding: Option<String>,
     /// 1 for transient, 2 for persistent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery_mode: Option<u8>,
     /// 0 (lowest) to 9.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<u8>,
     /// For a result message the id of the task that published it, which is not always the task
     /// that the result belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
     /// The queue for replies.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
     /// Time to live in milliseconds, as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub expiration: Option<String>,
     /// The publisher's id for the message.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
     /// Seconds since the epoch, set by the publisher or the broker.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<u64>,
     /// The publisher's name for the kind of message.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// The publishing user, verified by the broker.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
     /// The publishing application.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub app_id: Option<String>,
 }
 
@@ -85,6 +100,21 @@ pub enum Value {
 }
 
 impl Message {
+    /// A message of which only the body is known, as the first of its channel.
+    #[must_use]
+    pub fn new(body: Vec<u8>, received_at: DateTime<Utc>) -> Self {
+        Self {
+            body,
+            properties: Properties::default(),
+            headers: Headers::new(),
+            exchange: String::new(),
+            routing_key: String::new(),
+            redelivered: false,
+            delivery_tag: 1,
+            received_at,
+        }
+    }
+
     /// The time that the broker stamped on the message, or its publisher in the same properties.
     ///
     /// RabbitMQ's timestamp interceptor (3.12 and later) and the plugin before it write

@@ -161,18 +161,13 @@ fn success(id: &str) -> String {
 fn message(delivery_tag: u64, body: &str) -> Message {
     let since = TimeDelta::microseconds(i64::try_from(delivery_tag).expect("small"));
     Message {
-        body: body.as_bytes().to_vec(),
         properties: Properties {
             content_type: Some("application/json".to_owned()),
             content_encoding: Some("utf-8".to_owned()),
             ..Properties::default()
         },
-        headers: [].into(),
-        exchange: String::new(),
-        routing_key: String::new(),
-        redelivered: false,
         delivery_tag,
-        received_at: DateTime::UNIX_EPOCH + since,
+        ..Message::new(body.as_bytes().to_vec(), DateTime::UNIX_EPOCH + since)
     }
 }
 

@@ -15,18 +15,13 @@ fn columns_are_spelled_as_pyyaml_spells_them() {
     assert_eq!(pairs.len(), 250);
     for (pair, number) in pairs.iter().zip(0..) {
         let message = Message {
-            body: pair["body"].clone().expect("a text").into_bytes(),
             properties: Properties {
                 content_type: Some("application/x-yaml".to_owned()),
                 content_encoding: Some("utf-8".to_owned()),
                 ..Properties::default()
             },
-            headers: [].into(),
-            exchange: String::new(),
-            routing_key: String::new(),
-            redelivered: false,
             delivery_tag: number,
-            received_at: DateTime::UNIX_EPOCH,
+            ..Message::new(pair["body"].clone().expect("a text").into_bytes(), DateTime::UNIX_EPOCH)
         };
         let mut read = Decoder::default().result(&message).expect("every body is good");
         let Some(Row::Task(row)) = read.rows.pop() else { panic!("one task") };

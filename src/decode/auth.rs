@@ -498,18 +498,12 @@ mod tests {
 
     fn message(content_type: &str, body: &str) -> Message {
         Message {
-            body: body.as_bytes().to_vec(),
             properties: Properties {
                 content_type: Some(content_type.to_owned()),
                 content_encoding: Some("utf-8".to_owned()),
                 ..Properties::default()
             },
-            headers: [].into(),
-            exchange: String::new(),
-            routing_key: String::new(),
-            redelivered: false,
-            delivery_tag: 1,
-            received_at: now(),
+            ..Message::new(body.as_bytes().to_vec(), now())
         }
     }
 

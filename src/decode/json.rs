@@ -114,21 +114,12 @@ mod tests {
     use chrono::{DateTime, TimeDelta, Utc};
 
     use super::*;
-    use crate::message::{self, Message, Properties};
+    use crate::message::{self, Message};
     use crate::state::State;
     use crate::task_result::Description;
 
     fn message(body: &str) -> Message {
-        Message {
-            body: body.as_bytes().to_vec(),
-            properties: Properties::default(),
-            headers: [].into(),
-            exchange: String::new(),
-            routing_key: String::new(),
-            redelivered: false,
-            delivery_tag: 1,
-            received_at: arrival(),
-        }
+        Message::new(body.as_bytes().to_vec(), arrival())
     }
 
     fn arrival() -> DateTime<Utc> {

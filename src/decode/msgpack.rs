@@ -257,19 +257,10 @@ mod tests {
 
     use super::*;
     use crate::decode::WireLimits;
-    use crate::message::{Message, Properties};
+    use crate::message::Message;
 
     fn message(body: Vec<u8>) -> Message {
-        Message {
-            body,
-            properties: Properties::default(),
-            headers: [].into(),
-            exchange: String::new(),
-            routing_key: String::new(),
-            redelivered: false,
-            delivery_tag: 1,
-            received_at: DateTime::UNIX_EPOCH,
-        }
+        Message::new(body, DateTime::UNIX_EPOCH)
     }
 
     fn decode(message: &Message) -> Result<TaskResult, DecodeError> {

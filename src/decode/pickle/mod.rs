@@ -193,19 +193,10 @@ mod tests {
 
     use super::*;
     use crate::decode::WireLimits;
-    use crate::message::{Message, Properties};
+    use crate::message::Message;
 
     fn message(body: impl Into<Vec<u8>>) -> Message {
-        Message {
-            body: body.into(),
-            properties: Properties::default(),
-            headers: [].into(),
-            exchange: String::new(),
-            routing_key: String::new(),
-            redelivered: false,
-            delivery_tag: 1,
-            received_at: DateTime::from_timestamp(1_795_416_700, 0).expect("in range"),
-        }
+        Message::new(body.into(), DateTime::from_timestamp(1_795_416_700, 0).expect("in range"))
     }
 
     fn decode(body: impl Into<Vec<u8>>) -> Result<TaskResult, DecodeError> {
