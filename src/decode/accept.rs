@@ -80,9 +80,15 @@ impl Accept {
         Err(if is_known {
             DecodeError::NotAccepted(label)
         } else {
-            DecodeError::UnsupportedContentType(label)
+            DecodeError::UnsupportedContentType(shown(content_type))
         })
     }
+}
+
+/// What an error tells of a label. In a body or a header it can be of any length; as a property of
+/// AMQP it has at most 255 bytes.
+pub(super) fn shown(label: &str) -> String {
+    label[..label.floor_char_boundary(255)].to_owned()
 }
 
 /// Shows the content types.
@@ -117,5 +123,11 @@ mod tests {
         assert_eq!(unknown.code(), "unsupported-content-type");
         assert_eq!(Accept::parse("json,jason"), Err("jason".to_owned()));
         assert!(Accept::parse(" , ").expect("nothing").is_empty());
+    }
+
+    #[test]
+    fn an_error_is_short_whatever_it_names() {
+        let error = Accept::default().check(&"é".repeat(1_000_000)).expect_err("unknown");
+        assert_eq!(error, DecodeError::UnsupportedContentType("é".repeat(127)));
     }
 }

@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use liblzma::stream::Stream;
 
-use crate::decode::{DecodeError, WireLimits};
+use crate::decode::{DecodeError, WireLimits, accept};
 
 /// The bytes that a compressed body may always have, whatever their ratio to it.
 const ALWAYS_ALLOWED: usize = 1 << 20;
@@ -102,7 +102,7 @@ fn broken(format: &'static str, position: usize) -> DecodeError {
 }
 
 fn unsupported(header: &'static str, name: &str) -> DecodeError {
-    DecodeError::UnsupportedCompression { header, name: Some(name.to_owned()) }
+    DecodeError::UnsupportedCompression { header, name: Some(accept::shown(name)) }
 }
 
 #[cfg(test)]
