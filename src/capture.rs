@@ -9,7 +9,8 @@
 //!
 //! Only `body_b64` has to be there, and members with other names are left out. Properties have
 //! AMQP's names, `type` among them. A header that JSON has no form for is an object with one
-//! member: `{"$bytes": BASE64}`, `{"$timestamp": SECONDS}` or `{"$float": "NaN"}`.
+//! member: `{"$bytes": BASE64}`, `{"$timestamp": SECONDS}` or `{"$float": "NaN"}`. A table that looks
+//! like one of these is `{"$table": TABLE}`.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -106,7 +107,10 @@ fn to_json(value: &Value) -> Json {
         Value::Bytes(bytes) => tagged("$bytes", Json::from(STANDARD.encode(bytes))),
         Value::Timestamp(seconds) => tagged("$timestamp", Json::from(*seconds)),
         Value::List(values) => Json::Array(values.iter().map(to_json).collect()),
-        Value::Table(headers) => Json::Object(headers_to_json(headers)),
+        Value::Table(headers) => {
+            let table = Json::Object(headers_to_json(headers));
+            if is_tagged(headers.keys()) { tagged("$table", table) } else { table }
+        }
     }
 }
 
@@ -135,24 +139,36 @@ fn from_json(value: Json, depth: usize) -> Result<Value, CaptureError> {
                 .map(|value| from_json(value, depth + 1))
                 .collect::<Result<_, _>>()?,
         ),
-        Json::Object(members) => match tagged(&members) {
-            Some(value) => value?,
+        Json::Object(members) => match tagged(&members, depth)? {
+            Some(value) => value,
             None => Value::Table(headers_from_json(members, depth + 1)?),
         },
     })
 }
 
+/// What an object with one member stands for, by the member's name.
+const TAGS: [&str; 4] = ["$bytes", "$timestamp", "$float", "$table"];
+
+/// Whether an object with these members stands for something else.
+fn is_tagged<'name>(mut names: impl Iterator<Item = &'name String>) -> bool {
+    names.next().is_some_and(|name| TAGS.contains(&name.as_str())) && names.next().is_none()
+}
+
 /// The value that an object with one member of a known name stands for.
-fn tagged(members: &Map<String, Json>) -> Option<Result<Value, CaptureError>> {
-    let mut members = members.iter();
-    let (Some((name, value)), None) = (members.next(), members.next()) else { return None };
-    let read = match name.as_str() {
-        "$bytes" => value.as_str().and_then(|text| STANDARD.decode(text).ok()).map(Value::Bytes),
-        "$timestamp" => value.as_u64().map(Value::Timestamp),
-        "$float" => value.as_str().and_then(|text| text.parse().ok()).map(Value::Float),
-        _ => return None,
+fn tagged(members: &Map<String, Json>, depth: usize) -> Result<Option<Value>, CaptureError> {
+    let Some((name, value)) = members.iter().next().filter(|_| is_tagged(members.keys())) else {
+        return Ok(None);
     };
-    Some(read.ok_or_else(|| CaptureError(format!("a header's `{name}` is not one"))))
+    let read = match (name.as_str(), value) {
+        ("$bytes", Json::String(text)) => STANDARD.decode(text).ok().map(Value::Bytes),
+        ("$float", Json::String(text)) => text.parse().ok().map(Value::Float),
+        ("$timestamp", _) => value.as_u64().map(Value::Timestamp),
+        ("$table", Json::Object(table)) => {
+            Some(Value::Table(headers_from_json(table.clone(), depth + 1)?))
+        }
+        _ => None,
+    };
+    read.map(Some).ok_or_else(|| CaptureError(format!("a header's `{name}` is not one")))
 }
 
 #[cfg(test)]
@@ -178,6 +194,8 @@ mod tests {
             ("time".to_owned(), Value::Timestamp(7)),
             ("list".to_owned(), Value::List(vec![Value::Int(1), Value::Void])),
             ("table".to_owned(), Value::Table([("a".to_owned(), Value::Int(2))].into())),
+            ("odd".to_owned(), Value::Table([("$bytes".to_owned(), Value::Int(2))].into())),
+            ("odder".to_owned(), Value::Table([("$table".to_owned(), Value::Void)].into())),
         ]
         .into();
         let text = |text: &str| Some(text.to_owned());
@@ -235,6 +253,7 @@ mod tests {
             r#"{"received_at": "secret", "body_b64": ""}"#,
             r#"{"headers": {"a": {"$bytes": "*secret*"}}, "body_b64": ""}"#,
             r#"{"headers": {"a": {"$timestamp": -1}}, "body_b64": ""}"#,
+            r#"{"headers": {"a": {"$table": "secret"}}, "body_b64": ""}"#,
             deep.as_str(),
         ] {
             let error = read(line, now(), 1).expect_err("not a message").to_string();
