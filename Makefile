@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-workers bench-statements captures environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-statements fuzz environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -40,14 +40,17 @@ lint: ## Checks formatting, lints and licences
 bench: release environments ## Measures it against django-celery-results
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench.py $(BENCH)
 
+bench-decode: ## Measures what it costs to decode a message
+	cargo bench --locked --bench decode -- $(BENCH)
+
 bench-workers: release environments ## Measures a real worker with each result backend
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_workers.py $(BENCH)
 
 bench-statements: release environments ## Counts statements and rows written per task
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
 
-captures: environments ## Makes `tests/data/golden/` anew, with real workers
-	$(ENVIRONMENT) integration/make_captures.py $(CAPTURES)
+fuzz: ## Fuzzes every decoder with cargo-fuzz; `FUZZ="--target json --minutes 10"`
+	$(PYTHON) fuzz/run.py $(FUZZ)
 
 environments: ## Makes the virtual environments of the tests
 	$(PYTHON) integration/environments.py

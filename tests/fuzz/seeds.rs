@@ -1,0 +1,149 @@
+//! What fuzzing begins with: the captures under `tests/data`, and a few bodies that ask for much.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use celeriac::capture;
+use celeriac::decode::Decoder;
+use celeriac::message::{Message, Value};
+use celeriac::row::Row;
+use celeriac::task_result::TaskResult;
+use chrono::DateTime;
+use serde_json::json;
+
+use crate::targets::SERIALIZERS;
+
+/// The most bytes of a seed from a capture: larger ones cost more time than they show.
+const MAX_BYTES: usize = 4_096;
+
+/// The most seeds of one target.
+const MAX_SEEDS: usize = 400;
+
+/// The seeds of each target, by its name.
+pub(crate) fn all() -> BTreeMap<&'static str, Vec<Vec<u8>>> {
+    let mut seeds = BTreeMap::<_, Vec<Vec<u8>>>::new();
+    let mut add = |target, bytes: Vec<u8>| seeds.entry(target).or_default().push(bytes);
+    for line in captures(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")) {
+        let message = capture::read(&line, DateTime::UNIX_EPOCH, 1).expect("a line of a capture");
+        if let Some((target, bytes)) = of_message(&message) {
+            add(target, bytes);
+        }
+        if let Some(bytes) = columns(&message) {
+            add("task", bytes);
+        }
+        add("base64", message.body);
+        add("capture", line.into_bytes());
+    }
+    let group = json!({
+        "version": 1, "group_id": "g", "content_type": "application/json",
+        "content_encoding": "utf-8", "result": "[[\"g\", null], []]",
+        "date_done": "2026-11-23T06:51:16.000321Z",
+    });
+    add("group", group.to_string().into_bytes());
+    for seeds in seeds.values_mut() {
+        seeds.retain(|bytes| bytes.len() <= MAX_BYTES);
+        seeds.sort_unstable();
+        seeds.dedup();
+        // Some of each capture.
+        let step = seeds.len().div_ceil(MAX_SEEDS).max(1);
+        *seeds = std::mem::take(seeds).into_iter().step_by(step).collect();
+    }
+    for (target, bytes) in demanding() {
+        seeds.entry(target).or_default().push(bytes);
+    }
+    seeds
+}
+
+/// The lines of all captures in a folder and below it.
+fn captures(folder: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    for entry in folder.read_dir().expect("the folder is there") {
+        let path = entry.expect("the entry is there").path();
+        let name = path.to_string_lossy();
+        let mut text = String::new();
+        if path.is_dir() {
+            lines.extend(captures(&path));
+            continue;
+        } else if name.ends_with(".messages.jsonl.gz") {
+            let file = std::fs::read(&path).expect("it can be read");
+            flate2::read::GzDecoder::new(&*file).read_to_string(&mut text).expect("gzip of text");
+        } else if name.ends_with(".messages.jsonl") {
+            text = std::fs::read_to_string(&path).expect("it is text");
+        }
+        lines.extend(text.lines().map(str::to_owned));
+    }
+    lines
+}
+
+/// The target that a message is for, and its input.
+fn of_message(message: &Message) -> Option<(&'static str, Vec<u8>)> {
+    if let Some(Value::Text(method)) = message.headers.get("compression") {
+        let target = match method.as_str() {
+            "application/x-gzip" => "zlib",
+            "application/x-bz2" => "bzip2",
+            "application/x-lzma" => "xz",
+            "application/zstd" => "zstd",
+            "application/x-brotli" => "brotli",
+            _ => return None,
+        };
+        return Some((target, message.body.clone()));
+    }
+    let content_type = message.properties.content_type.as_deref()?;
+    let place =
+        SERIALIZERS.iter().position(|serializer| serializer.content_type == content_type)?;
+    Some(if message.exchange == "celeryev" {
+        ("events", [&[u8::try_from(place).ok()?], &*message.body].concat())
+    } else {
+        (SERIALIZERS[place].name, message.body.clone())
+    })
+}
+
+/// The message that `celeriac://` would have sent in the place of one of `rpc://`.
+fn columns(message: &Message) -> Option<Vec<u8>> {
+    let Ok([Row::Task(row)]) = <[Row; 1]>::try_from(Decoder::default().result(message).ok()?.rows)
+    else {
+        return None;
+    };
+    let TaskResult { task_id, outcome, description, .. } = row;
+    let body = json!({
+        "version": 1,
+        "task_id": task_id,
+        "status": outcome.status.as_str(),
+        "content_type": outcome.content_type,
+        "content_encoding": outcome.content_encoding,
+        "result": outcome.result,
+        "meta": outcome.meta,
+        "traceback": outcome.traceback,
+        "task_name": description.task_name,
+        "task_args": description.task_args,
+        "task_kwargs": description.task_kwargs,
+        "worker": description.worker,
+        "periodic_task_name": description.periodic_task_name,
+        "date_done": outcome.date_done,
+    });
+    Some(body.to_string().into_bytes())
+}
+
+/// Bodies that nest deeply, repeat much, or say that much is to come.
+fn demanding() -> Vec<(&'static str, Vec<u8>)> {
+    let json = |result: String| {
+        format!(r#"{{"task_id": "t", "status": "SUCCESS", "result": {result}}}"#).into_bytes()
+    };
+    let msgpack =
+        |result: &[u8]| [b"\x83\xA7task_id\xA1t\xA6status\xA7SUCCESS\xA6result", result].concat();
+    let event = r#"{"type": "task-succeeded", "uuid": "t", "timestamp": 1795416700.5}"#;
+    vec![
+        ("json", json("[".repeat(10_000) + &"]".repeat(10_000))),
+        ("json", json("[".repeat(100_000))),
+        ("json", json(r#"{"a":"#.repeat(10_000))),
+        ("json", json("9".repeat(100_000))),
+        ("json", json(format!(r#""{}""#, r"\ud83d\ude00".repeat(10_000)))),
+        ("msgpack", msgpack(&[vec![0x91; 10_000], vec![0xC0]].concat())),
+        ("msgpack", msgpack(&vec![0x81; 100_000])),
+        ("msgpack", msgpack(b"\xDF\xFF\xFF\xFF\xFF")),
+        ("msgpack", msgpack(b"\xC6\xFF\xFF\xFF\xFF")),
+        ("events", format!("\0[{event}{}]", format!(", {event}").repeat(2_000)).into_bytes()),
+        ("events", b"\x01\xDD\xFF\xFF\xFF\xFF".to_vec()),
+    ]
+}

@@ -1,0 +1,264 @@
+//! What is fuzzed, and what has to hold whatever the bytes are. Both `tests/fuzz/main.rs` and
+//! `fuzz/`, for cargo-fuzz, run these.
+//!
+//! - Nothing panics, and a message is read, or refused, the same every time.
+//! - The texts of the rows are bounded by the body, and the text of an error by a constant.
+//! - A row merged with itself stays itself.
+//! - What a column holds is one whole value: put into a body of its own, it is read as itself.
+//! - JSON and msgpack results stand in the body, byte by byte.
+
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use celeriac::batch::Reason;
+use celeriac::capture;
+use celeriac::dead_letter::{self, Death};
+use celeriac::decode::{Accept, DecodeError, Decoded, Decoder, EventPolicy, Kind, WireLimits};
+use celeriac::message::{Headers, Message, Properties, Value};
+use celeriac::row::Row;
+use chrono::{DateTime, Utc};
+
+/// Looks at what comes of some bytes, and panics where something does not hold.
+type Check = fn(&[u8]);
+
+/// What is fuzzed, by its name.
+pub(crate) const TARGETS: &[(&str, Check)] = &[
+    ("json", |bytes| result(&SERIALIZERS[0], bytes)),
+    ("msgpack", |bytes| result(&SERIALIZERS[1], bytes)),
+    ("events", events),
+    ("task", |bytes| columns(TASK, bytes)),
+    ("group", |bytes| columns(GROUP, bytes)),
+    ("zlib", |bytes| compressed("application/x-gzip", bytes)),
+    ("bzip2", |bytes| compressed("application/x-bz2", bytes)),
+    ("xz", |bytes| compressed("application/x-lzma", bytes)),
+    ("zstd", |bytes| compressed("application/zstd", bytes)),
+    ("brotli", |bytes| compressed("application/x-brotli", bytes)),
+    ("base64", encoded),
+    ("capture", captured),
+];
+
+/// Runs the target of that name.
+pub(crate) fn run(name: &str, bytes: &[u8]) {
+    let target = TARGETS.iter().find(|(target, _)| *target == name);
+    let (_, check) = target.unwrap_or_else(|| panic!("there is no target {name:?}"));
+    check(bytes);
+}
+
+/// The content type of a state of a task.
+pub(crate) const TASK: &str = "application/vnd.celeriac.task-result+json";
+
+/// The content type of a saved group.
+pub(crate) const GROUP: &str = "application/vnd.celeriac.group-result+json";
+
+/// A serializer of results and events.
+pub(crate) struct Serializer {
+    pub(crate) name: &'static str,
+    pub(crate) content_type: &'static str,
+    content_encoding: &'static str,
+    /// How many bytes of a result's columns one byte of the body may cost.
+    growth: usize,
+    /// The body of a result that is what a column holds.
+    body_of: fn(&str) -> Option<Vec<u8>>,
+}
+
+/// All of them. The first byte of the input of the target `events` is a place in this list.
+pub(crate) const SERIALIZERS: &[Serializer] = &[
+    Serializer {
+        name: "json",
+        content_type: "application/json",
+        content_encoding: "utf-8",
+        growth: 1,
+        body_of: |column| {
+            let head = r#"{"task_id": "t", "status": "SUCCESS", "result": "#;
+            Some([head, column, "}"].concat().into())
+        },
+    },
+    Serializer {
+        name: "msgpack",
+        content_type: "application/x-msgpack",
+        content_encoding: "binary",
+        growth: 2,
+        body_of: |column| {
+            let head = b"\x83\xA7task_id\xA1t\xA6status\xA7SUCCESS\xA6result";
+            Some([&head[..], &STANDARD.decode(column).ok()?].concat())
+        },
+    },
+];
+
+/// How many bytes of columns one byte of an event may cost: a character in the `repr` of an
+/// exception becomes an escape, and stands in the traceback, too.
+const GROWTH_OF_EVENTS: usize = 8;
+
+/// The most bytes of a row that do not come from its body.
+const ROW_BYTES: usize = 1_024;
+
+/// The most bytes of an error's text.
+const ERROR_BYTES: usize = 2_048;
+
+/// Accepts everything, with a limit of decompression that the bound on texts can rest on.
+static DECODER: LazyLock<Decoder> = LazyLock::new(|| Decoder {
+    accept: Accept::parse("json,msgpack,yaml,pickle,auth").expect("known names"),
+    limits: WireLimits { decompressed_bytes: 4 << 20, ..WireLimits::default() },
+    events: EventPolicy { pending: true, arguments: true, unfinished_only: false },
+});
+
+/// A time after that of every capture.
+fn now() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_796_000_000, 0).expect("in range")
+}
+
+/// The message of a result or an event.
+fn message(content_type: &str, content_encoding: &str, body: &[u8]) -> Message {
+    Message {
+        body: body.to_vec(),
+        properties: Properties {
+            content_type: Some(content_type.to_owned()),
+            content_encoding: Some(content_encoding.to_owned()),
+            ..Properties::default()
+        },
+        headers: Headers::new(),
+        exchange: String::new(),
+        routing_key: "celeriac.results".to_owned(),
+        redelivered: false,
+        delivery_tag: 1,
+        received_at: now(),
+    }
+}
+
+/// Reads a message twice, and looks at what holds for every message. The texts of its rows may
+/// have so many bytes, besides some for each row.
+fn decode(message: &Message, kind: Kind<'_>, text_bytes: usize) -> Result<Decoded, DecodeError> {
+    let decoded = DECODER.decode(message, kind);
+    assert!(decoded == DECODER.decode(message, kind), "read once more, it is another");
+    match &decoded {
+        Ok(Decoded { rows, .. }) => {
+            let most = text_bytes + ROW_BYTES * rows.len();
+            let size = rows.iter().map(size_bytes).sum::<usize>();
+            assert!(size <= most, "texts of {size} bytes, and {most} are the most");
+            for row in rows {
+                let mut merged = row.clone();
+                merged.merge(row.clone());
+                assert!(merged == *row, "merged with itself, it is another");
+            }
+        }
+        Err(error) => {
+            let size = error.to_string().len();
+            assert!(size <= ERROR_BYTES, "the error {} has {size} bytes", error.code());
+        }
+    }
+    decoded
+}
+
+/// The bytes of all texts of a row.
+fn size_bytes(row: &Row) -> usize {
+    row.size_bytes()
+        + match row {
+            Row::Task(result) => {
+                let names = [&result.description.worker, &result.description.periodic_task_name];
+                result.outcome.status.as_str().len()
+                    + result.outcome.content_type.len()
+                    + result.outcome.content_encoding.len()
+                    + names.into_iter().flatten().map(String::len).sum::<usize>()
+            }
+            Row::Group(result) => result.content_type.len() + result.content_encoding.len(),
+        }
+}
+
+fn result(serializer: &Serializer, body: &[u8]) {
+    let of = |body: &[u8]| message(serializer.content_type, serializer.content_encoding, body);
+    let decoded = decode(&of(body), Kind::Results, serializer.growth * body.len());
+    let Ok(Decoded { rows, .. }) = decoded else { return };
+    let [Row::Task(row)] = rows.as_slice() else { panic!("a result is one row of a task") };
+
+    let column = row.outcome.result.as_deref().expect("a result has one, if only that of None");
+    let value = match serializer.name {
+        "json" => Some(column.as_bytes().to_vec()),
+        "msgpack" => Some(STANDARD.decode(column).expect("base64")),
+        _ => None,
+    };
+    let is_none = ["null", "wA=="].contains(&column);
+    if let Some(value) = value.filter(|_| !is_none) {
+        assert!(body.windows(value.len()).any(|bytes| bytes == value), "it is not in the body");
+    }
+
+    let columns = [
+        &row.outcome.result,
+        &row.outcome.meta,
+        &row.description.task_args,
+        &row.description.task_kwargs,
+    ];
+    for column in columns.into_iter().flatten() {
+        let body = (serializer.body_of)(column).expect("a column is what its label says");
+        match DECODER.result(&of(&body)).map(|decoded| decoded.rows) {
+            Ok(rows) => {
+                let [Row::Task(row)] = rows.as_slice() else { panic!("one row of a task") };
+                let again = row.outcome.result.as_ref();
+                assert!(again == Some(column), "a column is read as another");
+            }
+            Err(error) => panic!("a column is not read again: {error}"),
+        }
+    }
+}
+
+fn events(bytes: &[u8]) {
+    let Some((&place, body)) = bytes.split_first() else { return };
+    let serializer = &SERIALIZERS[usize::from(place) % SERIALIZERS.len()];
+    let message = message(serializer.content_type, serializer.content_encoding, body);
+    let _ = decode(&message, Kind::Events, GROWTH_OF_EVENTS * body.len());
+}
+
+fn columns(content_type: &str, body: &[u8]) {
+    let _ = decode(&message(content_type, "utf-8", body), Kind::Results, body.len());
+}
+
+/// A body of JSON that was compressed by this method.
+fn compressed(method: &str, body: &[u8]) {
+    let mut message = message("application/json", "utf-8", body);
+    message.headers.insert("compression".to_owned(), Value::Text(method.to_owned()));
+    let most = (body.len() * DECODER.limits.compression_ratio).max(1 << 20);
+    let _ = decode(&message, Kind::Results, most);
+}
+
+/// The bytes as a body that was made text, and in that form.
+fn encoded(bytes: &[u8]) {
+    let mut message = message("application/json", "utf-8", bytes);
+    let plain = decode(&message, Kind::Results, bytes.len());
+    message.headers.insert("body_encoding".to_owned(), Value::Text("base64".to_owned()));
+    let _ = decode(&message, Kind::Results, bytes.len());
+    message.body = STANDARD.encode(bytes).into();
+    assert!(decode(&message, Kind::Results, bytes.len()) == plain, "base64 changes a body");
+}
+
+/// A line of a capture: written and read again, buried and revived, it is the same message; and
+/// whatever its labels are, it is read.
+fn captured(line: &[u8]) {
+    let Ok(line) = std::str::from_utf8(line) else { return };
+    let message = match capture::read(line, now(), 1) {
+        Ok(message) => message,
+        Err(error) => return assert!(error.to_string().len() <= ERROR_BYTES),
+    };
+    let written = capture::write(&message);
+    assert!(!written.contains('\n'), "a line has one line");
+    let again = capture::read(&written, now(), 1).expect("just written");
+    // Written, because a float that is NaN is not equal to itself.
+    assert!(capture::write(&again) == written, "a message is captured as another");
+
+    let most = message.body.len() * DECODER.limits.compression_ratio + (4 << 20);
+    for kind in [Kind::Results, Kind::Events] {
+        let _ = decode(&message, kind, most * GROWTH_OF_EVENTS);
+    }
+
+    let reason = Reason { code: "undecodable", error: line.to_owned() };
+    let death = Death { reason: &reason, queue: "celeriac.results", host: "host", time: now() };
+    let (properties, headers) = dead_letter::bury(&message, &death);
+    let letter = Message { properties, headers, ..message.clone() };
+    let (queue, _, headers) = dead_letter::revive(&letter).expect("it says which queue");
+    assert_eq!(queue, "celeriac.results");
+    let stays = |name: &str| {
+        !name.starts_with("x-") && !["CC", "BCC"].contains(&name) && line.len() < 64 * 1024
+    };
+    for name in message.headers.keys().filter(|name| stays(name)) {
+        assert!(headers.contains_key(name), "a header is lost");
+    }
+}
