@@ -270,9 +270,10 @@ mod tests {
 
     #[test]
     fn a_lone_surrogate_in_a_traceback_is_replaced() {
-        let result =
-            read(r#"{"task_id": "t", "status": "FAILURE", "traceback": "a\ud800b\ud83d\ude00"}"#);
-        assert_eq!(result.outcome.traceback.as_deref(), Some("a\u{FFFD}b😀"));
+        let body =
+            r#"{"task_id": "t", "status": "S", "traceback": "a\ud800b\ud83d\ude00\ud83d\u0063"}"#;
+        let result = read(body);
+        assert_eq!(result.outcome.traceback.as_deref(), Some("a\u{FFFD}b😀\u{FFFD}c"));
     }
 
     #[test]

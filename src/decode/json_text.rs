@@ -144,7 +144,7 @@ fn hex4(rest: &mut &str) -> u32 {
 fn low_surrogate(rest: &mut &str) -> Option<u32> {
     let mut tail = rest.strip_prefix("\\u")?;
     let unit = hex4(&mut tail);
-    let low = (0xDC00..0xE000).contains(&unit).then_some(unit - 0xDC00)?;
+    let low = (0xDC00..0xE000).contains(&unit).then(|| unit - 0xDC00)?;
     *rest = tail;
     Some(low)
 }
