@@ -1,8 +1,8 @@
 //! What it costs to decode a message: `make bench-decode`.
 //!
-//! The bodies are those of a worker with the serializers' defaults, whose result is a list of rows
-//! as a report has them; the compressed ones were made by kombu. The peers only read the body into
-//! a tree of values, as a daemon without formats of its own would do first.
+//! The bodies are spelled as a worker spells them, and the result in them is a list of rows as a
+//! report has them; the compressed and the signed ones are captures. The peers only read the body
+//! into a tree of values, with which a daemon without formats of its own would begin.
 
 #![expect(clippy::expect_used, reason = "a benchmark fails by panicking")]
 
@@ -10,7 +10,9 @@ use std::fmt;
 use std::io::Read;
 
 use celeriac::capture;
-use celeriac::decode::{Accept, Decoded, Decoder, EventPolicy, Kind};
+use celeriac::decode::{
+    Accept, Certificate, CertificateStore, Decoded, Decoder, EventPolicy, Kind, Security, Signer,
+};
 use celeriac::message::{Headers, Message, Properties, Value};
 use chrono::DateTime;
 use divan::Bencher;
@@ -21,7 +23,7 @@ fn main() {
     divan::main();
 }
 
-/// A message, and how a line of the output calls it.
+/// A message, and what a line of the output calls it.
 struct Case {
     name: String,
     message: Message,
@@ -31,6 +33,174 @@ impl fmt::Display for Case {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}, {} bytes", self.name, self.message.body.len())
     }
+}
+
+/// How bodies are written.
+struct Serializer {
+    name: &'static str,
+    content_type: &'static str,
+    content_encoding: &'static str,
+    /// A result of so many rows.
+    result: fn(usize) -> Vec<u8>,
+    /// The list of so many events.
+    events: fn(usize) -> Vec<u8>,
+}
+
+/// The serializers that are measured.
+const SERIALIZERS: [Serializer; 4] = [
+    JSON,
+    MSGPACK,
+    Serializer {
+        name: "yaml",
+        content_type: "application/x-yaml",
+        content_encoding: "utf-8",
+        result: yaml_result,
+        events: yaml_events,
+    },
+    Serializer {
+        name: "pickle",
+        content_type: "application/x-python-serialize",
+        content_encoding: "binary",
+        result: pickle_result,
+        events: pickle_events,
+    },
+];
+
+const JSON: Serializer = Serializer {
+    name: "json",
+    content_type: "application/json",
+    content_encoding: "utf-8",
+    // Python has a space behind each comma and colon, of which no text here has one.
+    result: |rows| json_text(&result(rows)),
+    events: |count| json_text(&events(count)),
+};
+
+const MSGPACK: Serializer = Serializer {
+    name: "msgpack",
+    content_type: "application/x-msgpack",
+    content_encoding: "binary",
+    result: |rows| rmp_serde::to_vec(&result(rows)).expect("msgpack"),
+    events: |count| rmp_serde::to_vec(&events(count)).expect("msgpack"),
+};
+
+/// Of about 100 bytes, a kibibyte, 64 and 1,024 of them in JSON.
+const ROWS: [usize; 4] = [0, 16, 1_180, 18_500];
+
+const TASK_ID: &str = "5a2b8f54-3c0f-4c53-9d0e-0f4f6d1f7c11";
+
+fn result(rows: usize) -> serde_json::Value {
+    let row =
+        |id: usize| json!({"id": id, "name": format!("article {id}"), "net": 1.5, "sold": null});
+    json!({
+        "task_id": TASK_ID,
+        "status": "SUCCESS",
+        "result": (0..rows).map(row).collect::<Vec<_>>(),
+        "traceback": null,
+        "children": [],
+    })
+}
+
+fn events(count: usize) -> serde_json::Value {
+    let event = |clock: usize| {
+        json!({
+            "clock": clock,
+            "hostname": "worker@shop",
+            "pid": 4_711,
+            "result": "None",
+            "runtime": 0.012_345,
+            "timestamp": 1_795_456_672.510_955,
+            "type": "task-succeeded",
+            "utcoffset": 0,
+            "uuid": TASK_ID,
+        })
+    };
+    (0..count).map(event).collect()
+}
+
+fn json_text(value: &serde_json::Value) -> Vec<u8> {
+    value.to_string().replace(',', ", ").replace(':', ": ").into_bytes()
+}
+
+fn yaml_result(rows: usize) -> Vec<u8> {
+    let row = |id| format!("- id: {id}\n  name: article {id}\n  net: 1.5\n  sold: null\n");
+    let rows = match rows {
+        0 => " []\n".to_owned(),
+        _ => format!("\n{}", (0..rows).map(row).collect::<Vec<_>>().concat()),
+    };
+    let head = "children: []\nresult:";
+    let tail = format!("status: SUCCESS\ntask_id: {TASK_ID}\ntraceback: null\n");
+    [head, &rows, &tail].concat().into_bytes()
+}
+
+fn yaml_events(count: usize) -> Vec<u8> {
+    let event = |clock| {
+        format!(
+            "- clock: {clock}\n  hostname: worker@shop\n  pid: 4711\n  result: None\n  \
+             runtime: 0.012345\n  timestamp: 1795456672.510955\n  type: task-succeeded\n  \
+             utcoffset: 0\n  uuid: {TASK_ID}\n"
+        )
+    };
+    (0..count).map(event).collect::<Vec<_>>().concat().into_bytes()
+}
+
+/// The opcodes that push a text and put it into the memo.
+fn pickled(text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len()).expect("short");
+    [&[0x8C, length], text.as_bytes(), &[0x94]].concat()
+}
+
+/// The opcodes of a dict. The names come from the memo but for the first dict, in which the number
+/// beside a name is its place there.
+fn pickled_dict(number: usize, members: &[(&str, u8, Vec<u8>)]) -> Vec<u8> {
+    let members = members.iter().flat_map(|(name, place, value)| {
+        let name = if number == 0 { pickled(name) } else { vec![b'h', *place] };
+        [name, value.clone()].concat()
+    });
+    [b"}\x94(".to_vec(), members.collect(), b"u".to_vec()].concat()
+}
+
+fn pickle_int(number: usize) -> Vec<u8> {
+    [b"J", &i32::try_from(number).expect("small").to_le_bytes()[..]].concat()
+}
+
+fn pickle_float(number: f64) -> Vec<u8> {
+    [b"G", &number.to_be_bytes()[..]].concat()
+}
+
+fn pickle_result(rows: usize) -> Vec<u8> {
+    let row = |id: usize| {
+        let members = [
+            ("id", 8, pickle_int(id)),
+            ("name", 9, pickled(&format!("article {id}"))),
+            ("net", 11, pickle_float(1.5)),
+            ("sold", 12, b"N".to_vec()),
+        ];
+        pickled_dict(id, &members)
+    };
+    let head = ["task_id", TASK_ID, "status", "SUCCESS", "result"].map(pickled).concat();
+    let rows = (0..rows).map(row).collect::<Vec<_>>().concat();
+    let rows = if rows.is_empty() { rows } else { [b"(", &*rows, b"e"].concat() };
+    let tail = [&*pickled("traceback"), b"N", &*pickled("children"), b"]\x94u."].concat();
+    [b"\x80\x04}\x94(", &*head, b"]\x94", &*rows, &*tail].concat()
+}
+
+fn pickle_events(count: usize) -> Vec<u8> {
+    let event = |clock: usize| {
+        let members = [
+            ("clock", 2, pickle_int(clock)),
+            ("hostname", 3, pickled("worker@shop")),
+            ("pid", 5, pickle_int(4_711)),
+            ("result", 6, pickled("None")),
+            ("runtime", 8, pickle_float(0.012_345)),
+            ("timestamp", 9, pickle_float(1_795_456_672.510_955)),
+            ("type", 10, pickled("task-succeeded")),
+            ("utcoffset", 12, pickle_int(0)),
+            ("uuid", 13, pickled(TASK_ID)),
+        ];
+        pickled_dict(clock, &members)
+    };
+    let events = (0..count).map(event).collect::<Vec<_>>().concat();
+    [b"\x80\x04]\x94(", &*events, b"e."].concat()
 }
 
 fn case(serializer: &Serializer, body: Vec<u8>) -> Case {
@@ -51,129 +221,24 @@ fn case(serializer: &Serializer, body: Vec<u8>) -> Case {
     Case { name: serializer.name.to_owned(), message }
 }
 
-fn decoder() -> Decoder {
-    Decoder {
-        accept: Accept::parse("json,msgpack,yaml,pickle,auth").expect("known names"),
-        events: EventPolicy { pending: true, ..EventPolicy::default() },
-        ..Decoder::default()
-    }
-}
-
-struct Serializer {
-    name: &'static str,
-    content_type: &'static str,
-    content_encoding: &'static str,
-    dumps: fn(&serde_json::Value) -> Vec<u8>,
-}
-
-const JSON: Serializer = Serializer {
-    name: "json",
-    content_type: "application/json",
-    content_encoding: "utf-8",
-    dumps: |value| serde_json::to_vec(value).expect("JSON"),
-};
-
-const MSGPACK: Serializer = Serializer {
-    name: "msgpack",
-    content_type: "application/x-msgpack",
-    content_encoding: "binary",
-    dumps: |value| rmp_serde::to_vec(value).expect("msgpack"),
-};
-
-/// The serializers that are measured.
-const SERIALIZERS: [Serializer; 2] = [JSON, MSGPACK];
-
-/// Of about 100 bytes, a kibibyte, 64 and 1,024 of them, in JSON.
-const ROWS: [usize; 4] = [0, 14, 1_050, 16_800];
-
-/// A result whose value has so many rows.
-fn result(rows: usize) -> serde_json::Value {
-    let row = |number: usize| {
-        json!({
-            "id": number,
-            "name": format!("article {number}, blue"),
-            "net": 1.5,
-            "sold": null,
-        })
-    };
-    json!({
-        "task_id": "5a2b8f54-3c0f-4c53-9d0e-0f4f6d1f7c11",
-        "status": "SUCCESS",
-        "result": (0..rows).map(row).collect::<Vec<_>>(),
-        "traceback": null,
-        "children": [],
-    })
-}
-
-/// As many events as a worker sends in one message.
-fn events() -> serde_json::Value {
-    let event = |number: usize| {
-        json!({
-            "hostname": "worker@shop",
-            "utcoffset": 0,
-            "pid": 4_711,
-            "clock": number,
-            "uuid": format!("5a2b8f54-3c0f-4c53-9d0e-{number:012}"),
-            "result": "{'article': 7, 'price': Decimal('9.99')}",
-            "runtime": 0.012_345,
-            "timestamp": 1_795_456_672.510_955,
-            "type": "task-succeeded",
-        })
-    };
-    (0..24).map(event).collect()
-}
-
-fn decode(bencher: Bencher<'_, '_>, message: &Message, kind: Kind<'_>) {
-    let decoder = decoder();
-    let decode = || -> Decoded { decoder.decode(message, kind).expect("a good message") };
-    assert!(!decode().rows.is_empty());
-    bencher.counter(BytesCount::new(message.body.len())).bench_local(decode);
-}
-
 fn results_of(serializers: &[Serializer]) -> Vec<Case> {
-    let sizes = ROWS.map(result);
     let cases = serializers.iter().flat_map(|serializer| {
-        sizes.iter().map(|value| case(serializer, (serializer.dumps)(value)))
+        ROWS.iter().map(move |&rows| case(serializer, (serializer.result)(rows)))
     });
     cases.collect()
 }
 
-#[divan::bench(args = results_of(&SERIALIZERS))]
-fn a_result(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &case.message, Kind::Results);
-}
-
-#[divan::bench(args = results_of(&[JSON]))]
-fn a_result_peer_serde_json(bencher: Bencher<'_, '_>, case: &Case) {
-    let body = case.message.body.as_slice();
-    let bencher = bencher.counter(BytesCount::new(body.len()));
-    bencher.bench_local(|| serde_json::from_slice::<serde_json::Value>(body).expect("JSON"));
-}
-
-#[divan::bench(args = results_of(&[MSGPACK]))]
-fn a_result_peer_rmp_serde(bencher: Bencher<'_, '_>, case: &Case) {
-    let body = case.message.body.as_slice();
-    let bencher = bencher.counter(BytesCount::new(body.len()));
-    bencher.bench_local(|| rmp_serde::from_slice::<serde_json::Value>(body).expect("msgpack"));
-}
-
 fn lists_of_events() -> Vec<Case> {
-    let value = events();
-    SERIALIZERS.iter().map(|serializer| case(serializer, (serializer.dumps)(&value))).collect()
+    SERIALIZERS.iter().map(|serializer| case(serializer, (serializer.events)(24))).collect()
 }
 
-#[divan::bench(args = lists_of_events())]
-fn b_24_events(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &case.message, Kind::Events);
-}
-
-/// What kombu has compressed, and the same as it was.
-fn compressed() -> Vec<Case> {
+/// The messages of a capture, with some words of the labels as their names.
+fn captured(capture: &str) -> Vec<Case> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/golden");
-    let file = std::fs::read(format!("{folder}/kombu-compression.messages.jsonl.gz"));
-    let file = file.expect("the capture is there");
+    let file = std::fs::read(format!("{folder}/{capture}.messages.jsonl.gz"));
     let mut lines = String::new();
-    flate2::read::GzDecoder::new(&*file).read_to_string(&mut lines).expect("gzip");
+    let mut file = flate2::read::GzDecoder::new(file.as_deref().expect("the capture is there"));
+    file.read_to_string(&mut lines).expect("gzip");
     let case = |line| {
         let message = capture::read(line, DateTime::UNIX_EPOCH, 1).expect("a line of a capture");
         let serializer = message.properties.content_type.as_deref().expect("a label");
@@ -181,12 +246,81 @@ fn compressed() -> Vec<Case> {
             Some(Value::Text(method)) => format!("{serializer}, {method}"),
             _ => serializer.to_owned(),
         };
-        Case { name, message }
+        Case { name: name.replace("application/", ""), message }
     };
     lines.lines().map(case).collect()
 }
 
-#[divan::bench(args = compressed())]
-fn c_compressed(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &case.message, Kind::Results);
+/// The smallest and the largest result that a worker has signed.
+fn signed() -> Vec<Case> {
+    let mut cases = captured("celery-5.7.0-auth");
+    cases.retain(|case| case.message.exchange.is_empty());
+    cases.sort_by_key(|case| case.message.body.len());
+    cases.drain(1..cases.len() - 1);
+    cases
+}
+
+/// What reads everything, and trusts the worker of the captures.
+fn decoder(signer: Option<Signer>) -> Decoder {
+    let mut certificates = CertificateStore::default();
+    certificates.add(certificate());
+    Decoder {
+        accept: Accept::parse("json,msgpack,yaml,pickle,auth").expect("known names"),
+        security: Security { certificates, signer, ..Security::default() },
+        events: EventPolicy { pending: true, ..EventPolicy::default() },
+        ..Decoder::default()
+    }
+}
+
+fn certificate() -> Certificate {
+    let text = include_bytes!("../tests/data/golden/worthless-test-certificate.pem");
+    Certificate::from_pem(text).expect("a certificate")
+}
+
+fn decode(bencher: Bencher<'_, '_>, decoder: &Decoder, case: &Case, kind: Kind<'_>) {
+    let message = &case.message;
+    let decode = || -> Decoded { decoder.decode(message, kind).expect("a good message") };
+    assert!(!decode().rows.is_empty(), "it says something");
+    bencher.counter(BytesCount::new(message.body.len())).bench_local(decode);
+}
+
+#[divan::bench(args = results_of(&SERIALIZERS))]
+fn a_result(bencher: Bencher<'_, '_>, case: &Case) {
+    decode(bencher, &decoder(None), case, Kind::Results);
+}
+
+#[divan::bench(args = results_of(&[JSON]))]
+fn b_peer_serde_json(bencher: Bencher<'_, '_>, case: &Case) {
+    let body = case.message.body.as_slice();
+    let bencher = bencher.counter(BytesCount::new(body.len()));
+    bencher.bench_local(|| serde_json::from_slice::<serde_json::Value>(body).expect("JSON"));
+}
+
+#[divan::bench(args = results_of(&[MSGPACK]))]
+fn c_peer_rmp_serde(bencher: Bencher<'_, '_>, case: &Case) {
+    let body = case.message.body.as_slice();
+    let bencher = bencher.counter(BytesCount::new(body.len()));
+    bencher.bench_local(|| rmp_serde::from_slice::<serde_json::Value>(body).expect("msgpack"));
+}
+
+#[divan::bench(args = lists_of_events())]
+fn d_list_of_24_events(bencher: Bencher<'_, '_>, case: &Case) {
+    decode(bencher, &decoder(None), case, Kind::Events);
+}
+
+#[divan::bench(args = captured("kombu-compression"))]
+fn e_compressed_result(bencher: Bencher<'_, '_>, case: &Case) {
+    decode(bencher, &decoder(None), case, Kind::Results);
+}
+
+#[divan::bench(args = signed())]
+fn f_signed_result(bencher: Bencher<'_, '_>, case: &Case) {
+    decode(bencher, &decoder(None), case, Kind::Results);
+}
+
+#[divan::bench(args = signed())]
+fn g_signed_result_whose_columns_are_signed(bencher: Bencher<'_, '_>, case: &Case) {
+    let key = include_bytes!("../tests/data/golden/worthless-test-key.pem");
+    let signer = Signer::from_pem(key, &certificate()).expect("the key of the certificate");
+    decode(bencher, &decoder(Some(signer)), case, Kind::Results);
 }

@@ -132,6 +132,33 @@ fn demanding() -> Vec<(&'static str, Vec<u8>)> {
     };
     let msgpack =
         |result: &[u8]| [b"\x83\xA7task_id\xA1t\xA6status\xA7SUCCESS\xA6result", result].concat();
+    let yaml =
+        |result: String| format!("task_id: t\nstatus: SUCCESS\nresult: {result}\n").into_bytes();
+    let aliases = (1..20).fold("\n- &a0 [x, x]\n".to_owned(), |text, number| {
+        let before = number - 1;
+        format!("{text}- &a{number} [*a{before}, *a{before}]\n")
+    });
+    let pickle = |result: &[u8], rest: &[u8]| {
+        let head = b"\x80\x04}(\x8C\x07task_id\x8C\x01t\x8C\x06status\x8C\x07SUCCESS\x8C\x06result";
+        [head, result, rest, b"u."].concat()
+    };
+    // Many events that share one long text.
+    let long = "x".repeat(16_000);
+    let shared_in_yaml = format!(
+        "- {{type: task-succeeded, uuid: &id001 {long}, timestamp: 1795416700.5}}\n{}",
+        "- {type: task-succeeded, uuid: *id001, timestamp: 1795416700.5}\n".repeat(300)
+    );
+    let shared_in_pickle = {
+        let text = |text: &str| {
+            let length = u32::try_from(text.len()).expect("short").to_le_bytes();
+            [b"X", &length[..], text.as_bytes(), b"\x94"].concat()
+        };
+        let texts = ["type", "task-succeeded", "uuid", &long, "timestamp"].map(text).concat();
+        let time = [b"G", &1_795_416_700.5_f64.to_be_bytes()[..]].concat();
+        let first = [b"}(", &texts[..], &time, b"u"].concat();
+        let other = [b"}(h\0h\x01h\x02h\x03h\x04", &time[..], b"u"].concat();
+        [b"\x80\x04](", &first[..], &other.repeat(300), b"e."].concat()
+    };
     let event = r#"{"type": "task-succeeded", "uuid": "t", "timestamp": 1795416700.5}"#;
     vec![
         ("json", json("[".repeat(10_000) + &"]".repeat(10_000))),
@@ -143,6 +170,17 @@ fn demanding() -> Vec<(&'static str, Vec<u8>)> {
         ("msgpack", msgpack(&vec![0x81; 100_000])),
         ("msgpack", msgpack(b"\xDF\xFF\xFF\xFF\xFF")),
         ("msgpack", msgpack(b"\xC6\xFF\xFF\xFF\xFF")),
+        ("yaml", yaml("[".repeat(5_000) + &"]".repeat(5_000))),
+        ("yaml", yaml("{a: ".repeat(1_000) + &"}".repeat(1_000))),
+        ("yaml", yaml("- ".repeat(5_000))),
+        ("yaml", yaml(aliases)),
+        ("pickle", pickle(&b"]".repeat(9_000), &b"a".repeat(8_999))),
+        ("pickle", pickle(&b"(".repeat(10_000), &b"t".repeat(10_000))),
+        ("pickle", pickle(b"X\x01\0\0\0a\x94", &b"h\0\x86\x94".repeat(5_000))),
+        ("pickle", pickle(b"\x8D\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x7F", b"")),
+        ("pickle", pickle(b"r\xFF\xFF\xFF\xFF", b"N")),
+        ("events", [b"\x02".to_vec(), shared_in_yaml.into_bytes()].concat()),
+        ("events", [b"\x03".to_vec(), shared_in_pickle].concat()),
         ("events", format!("\0[{event}{}]", format!(", {event}").repeat(2_000)).into_bytes()),
         ("events", b"\x01\xDD\xFF\xFF\xFF\xFF".to_vec()),
     ]
