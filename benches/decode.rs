@@ -13,7 +13,7 @@ use celeriac::capture;
 use celeriac::decode::{
     Accept, Certificate, CertificateStore, Decoded, Decoder, EventPolicy, Kind, Security, Signer,
 };
-use celeriac::message::{Headers, Message, Properties, Value};
+use celeriac::message::{Message, Properties, Value};
 use chrono::DateTime;
 use divan::Bencher;
 use divan::counter::BytesCount;
@@ -205,18 +205,12 @@ fn pickle_events(count: usize) -> Vec<u8> {
 
 fn case(serializer: &Serializer, body: Vec<u8>) -> Case {
     let message = Message {
-        body,
         properties: Properties {
             content_type: Some(serializer.content_type.to_owned()),
             content_encoding: Some(serializer.content_encoding.to_owned()),
             ..Properties::default()
         },
-        headers: Headers::new(),
-        exchange: String::new(),
-        routing_key: "celeriac.results".to_owned(),
-        redelivered: false,
-        delivery_tag: 1,
-        received_at: DateTime::from_timestamp(1_796_000_000, 0).expect("in range"),
+        ..Message::new(body, DateTime::from_timestamp(1_796_000_000, 0).expect("in range"))
     };
     Case { name: serializer.name.to_owned(), message }
 }

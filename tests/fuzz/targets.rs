@@ -14,8 +14,11 @@ use base64::engine::general_purpose::STANDARD;
 use celeriac::batch::Reason;
 use celeriac::capture;
 use celeriac::dead_letter::{self, Death};
-use celeriac::decode::{Accept, DecodeError, Decoded, Decoder, EventPolicy, Kind, WireLimits};
-use celeriac::message::{Headers, Message, Properties, Value};
+use celeriac::decode::{
+    Accept, Certificate, CertificateStore, DecodeError, Decoded, Decoder, Digest, EventPolicy,
+    Kind, Security, Signer, WireLimits,
+};
+use celeriac::message::{Message, Properties, Value};
 use celeriac::row::Row;
 use chrono::{DateTime, Utc};
 
@@ -144,18 +147,12 @@ fn now() -> DateTime<Utc> {
 /// The message of a result or an event.
 fn message(content_type: &str, content_encoding: &str, body: &[u8]) -> Message {
     Message {
-        body: body.to_vec(),
         properties: Properties {
             content_type: Some(content_type.to_owned()),
             content_encoding: Some(content_encoding.to_owned()),
             ..Properties::default()
         },
-        headers: Headers::new(),
-        exchange: String::new(),
-        routing_key: "celeriac.results".to_owned(),
-        redelivered: false,
-        delivery_tag: 1,
-        received_at: now(),
+        ..Message::new(body.to_vec(), now())
     }
 }
 
