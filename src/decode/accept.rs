@@ -73,22 +73,19 @@ impl Accept {
         if self.0.contains(content_type) {
             return Ok(());
         }
-        // An unknown one in a column of `celeriac://` has to be named to be accepted, and may be
-        // longer than AMQP's own labels.
-        let label = content_type.chars().take(MAX_LABEL_CHARS).collect();
+        // An unknown one in a column of `celeriac://` has to be named to be accepted.
         let is_known = SERIALIZERS.iter().any(|(_, known)| *known == content_type);
         Err(if is_known {
-            DecodeError::NotAccepted(label)
+            DecodeError::NotAccepted(content_type.to_owned())
         } else {
             DecodeError::UnsupportedContentType(shown(content_type))
         })
     }
 }
 
-/// What an error tells of a label. In a body or a header it can be of any length; as a property of
-/// AMQP it has at most 255 bytes.
+/// What an error tells of a label, which in a body or a header can be longer than AMQP's own.
 pub(super) fn shown(label: &str) -> String {
-    label[..label.floor_char_boundary(255)].to_owned()
+    label.chars().take(MAX_LABEL_CHARS).collect()
 }
 
 /// Shows the content types.
@@ -128,6 +125,6 @@ mod tests {
     #[test]
     fn an_error_is_short_whatever_it_names() {
         let error = Accept::default().check(&"é".repeat(1_000_000)).expect_err("unknown");
-        assert_eq!(error, DecodeError::UnsupportedContentType("é".repeat(127)));
+        assert_eq!(error, DecodeError::UnsupportedContentType("é".repeat(MAX_LABEL_CHARS)));
     }
 }

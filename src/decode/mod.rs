@@ -226,7 +226,7 @@ impl Body<'_> {
         if is_utf8 {
             Ok(&self.bytes)
         } else {
-            Err(DecodeError::UnsupportedContentEncoding(self.content_encoding.to_string()))
+            Err(DecodeError::UnsupportedContentEncoding(accept::shown(&self.content_encoding)))
         }
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use celeriac::capture;
 use celeriac::decode::Decoder;
 use celeriac::message::{Message, Value};
@@ -90,6 +92,9 @@ fn of_message(message: &Message) -> Option<(&'static str, Vec<u8>)> {
         return Some((target, message.body.clone()));
     }
     let content_type = message.properties.content_type.as_deref()?;
+    if content_type == "application/data" {
+        return Some(("signed", STANDARD.decode(&message.body).ok()?));
+    }
     let place =
         SERIALIZERS.iter().position(|serializer| serializer.content_type == content_type)?;
     Some(if message.exchange == "celeryev" {

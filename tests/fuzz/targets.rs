@@ -40,6 +40,7 @@ pub(crate) const TARGETS: &[(&str, Check)] = &[
     ("zstd", |bytes| compressed("application/zstd", bytes)),
     ("brotli", |bytes| compressed("application/x-brotli", bytes)),
     ("base64", encoded),
+    ("signed", signed),
     ("capture", captured),
 ];
 
@@ -134,10 +135,22 @@ const ERROR_BYTES: usize = 2_048;
 
 /// Accepts everything, with a limit of decompression that the bound on texts can rest on.
 static DECODER: LazyLock<Decoder> = LazyLock::new(|| Decoder {
+    security: security().expect("good files"),
     accept: Accept::parse("json,msgpack,yaml,pickle,auth").expect("known names"),
     limits: WireLimits { body_bytes: ROOM, decompressed_bytes: ROOM, ..WireLimits::default() },
     events: EventPolicy { pending: true, arguments: true, unfinished_only: false },
 });
+
+/// Trusts, and signs as, the worker of the captures.
+fn security() -> Result<Security, &'static str> {
+    let certificate = include_bytes!("../data/golden/worthless-test-certificate.pem");
+    let certificate = Certificate::from_pem(certificate)?;
+    let key = include_bytes!("../data/golden/worthless-test-key.pem");
+    let signer = Some(Signer::from_pem(key, &certificate)?);
+    let mut certificates = CertificateStore::default();
+    certificates.add(certificate);
+    Ok(Security { certificates, digest: Digest::default(), signer })
+}
 
 /// A time after that of every capture.
 fn now() -> DateTime<Utc> {
