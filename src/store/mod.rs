@@ -1,7 +1,8 @@
-//! Writing rows to the database: one contract, one file per database.
+//! Writing rows to the database: one contract, one file per database. And making its tables.
 
 mod catalog;
 mod database;
+mod migrate;
 mod mysql;
 mod postgres;
 mod sql;
@@ -12,6 +13,7 @@ use std::fmt;
 
 pub use self::catalog::{Catalog, Column};
 pub use self::database::Database;
+pub use self::migrate::{Migrated, Tables};
 pub use self::mysql::Mysql;
 pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;

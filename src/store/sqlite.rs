@@ -25,7 +25,7 @@ pub type Sqlite = SqlStore<SqliteDatabase>;
 /// What is particular to SQLite.
 #[derive(Debug)]
 pub struct SqliteDatabase {
-    options: SqliteConnectOptions,
+    pub(super) options: SqliteConnectOptions,
     time_zone: Tz,
 }
 
@@ -225,7 +225,7 @@ fn query<'rows>(
 
 impl SqliteDatabase {
     /// A time as Django writes it to SQLite: `str(datetime)`, which leaves out zero microseconds.
-    fn naive(&self, time: DateTime<Utc>) -> String {
+    pub(super) fn naive(&self, time: DateTime<Utc>) -> String {
         let time = time.with_timezone(&self.time_zone);
         let format = match time.nanosecond() / 1_000 {
             0 => "%Y-%m-%d %H:%M:%S",
