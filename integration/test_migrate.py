@@ -234,11 +234,10 @@ def test_ids_have_the_length_of_the_setting(
     assert "(191)" in str(catalog(database))
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
 def test_the_project_hands_its_setting_on(
     engine: str, databases: Databases, project: Callable[..., Project]
 ) -> None:
-    if engine != "sqlite":
-        pytest.skip("the database makes no difference")
     database = databases.empty(engine)
     django = project(database, DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH="191")
     django.env["CELERIAC_BIN"] = str(binary())
@@ -332,12 +331,11 @@ def test_an_interrupted_migration_is_gone_on_with(
     assert recorded(database) == NAMES
 
 
+@pytest.mark.parametrize("engine", ["mariadb"])
 def test_a_statement_that_was_the_last_one_is_not_repeated(
     databases: Databases, djangos: Callable[..., Database], engine: str
 ) -> None:
-    if engine != "mariadb":
-        pytest.skip("the database undoes what was interrupted")
-    # GIVEN databases that were left in the middle of the migration with the most statements
+    # GIVEN databases on a server that undoes nothing, left in the middle of the migration with the most statements
     sql = succeed("migrate", "--dry-run", "--database", databases.empty(engine).url)
     statements = sql.split(";\n")[:-1]
     [last] = [number for number, text in enumerate(statements) if "'0008_chordcounter'" in text]
@@ -345,8 +343,9 @@ def test_a_statement_that_was_the_last_one_is_not_repeated(
         database = databases.empty(engine)
         run_by_hand(database, "".join(f"{text};\n" for text in statements[: last + 1 + more]))
         # WHEN Celeriac migrates
-        assert migrate(database) == done(NAMES[8:], "OK") or more == 13
-        # THEN it goes on there
+        # THEN it goes on there, also where only the record is missing
+        how = ["FAKED" if more == 13 else "OK", *["OK"] * 5]
+        assert migrate(database) == [f"{name} {how}" for name, how in zip(NAMES[8:], how)]
         assert catalog(database) == catalog(djangos)
         assert recorded(database) == NAMES
 
@@ -460,12 +459,11 @@ def test_a_later_version_is_used_as_it_is(engine: str, djangos: Database) -> Non
         assert "tenant" in refused(djangos)
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
 def test_what_refers_to_a_table_stays(
     engine: str, databases: Databases, project: Callable[..., Project]
 ) -> None:
-    if engine != "sqlite":
-        pytest.skip("only SQLite makes tables anew")
-    # GIVEN a table that refers to that of tasks, and an index that somebody has made
+    # GIVEN what refers to a table that SQLite has to make anew, and an index that somebody has made
     database = databases.empty(engine)
     project(database).manage("migrate", APP, NAMES[7])
     database.execute(
@@ -475,13 +473,15 @@ def test_what_refers_to_a_table_stays(
     note = f"create table note (task integer references {TABLE} (id) on delete cascade)"
     database.execute(note)
     database.execute("insert into note values (7)")
+    database.execute(f"create view finished as select task_id from {TABLE}")
     database.execute(f"create index mine on {TABLE} (meta)")
     # THEN what would be lost is told
     assert "mine on it" in refused(database)
     # WHEN it may be lost
     database.execute("drop index mine")
     migrate(database)
-    # THEN the other table is as it was
+    # THEN the view and the other table are as they were
+    assert database.query("select task_id from finished") == [("old",)]
     assert database.query("select task from note") == [(7,)]
     assert database.query("select sql from sqlite_master where name = 'note'") == [
         (note.replace("create table", "CREATE TABLE"),)
@@ -520,6 +520,7 @@ def user_without_rights(
             mariadb.sql(f"drop user {user}")
 
 
+@pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
 def test_a_missing_right_is_named(
     engine: str,
     databases: Databases,
@@ -527,8 +528,6 @@ def test_a_missing_right_is_named(
     postgresql: PostgreSQL,
     mariadb: MariaDB,
 ) -> None:
-    if engine == "sqlite":
-        pytest.skip("the tests may run as somebody who may do anything with files")
     half = databases.empty(engine)
     project(half).manage("migrate", APP, NAMES[10])
     alter = {"postgresql": "to be the owner of the table", "mariadb": "the right ALTER"}[engine]

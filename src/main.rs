@@ -24,7 +24,7 @@ enum Command {
     /// Celery workers send a message for each state of a task to the results queue, with the result
     /// backend `celeriac://` or with `rpc://` and a `reply_to` that names the queue. Celeriac
     /// consumes that queue and writes the table `django_celery_results_taskresult`, which the Django
-    /// project's own migrations have made. A message is acknowledged when its row is committed.
+    /// project's own migrations or `celeriac migrate` have made. A message is acknowledged when its row is committed.
     ///
     /// Every setting may also stand in the environment, as `CELERIAC_MAX_ROWS` for `--max-rows`, or
     /// in a TOML file, as `max-rows`. The command line wins over the environment, and that over the

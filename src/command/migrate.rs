@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::Context;
 use celeriac::config::Config;
@@ -18,13 +19,24 @@ pub(crate) struct Arguments {
     /// Counts for tables that are made; those that are there keep theirs.
     ///
     /// Default: that of the table of tasks, and 255 where there is none
-    #[arg(
-        long,
-        value_name = "NUMBER",
-        env = "CELERIAC_TASK_ID_LENGTH",
-        value_parser = clap::value_parser!(u32).range(1..=65_535)
-    )]
-    task_id_length: Option<u32>,
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_TASK_ID_LENGTH")]
+    task_id_length: Option<Length>,
+}
+
+/// A length, or nothing where the text is empty, as that of a variable may be.
+#[derive(Clone, Copy)]
+struct Length(Option<u32>);
+
+impl FromStr for Length {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim().parse() {
+            _ if text.is_empty() => Ok(Self(None)),
+            Ok(length @ 1..=65_535) => Ok(Self(Some(length))),
+            _ => Err("write a number from 1 to 65535"),
+        }
+    }
 }
 
 /// Migrates, or says how. A signal ends it at once: what has begun is undone by the database, or
@@ -32,7 +44,7 @@ pub(crate) struct Arguments {
 #[tokio::main]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let mut database = Database::new(config).context("database")?;
-    let length = arguments.task_id_length;
+    let length = arguments.task_id_length.and_then(|Length(length)| length);
     if arguments.dry_run {
         let sql = database.migration_sql(length).await?;
         std::io::stdout().write_all(sql.as_bytes()).context("cannot print the SQL")?;

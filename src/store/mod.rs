@@ -88,7 +88,8 @@ impl StoreError {
             ErrorClass::Setup,
             format!(
                 "the table {TASKS} does not exist: add \"django_celery_results\" to \
-                 INSTALLED_APPS and run `python manage.py migrate django_celery_results`"
+                 INSTALLED_APPS and run `python manage.py migrate django_celery_results`, or run \
+                 `celeriac migrate`"
             ),
         )
     }

@@ -80,7 +80,7 @@ impl Database for SqliteDatabase {
         if !path.exists() {
             let problem = format!(
                 "there is no file {}: check the path, or make the database with \
-                 `python manage.py migrate django_celery_results`",
+                 `python manage.py migrate django_celery_results` or `celeriac migrate`",
                 path.display()
             );
             return Err(sqlx::Error::Configuration(problem.into()));

@@ -23,6 +23,9 @@ use self::shape::Effect;
 use super::sql::Database;
 use super::{ErrorClass, StoreError};
 
+/// What is read besides the catalog, which everybody may read.
+const READ: &str = "SELECT name FROM django_migrations";
+
 /// How a migration came to be recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Migrated {
@@ -90,24 +93,24 @@ pub(super) async fn run<D: Migrate>(
     length: Option<u32>,
     report: &mut dyn FnMut(&str, Migrated),
 ) -> Result<Tables, StoreError> {
-    let Some(mut connection) =
-        database.open(false).await.map_err(|error| read_error::<D>(&error))?
-    else {
+    let opened = database.open(false).await.map_err(|error| explained::<D>(&error, ""))?;
+    let Some(mut connection) = opened else {
         return Err(StoreError::new(ErrorClass::Setup, "the database could not be made"));
     };
     for statement in D::SESSION {
         execute::<D>(&mut connection, statement).await?;
     }
     if D::TRANSACTION.is_none() {
-        D::lock(&mut connection).await.map_err(|error| read_error::<D>(&error))?;
+        D::lock(&mut connection).await.map_err(|error| explained::<D>(&error, ""))?;
     }
     loop {
         if let Some(transaction) = D::TRANSACTION {
             execute::<D>(&mut connection, transaction.begin).await?;
-            D::lock(&mut connection).await.map_err(|error| read_error::<D>(&error))?;
+            D::lock(&mut connection).await.map_err(|error| explained::<D>(&error, ""))?;
         }
         // Where this returns, the connection is closed and its transaction undone.
-        let state = D::state(&mut connection).await.map_err(|error| read_error::<D>(&error))?;
+        let state =
+            D::state(&mut connection).await.map_err(|error| explained::<D>(&error, READ))?;
         let steps = match planned::<D>(&state, length)? {
             Plan::Steps(steps) => steps,
             Plan::Later(names) => return Ok(Tables::Later(names)),
@@ -129,11 +132,11 @@ pub(super) async fn dry_run<D: Migrate>(
     database: &D,
     length: Option<u32>,
 ) -> Result<String, StoreError> {
-    let connection = database.open(true).await.map_err(|error| read_error::<D>(&error))?;
+    let connection = database.open(true).await.map_err(|error| explained::<D>(&error, ""))?;
     let state = match connection {
         None => State::default(),
         Some(mut connection) => {
-            D::state(&mut connection).await.map_err(|error| read_error::<D>(&error))?
+            D::state(&mut connection).await.map_err(|error| explained::<D>(&error, READ))?
         }
     };
     let steps = match planned::<D>(&state, length)? {
@@ -183,16 +186,21 @@ async fn execute<D: Migrate>(
     connection: &mut D::Connection,
     statement: &str,
 ) -> Result<(), StoreError> {
-    let Err(error) = D::execute(connection, statement).await else { return Ok(()) };
-    let right = error.as_database_error().and_then(|error| D::missing_right(error, statement));
-    let mut error = StoreError::from_sqlx(&error, D::classify);
-    let right = right.map(|right| format!("; this user needs {right}")).unwrap_or_default();
-    error.message = format!("{}{right}; the statement was: {statement}", error.message);
-    Err(error)
+    D::execute(connection, statement).await.map_err(|error| explained::<D>(&error, statement))
 }
 
-fn read_error<D: Migrate>(error: &sqlx::Error) -> StoreError {
-    StoreError::from_sqlx(error, D::classify)
+/// An error with the statement that it is about, where there is one, and the right that is missing
+/// for it.
+fn explained<D: Migrate>(error: &sqlx::Error, statement: &str) -> StoreError {
+    let right = error.as_database_error().and_then(|error| D::missing_right(error, statement));
+    let mut error = StoreError::from_sqlx(error, D::classify);
+    if let Some(right) = right {
+        let _ = write!(error.message, "; this user needs {right}");
+    }
+    if !statement.is_empty() {
+        let _ = write!(error.message, "; the statement was: {statement}");
+    }
+    error
 }
 
 /// The right that PostgreSQL and MySQL need for a statement, each by its own name.
@@ -205,6 +213,7 @@ fn right_for(
     match Effect::of(statement) {
         Effect::CreateTable(..) => create,
         Effect::CreateIndex(..) | Effect::DropIndex(_) => index,
+        Effect::Rows if statement.starts_with("SELECT") => "the right SELECT on its table",
         Effect::Rows if statement.starts_with("INSERT") => "the right INSERT on its table",
         Effect::Rows if statement.starts_with("UPDATE") => "the right UPDATE on its table",
         _ => alter,

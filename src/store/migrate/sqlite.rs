@@ -41,6 +41,14 @@ impl Migrate for SqliteDatabase {
             .connect()
             .await
             .map(Some)
+            .map_err(|error| {
+                let problem = format!(
+                    "cannot open {} ({error}): its folder has to be there, and this user has to be \
+                     allowed to write there",
+                    path.display()
+                );
+                sqlx::Error::Configuration(problem.into())
+            })
     }
 
     /// The transaction is the lock.
@@ -134,6 +142,6 @@ impl Migrate for SqliteDatabase {
     /// A file or its folder that may not be written.
     fn missing_right(error: &dyn DatabaseError, _statement: &str) -> Option<&'static str> {
         let code: u32 = error.code().unwrap_or_default().parse().unwrap_or_default();
-        matches!(code & 0xFF, 8 | 14).then_some("to be allowed to write the file and its folder")
+        (code & 0xFF == 8).then_some("to be allowed to write the file and its folder")
     }
 }
