@@ -113,7 +113,8 @@ impl Migrate for SqliteDatabase {
             attached.extend(more.into_iter().map(|more| (name.to_owned(), more)));
             tables.insert(name, table);
         }
-        let has_records = "select count(*) from sqlite_master where name = 'django_migrations'";
+        let has_records = "select count(*) from sqlite_master
+            where type = 'table' and name = 'django_migrations'";
         let recorded =
             if sqlx::query_scalar::<_, i64>(has_records).fetch_one(&mut *connection).await? > 0 {
                 let names: Vec<String> =
