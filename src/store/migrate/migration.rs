@@ -2,7 +2,7 @@
 //!
 //! The files are in `migrations/`, one for each of Django's under the same name. What Django makes
 //! anew several times within one migration, as SQLite asks for, is made anew once. Django 3.2 to
-//! 5.2 make the same, but for the numbers of `id` on PostgreSQL, which up to 4.0 are `serial`.
+//! 6.0 make the same, but for the numbers of `id` on PostgreSQL, which up to 4.0 are `serial`.
 
 /// One migration.
 pub(in crate::store) struct Migration {
