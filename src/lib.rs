@@ -15,7 +15,8 @@
 //! - [`row`]: one of them.
 //! - [`merge`]: two rows with one id → one.
 //! - [`batch`]: rows by their ids, and the messages that they came from.
-//! - [`store`]: rows into the tables; the error classes; one file per database.
+//! - [`store`]: rows into the tables; the error classes; one file per database. `store/migrate/`
+//!   makes the tables, with the statements in `migrations/`.
 //! - [`ack`]: acknowledgements and dead letters; [`dead_letter`] is what these say, [`publish`]
 //!   how they get into their queue.
 //! - [`backoff`]: waiting between tries.

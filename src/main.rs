@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::command::{SettingsArgs, capture, dead, replay, run};
+use crate::command::{SettingsArgs, capture, dead, migrate, replay, run};
 
 /// Puts the results of Celery tasks into a Django project's database.
 #[derive(Parser)]
@@ -24,7 +24,7 @@ enum Command {
     /// Celery workers send a message for each state of a task to the results queue, with the result
     /// backend `celeriac://` or with `rpc://` and a `reply_to` that names the queue. Celeriac
     /// consumes that queue and writes the table `django_celery_results_taskresult`, which the Django
-    /// project's own migrations have made. A message is acknowledged when its row is committed.
+    /// project's own migrations or `celeriac migrate` have made. A message is acknowledged when its row is committed.
     ///
     /// Every setting may also stand in the environment, as `CELERIAC_MAX_ROWS` for `--max-rows`, or
     /// in a TOML file, as `max-rows`. The command line wins over the environment, and that over the
@@ -36,6 +36,24 @@ enum Command {
     Run {
         #[command(flatten)]
         settings: SettingsArgs,
+    },
+
+    /// Makes or completes the tables, as `manage.py migrate` does.
+    ///
+    /// The three tables of django-celery-results come out as Django's migrations make them, and are
+    /// recorded in `django_migrations`, so that `manage.py migrate` finds nothing to do, before or
+    /// after. Tables of any version from 2.0 on are completed; rows stay. Tables that are there
+    /// without a record are recorded where they are as a migration leaves them. Anything else is
+    /// left as it is, and it says what differs.
+    ///
+    /// Content types and permissions are not made: the next `manage.py migrate` makes them, whatever
+    /// else it does. It exits with 0 when the tables are good, with 1 when they are not, and with 2
+    /// when a setting is wrong.
+    Migrate {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        #[command(flatten)]
+        arguments: migrate::Arguments,
     },
 
     /// Shows, replays or deletes the messages that could not be stored.
@@ -96,6 +114,9 @@ fn main() -> ExitCode {
     let Cli { command } = cli.unwrap_or_else(|error| error.exit());
     let done = match command {
         Command::Run { settings } => settings.check().map(run::run),
+        Command::Migrate { settings, arguments } => {
+            settings.check().map(|config| migrate::run(&arguments, &config))
+        }
         Command::Dead { settings, action } => {
             settings.check().map(|config| dead::run(action, &config))
         }
@@ -120,6 +141,7 @@ fn command_line() -> clap::Command {
         move |command| SettingsArgs::show_only(command, &[names, &LOG].concat())
     };
     Cli::command()
+        .mut_subcommand("migrate", show(&["database", "time_zone"]))
         .mut_subcommand("dead", show(&["broker", "dead_queue"]))
         .mut_subcommand("dead", |dead| dead.mut_args(|setting| setting.global(true)))
         .mut_subcommand(

@@ -792,9 +792,9 @@ macro_rules! suite {
         }
     };
     ([$($test:ident),* $(,)?]) => {
-        suite!(postgres, DatabaseKind::Postgres, "../migrations/postgres/0001_django_celery_results.sql", [$($test),*]);
-        suite!(mysql, DatabaseKind::Mysql, "../migrations/mysql/0001_django_celery_results.sql", [$($test),*]);
-        suite!(sqlite, DatabaseKind::Sqlite, "../migrations/sqlite/0001_django_celery_results.sql", [$($test),*]);
+        suite!(postgres, DatabaseKind::Postgres, "data/tables/postgres.sql", [$($test),*]);
+        suite!(mysql, DatabaseKind::Mysql, "data/tables/mysql.sql", [$($test),*]);
+        suite!(sqlite, DatabaseKind::Sqlite, "data/tables/sqlite.sql", [$($test),*]);
     };
 }
 
@@ -816,7 +816,7 @@ suite!([
 
 #[tokio::test]
 async fn mysql_tables_of_every_collation_are_written() {
-    let migration = include_str!("../migrations/mysql/0001_django_celery_results.sql");
+    let migration = include_str!("data/tables/mysql.sql");
     with_database(DatabaseKind::Mysql, migration, async |database| {
         // The default of the database is not that of the table.
         database
@@ -853,7 +853,7 @@ async fn mysql_tables_of_every_collation_are_written() {
 
 #[tokio::test]
 async fn mysql_refuses_a_row_that_no_packet_takes() {
-    let migration = include_str!("../migrations/mysql/0001_django_celery_results.sql");
+    let migration = include_str!("data/tables/mysql.sql");
     with_database(DatabaseKind::Mysql, migration, async |database| {
         let mut store = database.store();
         let mut large = result("large", "SUCCESS", 1);

@@ -84,6 +84,8 @@ def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
     for variable, field in NAMES.items():
         if getattr(options, field) != getattr(default, field):
             made[variable] = getattr(options, field)
+    if length := getattr(settings, "DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH", None):
+        made["CELERIAC_TASK_ID_LENGTH"] = str(length)
     if "CELERIAC_BROKER" not in env:
         env["CELERY_BROKER_URL"] = broker_url(app, options.broker)
     if "CELERIAC_DATABASE" not in env:

@@ -2,6 +2,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod dead;
+pub(crate) mod migrate;
 mod progress;
 pub(crate) mod replay;
 pub(crate) mod run;

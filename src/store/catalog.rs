@@ -100,7 +100,8 @@ impl Catalog {
                 ErrorClass::Setup,
                 format!(
                     "the table {TASKS} has no column {name}: install django-celery-results 2.0 \
-                     or later and run `python manage.py migrate django_celery_results`"
+                     or later and run `python manage.py migrate django_celery_results`, or run \
+                     `celeriac migrate`"
                 ),
             ));
         }
@@ -244,7 +245,7 @@ fn groups_problem(columns: &[Column]) -> Option<String> {
     if columns.is_empty() {
         return Some(format!(
             "the table {GROUPS} does not exist: run `python manage.py migrate \
-             django_celery_results`"
+             django_celery_results` or `celeriac migrate`"
         ));
     }
     if let Some(missing) =

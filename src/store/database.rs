@@ -2,7 +2,9 @@
 
 use crate::config::{Config, DatabaseKind};
 use crate::row::Row;
-use crate::store::{Catalog, Mysql, Postgres, Sqlite, Store, StoreError};
+use crate::store::{
+    Catalog, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, migrate,
+};
 
 /// One of the databases.
 pub enum Database {
@@ -28,6 +30,41 @@ impl Database {
                 Self::Sqlite(Sqlite::new(config.database.path(), config.time_zone))
             }
         })
+    }
+}
+
+impl Database {
+    /// Makes or completes the tables of django-celery-results as Django's migrations do, records
+    /// them as Django does, and reports each. `length` is that of ids in tables that are made;
+    /// without it, that of the table of tasks, or 255.
+    ///
+    /// # Errors
+    ///
+    /// Where the tables or the records are not such as django-celery-results leaves behind, which
+    /// then stay as they are; or the database refuses a statement.
+    pub async fn migrate(
+        &self,
+        length: Option<u32>,
+        report: &mut dyn FnMut(&str, Migrated),
+    ) -> Result<Tables, StoreError> {
+        match self {
+            Self::Postgres(store) => migrate::run(store.database(), length, report).await,
+            Self::Mysql(store) => migrate::run(store.database(), length, report).await,
+            Self::Sqlite(store) => migrate::run(store.database(), length, report).await,
+        }
+    }
+
+    /// The SQL that [`Database::migrate`] would run now.
+    ///
+    /// # Errors
+    ///
+    /// Where that would refuse, or the database cannot be read.
+    pub async fn migration_sql(&self, length: Option<u32>) -> Result<String, StoreError> {
+        match self {
+            Self::Postgres(store) => migrate::dry_run(store.database(), length).await,
+            Self::Mysql(store) => migrate::dry_run(store.database(), length).await,
+            Self::Sqlite(store) => migrate::dry_run(store.database(), length).await,
+        }
     }
 }
 

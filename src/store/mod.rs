@@ -1,7 +1,8 @@
-//! Writing rows to the database: one contract, one file per database.
+//! Writing rows to the database: one contract, one file per database. And making its tables.
 
 mod catalog;
 mod database;
+mod migrate;
 mod mysql;
 mod postgres;
 mod sql;
@@ -12,6 +13,7 @@ use std::fmt;
 
 pub use self::catalog::{Catalog, Column};
 pub use self::database::Database;
+pub use self::migrate::{Migrated, Tables};
 pub use self::mysql::Mysql;
 pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;
@@ -86,7 +88,8 @@ impl StoreError {
             ErrorClass::Setup,
             format!(
                 "the table {TASKS} does not exist: add \"django_celery_results\" to \
-                 INSTALLED_APPS and run `python manage.py migrate django_celery_results`"
+                 INSTALLED_APPS and run `python manage.py migrate django_celery_results`, or run \
+                 `celeriac migrate`"
             ),
         )
     }

@@ -251,7 +251,7 @@ impl Database for MysqlDatabase {
 
 impl MysqlDatabase {
     /// A time as Django writes it to MySQL.
-    fn naive(&self, time: DateTime<Utc>) -> String {
+    pub(super) fn naive(&self, time: DateTime<Utc>) -> String {
         time.with_timezone(&self.time_zone).format("%Y-%m-%d %H:%M:%S%.6f").to_string()
     }
 }

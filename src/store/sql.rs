@@ -89,6 +89,11 @@ impl<D: Database> SqlStore<D> {
         Self { database, session: None }
     }
 
+    /// What is particular to the database.
+    pub(super) fn database(&self) -> &D {
+        &self.database
+    }
+
     async fn session(&mut self) -> Result<&mut Session<D::Connection>, StoreError> {
         if self.session.is_none() {
             let mut connection = patiently::<D, _>(self.database.connect()).await?;

@@ -25,7 +25,7 @@ pub type Sqlite = SqlStore<SqliteDatabase>;
 /// What is particular to SQLite.
 #[derive(Debug)]
 pub struct SqliteDatabase {
-    options: SqliteConnectOptions,
+    pub(super) options: SqliteConnectOptions,
     time_zone: Tz,
 }
 
@@ -80,7 +80,7 @@ impl Database for SqliteDatabase {
         if !path.exists() {
             let problem = format!(
                 "there is no file {}: check the path, or make the database with \
-                 `python manage.py migrate django_celery_results`",
+                 `python manage.py migrate django_celery_results` or `celeriac migrate`",
                 path.display()
             );
             return Err(sqlx::Error::Configuration(problem.into()));
@@ -225,7 +225,7 @@ fn query<'rows>(
 
 impl SqliteDatabase {
     /// A time as Django writes it to SQLite: `str(datetime)`, which leaves out zero microseconds.
-    fn naive(&self, time: DateTime<Utc>) -> String {
+    pub(super) fn naive(&self, time: DateTime<Utc>) -> String {
         let time = time.with_timezone(&self.time_zone);
         let format = match time.nanosecond() / 1_000 {
             0 => "%Y-%m-%d %H:%M:%S",

@@ -85,6 +85,9 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = flag("USE_TZ", "on")
 TIME_ZONE = os.environ.get("TIME_ZONE", "UTC")
 
+if length := os.environ.get("DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH"):
+    DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH = int(length)
+
 # Where Django reads results. The workers may be given another, as `--result-backend rpc://`, which
 # wins.
 CELERY_RESULT_BACKEND = os.environ.get("RESULT_BACKEND", "django-db")

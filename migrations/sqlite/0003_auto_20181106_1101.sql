@@ -1,0 +1,1 @@
+-- Changes the order in which Django reads rows, and nothing in the database.

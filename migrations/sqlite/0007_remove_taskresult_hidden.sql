@@ -1,0 +1,60 @@
+CREATE TABLE "new__django_celery_results_taskresult" (
+    "id" integer NOT NULL PRIMARY KEY AUTOINCREMENT,
+    "task_id" varchar({length}) NOT NULL UNIQUE,
+    "status" varchar(50) NOT NULL,
+    "content_type" varchar(128) NOT NULL,
+    "content_encoding" varchar(64) NOT NULL,
+    "result" text NULL,
+    "date_done" datetime NOT NULL,
+    "traceback" text NULL,
+    "meta" text NULL,
+    "task_args" text NULL,
+    "task_kwargs" text NULL,
+    "task_name" varchar({length}) NULL,
+    "worker" varchar(100) NULL,
+    "date_created" datetime NOT NULL
+);
+INSERT INTO "new__django_celery_results_taskresult" (
+    "id",
+    "task_id",
+    "status",
+    "content_type",
+    "content_encoding",
+    "result",
+    "date_done",
+    "traceback",
+    "meta",
+    "task_args",
+    "task_kwargs",
+    "task_name",
+    "worker",
+    "date_created"
+)
+SELECT
+    "id",
+    "task_id",
+    "status",
+    "content_type",
+    "content_encoding",
+    "result",
+    "date_done",
+    "traceback",
+    "meta",
+    "task_args",
+    "task_kwargs",
+    "task_name",
+    "worker",
+    "date_created"
+FROM "django_celery_results_taskresult";
+DROP TABLE "django_celery_results_taskresult";
+ALTER TABLE "new__django_celery_results_taskresult" RENAME TO "django_celery_results_taskresult";
+CREATE INDEX "django_celery_results_taskresult_status_cbbed23a"
+    ON "django_celery_results_taskresult" ("status");
+CREATE INDEX "django_celery_results_taskresult_date_done_49edada6"
+    ON "django_celery_results_taskresult" ("date_done");
+CREATE INDEX "django_celery_results_taskresult_task_name_90987df3"
+    ON "django_celery_results_taskresult" ("task_name");
+CREATE INDEX "django_celery_results_taskresult_worker_f8711389"
+    ON "django_celery_results_taskresult" ("worker");
+CREATE INDEX "django_celery_results_taskresult_date_created_099f3424"
+    ON "django_celery_results_taskresult" ("date_created");

@@ -1,0 +1,1 @@
+-- Lets Django take any state, and changes nothing in the database.

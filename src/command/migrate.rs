@@ -1,0 +1,78 @@
+//! `celeriac migrate`: the tables of django-celery-results.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use anyhow::Context;
+use celeriac::config::Config;
+use celeriac::store::{Database, Migrated, Store, Tables};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Prints the SQL that would be run, and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// The length of ids: Django's setting `DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH`.
+    ///
+    /// Counts for tables that are made; those that are there keep theirs.
+    ///
+    /// Default: that of the table of tasks, and 255 where there is none
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_TASK_ID_LENGTH")]
+    task_id_length: Option<Length>,
+}
+
+/// A length, or nothing where the text is empty, as that of a variable may be.
+#[derive(Clone, Copy)]
+struct Length(Option<u32>);
+
+impl FromStr for Length {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim().parse() {
+            _ if text.is_empty() => Ok(Self(None)),
+            Ok(length @ 1..=65_535) => Ok(Self(Some(length))),
+            _ => Err("write a number from 1 to 65535"),
+        }
+    }
+}
+
+/// Migrates, or says how. A signal ends it at once: what has begun is undone by the database, or
+/// done by the next one.
+#[tokio::main]
+pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
+    let mut database = Database::new(config).context("database")?;
+    let length = arguments.task_id_length.and_then(|Length(length)| length);
+    if arguments.dry_run {
+        let sql = database.migration_sql(length).await?;
+        std::io::stdout().write_all(sql.as_bytes()).context("cannot print the SQL")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut is_done = true;
+    let mut report = |name: &str, migrated| {
+        is_done = false;
+        let migrated = match migrated {
+            Migrated::Applied => "OK",
+            Migrated::Faked => "FAKED",
+        };
+        say(&format!("Applying django_celery_results.{name}... {migrated}"));
+    };
+    let tables = database.migrate(length, &mut report).await?;
+    if is_done {
+        say("No migrations to apply.");
+    }
+    if let Tables::Later(names) = tables {
+        let names = names.join(", ");
+        say(&format!("{names}: of a later django-celery-results, and left to Django."));
+        // Later versions may ask for what is not known here.
+        database.prepare().await?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a line as Django indents it. Nobody has to be there to read it.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "  {line}");
+}
