@@ -105,7 +105,7 @@ def test_a_queue_is_drained_into_a_compressed_file_and_replayed(
             # THEN the one that is no result is told with its place, and all else is stored
             assert "rest.jsonl.zst:401: not-a-result" in told, told
             assert "701 messages with 700 rows: 700 rows written" in told
-            assert "1 messages refused (not-a-result)" in told
+            assert "1 refused, 1 of them not-a-result" in told
         assert database.statuses() == {f"task-{number}": "SUCCESS" for number in range(700)}
 
 
@@ -206,3 +206,29 @@ def test_what_cannot_be_replayed_says_why(databases: Databases, tmp_path: Path) 
     cut.write_bytes(gzip.compress(file.read_bytes() * 1000)[:-20])
     database = databases.migrated("sqlite")
     assert "cut.gz cannot be read" in fail("replay", cut, "--database", database.url)
+
+
+def test_nobody_else_can_read_what_was_captured(
+    databases: Databases, rabbitmq: RabbitMQ, tmp_path: Path
+) -> None:
+    broker, kept = Broker(rabbitmq.create()), tmp_path / "kept"
+    broker.declare(RESULTS)
+    succeed("capture", tmp_path / "some", "--drain", RESULTS, "--broker", broker.url)
+    line = capture_line(results.raw("x", b"no")).encode()
+    url = databases.migrated("sqlite").url
+    fail("replay", "-", "--refused", kept, "--database", url, stdin=line)
+    for file in (tmp_path / "some", kept):
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert "cannot be made" in fail("capture", tmp_path / "some.xz", "--broker", broker.url)
+    assert "cannot be made" in fail("capture", "-", "--broker", broker.url)
+
+
+def test_a_reader_that_goes_away_ends_a_dry_run_in_peace(tmp_path: Path) -> None:
+    file = tmp_path / "some"
+    rows = [capture_line(results.result(f"t{number}", result="x" * 1_000)) for number in range(500)]
+    file.write_text("\n".join(rows))
+    command = f"{binary()} replay {file} --dry-run --database sqlite:///{tmp_path}/none | head -c 10"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], env=clean_environment(), capture_output=True
+    )
+    assert (done.returncode, done.stdout[:1], b"panic" in done.stderr) == (0, b"{", False)

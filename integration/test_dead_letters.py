@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -77,13 +79,14 @@ def test_a_selection_is_by_reason_id_and_age(dead: Pipeline) -> None:
         (["--reason", "undecodable", "--reason", "not-accepted"], ids),
         (["--reason", "unstorable"], []),
         (["--id", ids[1], "--id", ids[2]], ids[1:]),
-        (["--id", ids[1], "--reason", "undecodable"], []),
         (["--older-than", "1h"], []),
         (["--newer-than", "1h"], ids),
         (["--limit", "0"], ids),
     ]:
         assert [letter["id"] for letter in listed(dead, *options)] == wanted, options
     assert len(listed(dead, "--limit", "2")) == 2
+    unknown = ("--id", ids[1], "--reason", "undecodable")
+    assert "has such an id" in fail("dead", "list", *unknown, "--broker", dead.broker.url)
 
 
 def test_one_letter_is_shown_with_its_properties_and_its_body(dead: Pipeline) -> None:
@@ -167,6 +170,76 @@ def test_a_replay_that_is_killed_loses_nothing(rabbitmq: RabbitMQ) -> None:
     assert found == wanted
 
 
+def letters(broker: Broker, counts: dict[str, int], **headers: str) -> None:
+    """So many dead letters for each reason, mixed."""
+    broker.declare(DEAD)
+    reasons = [reason for reason, count in counts.items() for _ in range(count)]
+    named = [(reasons[place * 7 % len(reasons)], f"{place}") for place in range(len(reasons))]
+    broker.publish_many(
+        (
+            DEAD,
+            Message(
+                b"{}",
+                results.properties(name),
+                {"x-celeriac-queue": RESULTS, "x-celeriac-reason": reason, **headers},
+            ),
+        )
+        for reason, name in named
+    )
+
+
+@pytest.mark.parametrize("count", [40, 300, 801])
+def test_what_is_said_to_be_removed_does_not_come_back(rabbitmq: RabbitMQ, count: int) -> None:
+    # GIVEN dead letters of two reasons, mixed
+    broker = Broker(rabbitmq.create())
+    broker.declare(RESULTS)
+    letters(broker, {"undecodable": count, "not-accepted": 10})
+    # WHEN those of one reason are deleted, or sent back THEN exactly the others are left
+    for command, target in ((["purge", "--yes"], 0), (["replay"], count)):
+        done = celeriac("dead", *command, "--reason", "undecodable", "--broker", broker.url)
+        assert done.returncode == 0, done.stderr
+        assert f"{count} dead letters were".encode() in done.stderr
+        wait_until(lambda: broker.depth(DEAD) >= 10, "the others to be there again", 15)
+        assert broker.depth(DEAD) == 10
+        assert len(broker.take(RESULTS)) == target
+        assert {m.headers["x-celeriac-reason"] for m in broker.take(DEAD)} == {"not-accepted"}
+        letters(broker, {"undecodable": count, "not-accepted": 10})
+
+
+def test_a_queue_that_is_gone_does_not_keep_the_others(rabbitmq: RabbitMQ) -> None:
+    broker = Broker(rabbitmq.create())
+    broker.declare(RESULTS)
+    letters(broker, {"undecodable": 3}, **{"x-celeriac-queue": "gone"})
+    letters(broker, {"undecodable": 3})
+    told = fail("dead", "replay", "--all", "--broker", broker.url)
+    assert "3 dead letters were sent back" in told
+    assert "3 were left: the broker did not take them for the queue gone" in told
+    assert len(broker.take(RESULTS)) == 3
+    wait_until(lambda: broker.depth(DEAD) == 3, "the letters that were left", 15)
+
+
+def test_ctrl_c_at_the_question_deletes_nothing(rabbitmq: RabbitMQ) -> None:
+    broker = Broker(rabbitmq.create())
+    letters(broker, {"undecodable": 3})
+    # GIVEN a terminal, at which the question is answered by Ctrl-C and, too late, by yes
+    master, terminal = pty.openpty()
+    purge = subprocess.Popen(
+        [binary(), "dead", "purge", "--all", "--broker", broker.url],
+        env=clean_environment(),
+        stdin=terminal,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert purge.stderr
+    while b"[y/N]" not in purge.stderr.readline():
+        pass
+    purge.send_signal(signal.SIGINT)
+    wait_until(lambda: b"stopping" in purge.stderr.readline(), "the signal to be heard", 15)
+    os.write(master, b"y\n")
+    assert purge.wait(15) == 1
+    assert broker.depth(DEAD) == 3
+
+
 def test_a_purge_asks_first(dead: Pipeline) -> None:
     url = dead.broker.url
     assert "add --yes" in fail("dead", "purge", "--all", "--broker", url)
@@ -209,11 +282,6 @@ def test_without_the_queue_there_is_nothing_to_look_at(rabbitmq: RabbitMQ) -> No
     assert done.returncode == 0 and b"there is no queue celeriac.dead" in done.stderr
     broker.declare(DEAD)
     assert succeed("dead", "list", "--json", "--broker", broker.url) == ""
-    # Letters whose queue is gone stay where they are.
-    headers = {"x-celeriac-reason": "undecodable", "x-celeriac-queue": "gone"}
-    broker.publish(Message(b"{}", results.properties("t"), headers), queue=DEAD)
-    assert "did not take the message" in fail("dead", "replay", "--all", "--broker", broker.url)
-    assert broker.depth(DEAD) == 1
     nobody = broker.url.replace("guest:guest", "guest:wrong")
     refused = fail("dead", "list", "--broker", nobody)
     assert "cannot connect" in refused and "wrong" not in refused

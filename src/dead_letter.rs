@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use sha2::{Digest, Sha256};
 
 use crate::batch::Reason;
-use crate::message::{Headers, Message, Properties, Value};
+use crate::message::{BROKER_TIME, Headers, Message, Properties, Value};
 
 /// What every header of ours begins with.
 const PREFIX: &str = "x-celeriac-";
@@ -116,15 +116,19 @@ fn size_bytes(headers: &Headers) -> usize {
 /// where it does not say which that was.
 ///
 /// It stays persistent and without an expiry, so that it is not lost on its way, and `CC` and `BCC`
-/// stay aside.
+/// stay aside. One that does not say when it was published has the time of its death as the
+/// broker's, because that is nearer than the time at which it comes again.
 #[must_use]
 pub fn revive(letter: &Message) -> Option<(String, Properties, Headers)> {
-    let DeadLetter { queue: Some(queue), .. } = DeadLetter::of(letter) else { return None };
+    let DeadLetter { queue: Some(queue), time, .. } = DeadLetter::of(letter) else { return None };
     let aside = SENDS_COPIES.map(|name| format!("{PREFIX}{name}"));
     let mut headers = letter.headers.clone();
     headers.retain(|name, _| {
         aside.contains(name) || !(name.starts_with(PREFIX) || BROKERS_OWN.contains(&name.as_str()))
     });
+    if let (None, Some(time)) = (letter.broker_time(), time) {
+        headers.insert(BROKER_TIME.to_owned(), Value::Int(time.timestamp_millis()));
+    }
     let properties = Properties {
         delivery_mode: Some(2),
         expiration: None,
@@ -306,7 +310,11 @@ mod tests {
         assert_eq!(queue, "celeriac.results");
         assert_eq!(properties.correlation_id.as_deref(), Some("t"));
         assert_eq!((properties.delivery_mode, properties.expiration), (Some(2), None));
-        assert_eq!(headers.keys().collect::<Vec<_>>(), ["stamp", "x-celeriac-CC"]);
+        assert_eq!(
+            headers.keys().collect::<Vec<_>>(),
+            ["stamp", "timestamp_in_ms", "x-celeriac-CC"]
+        );
+        assert_eq!(headers["timestamp_in_ms"], Value::Int(20_000 * 86_400_000));
     }
 
     #[test]

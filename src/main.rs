@@ -5,6 +5,7 @@ mod command;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
+use celeriac::telemetry::Causes;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::command::{SettingsArgs, capture, dead, migrate, replay, run};
@@ -172,6 +173,7 @@ fn command_line() -> clap::Command {
 
 #[expect(clippy::print_stderr, reason = "there may be no log yet")]
 fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
-    eprintln!("celeriac: {error:#}");
+    let error: &(dyn std::error::Error + Send + Sync) = error.as_ref();
+    eprintln!("celeriac: {}", Causes(error));
     ExitCode::from(status)
 }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+/// The header with the broker's time, in milliseconds since the epoch.
+pub const BROKER_TIME: &str = "timestamp_in_ms";
+
 /// A message as the broker delivered it.
 ///
 /// Everything that a dead letter or a capture must be able to give back is kept: the body's
@@ -121,7 +124,7 @@ impl Message {
     /// milliseconds to the header `timestamp_in_ms` and whole seconds to the property.
     #[must_use]
     pub fn broker_time(&self) -> Option<DateTime<Utc>> {
-        if let Some(Value::Int(milliseconds)) = self.headers.get("timestamp_in_ms") {
+        if let Some(Value::Int(milliseconds)) = self.headers.get(BROKER_TIME) {
             return DateTime::from_timestamp_millis(*milliseconds);
         }
         let seconds = i64::try_from(self.properties.timestamp?).ok()?;

@@ -37,15 +37,6 @@ pub enum PublishError {
     /// The broker did not confirm in time, as happens while it is out of memory or disk.
     #[error("the broker did not confirm within {} s", PATIENCE.as_secs())]
     Unconfirmed,
-    /// A file that takes them instead cannot be written.
-    #[error("cannot write {path}")]
-    File {
-        /// The path of the file.
-        path: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 /// A connection and a channel with confirmations. It is not used again after an error.

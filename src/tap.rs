@@ -18,7 +18,7 @@ use crate::source::{self, SourceError};
 const FIREHOSE: &str = "amq.rabbitmq.trace";
 
 /// The most messages on their way to us, so that memory is bounded where the disk is slow.
-const PREFETCH: u16 = 500;
+const PREFETCH: u16 = 100;
 
 /// The most messages and bytes that wait in the private queue of a tap. The oldest give way, so that
 /// a capture never fills the broker.
@@ -30,10 +30,14 @@ const MAX_WAITING_BYTES: i64 = 256 << 20;
 pub enum Origin {
     /// Copies of what is published to exchanges, each with the routing key to bind with.
     Bindings(Vec<(String, String)>),
-    /// Copies of what the broker delivers from a queue, by the firehose.
-    Firehose(String),
     /// The messages of a queue themselves, which it no longer has when they are acknowledged.
     Queue(String),
+}
+
+/// The binding that brings copies of what the broker delivers from a queue.
+#[must_use]
+pub fn firehose(queue: &str) -> (String, String) {
+    (FIREHOSE.to_owned(), format!("deliver.{queue}"))
 }
 
 /// A consumer over a connection of its own.
@@ -41,7 +45,6 @@ pub struct Tap {
     connection: Connection,
     channel: Channel,
     consumer: Consumer,
-    is_firehose: bool,
     waiting: u32,
 }
 
@@ -65,10 +68,6 @@ impl Tap {
                     .map_err(|source| SourceError::Queue { queue: queue.clone(), source })?;
                 (short(queue), declared.message_count())
             }
-            Origin::Firehose(queue) => {
-                let binding = (FIREHOSE.to_owned(), format!("deliver.{queue}"));
-                (private_queue(&channel, &[binding]).await?, 0)
-            }
             Origin::Bindings(bindings) => (private_queue(&channel, bindings).await?, 0),
         };
         let options = BasicConsumeOptions::default();
@@ -76,8 +75,7 @@ impl Tap {
             .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
             .await
             .map_err(|source| SourceError::Queue { queue: queue.as_str().to_owned(), source })?;
-        let is_firehose = matches!(origin, Origin::Firehose(_));
-        Ok(Self { connection, channel, consumer, is_firehose, waiting })
+        Ok(Self { connection, channel, consumer, waiting })
     }
 
     /// How many messages the queue had when it was opened.
@@ -90,10 +88,9 @@ impl Tap {
     pub fn messages(
         &mut self,
     ) -> Pin<Box<dyn Stream<Item = Result<Message, SourceError>> + Send + '_>> {
-        let is_firehose = self.is_firehose;
-        Box::pin((&mut self.consumer).map(move |delivery| {
+        Box::pin((&mut self.consumer).map(|delivery| {
             let message = delivery.map(source::message_from).map_err(SourceError::Lost)?;
-            Ok(if is_firehose { unwrap_firehose(message) } else { message })
+            Ok(if message.exchange == FIREHOSE { unwrap_firehose(message) } else { message })
         }))
     }
 

@@ -92,7 +92,7 @@ impl Counters {
 }
 
 /// An error followed by what caused it.
-pub(crate) struct Causes<'error>(pub(crate) &'error (dyn Error + Send + Sync));
+pub struct Causes<'error>(pub &'error (dyn Error + Send + Sync));
 
 impl fmt::Display for Causes<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,6 +1,7 @@
 //! `celeriac capture`: messages into a file.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,20 +11,21 @@ use anyhow::{Context, bail};
 use celeriac::capture;
 use celeriac::config::Config;
 use celeriac::message::Message;
-use celeriac::tap::{Origin, Tap};
+use celeriac::tap::{self, Origin, Tap};
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{Compression, listen_for_signals};
+use super::{Compression, create_private, listen_for_signals};
 
 /// How long nothing may come of a queue that is drained before it counts as empty: another consumer
 /// may have taken the rest.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// The most messages that are written before they are acknowledged.
+/// The most messages, and bytes of them, that are written before they are acknowledged.
 const MAX_UNWRITTEN: usize = 200;
+const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -59,10 +61,10 @@ impl Arguments {
         if let Some(queue) = &self.drain {
             return Ok(Origin::Queue(queue.clone()));
         }
-        if self.firehose {
-            return Ok(Origin::Firehose(config.results_queue.clone()));
-        }
         let mut bindings = Vec::new();
+        if self.firehose {
+            bindings.push(tap::firehose(&config.results_queue));
+        }
         for binding in &self.binding {
             let Some((exchange, routing_key)) = binding.split_once('=') else {
                 bail!("binding: {binding:?} has no `=`: write EXCHANGE=ROUTING_KEY");
@@ -84,6 +86,7 @@ impl Arguments {
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
     listen_for_signals(shutdown.clone())?;
+    Recording::check(&arguments.file)?;
     let origin = arguments.origin(config)?;
     let mut tap = Tap::open(config, &origin).await?;
     let mut recording = Recording::create(&arguments.file)?;
@@ -112,15 +115,19 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         };
         // What has come already is written together.
         let mut taken = Vec::new();
+        let mut taken_bytes = 0;
         let mut next = Some(first);
         let mut failure = None;
         while let Some(message) = next.take() {
             match message {
-                Some(Ok(message)) => taken.push(message),
+                Some(Ok(message)) => {
+                    taken_bytes += message.body.len();
+                    taken.push(message);
+                }
                 Some(Err(error)) => failure = Some(error.into()),
                 None => failure = Some(anyhow::anyhow!("the broker has ended the consumer")),
             }
-            if failure.is_none() && taken.len() < room {
+            if failure.is_none() && taken.len() < room && taken_bytes < MAX_UNWRITTEN_BYTES {
                 next = messages.next().now_or_never();
             }
         }
@@ -161,10 +168,28 @@ struct Recording {
 }
 
 impl Recording {
+    /// Refuses names that promise what is not done.
+    fn check(path: &Path) -> anyhow::Result<()> {
+        if let Some("xz" | "bz2" | "-") =
+            path.extension().or(path.file_name()).and_then(OsStr::to_str)
+        {
+            bail!(
+                "{} cannot be made: name a file, with .gz or .zst to compress it",
+                path.display()
+            );
+        }
+        Ok(())
+    }
+
     fn create(path: &Path) -> anyhow::Result<Self> {
-        let opened = OpenOptions::new().write(true).create_new(true).open(path);
-        let file = opened
-            .with_context(|| format!("{} cannot be made: name a new file", path.display()))?;
+        let made = create_private(path).and_then(|file| {
+            // The name has to outlive a crash as well.
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+            Ok(file)
+        });
+        let file =
+            made.with_context(|| format!("{} cannot be made: name a new file", path.display()))?;
         Ok(Self { file, path: path.to_owned(), compression: Compression::of(path) })
     }
 

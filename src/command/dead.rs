@@ -12,7 +12,9 @@ use celeriac::config::Config;
 use celeriac::dead_letter::DeadLetter;
 use celeriac::dead_queue::{DeadQueue, Reviver};
 use celeriac::message::Message;
+use celeriac::publish::PublishError;
 use chrono::{DateTime, SecondsFormat, Utc};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
@@ -117,6 +119,14 @@ impl Selection {
             && matches(&self.id, &letter.id)
             && self.older_than.is_none_or(|limit| age.is_some_and(|age| age > limit))
             && self.newer_than.is_none_or(|limit| age.is_some_and(|age| age <= limit))
+    }
+
+    /// Refuses ids that no letter has.
+    fn require_found(&self, found: usize) -> anyhow::Result<()> {
+        if !self.id.is_empty() && found == 0 {
+            bail!("no dead letter has such an id: `celeriac dead list` shows the ids");
+        }
+        Ok(())
     }
 
     /// Refuses to choose nothing and everything alike.
@@ -230,6 +240,7 @@ async fn list(
         let _ = write!(summary, "; {unseen} were not looked at: list more with --limit 0");
     }
     say(&summary);
+    selection.require_found(letters.len())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -262,7 +273,9 @@ fn table(letters: &[DeadLetter]) -> String {
 }
 
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
+    let moves =
+        |c: char| c.is_control() || matches!(c, '\u{200E}'..='\u{202E}' | '\u{2060}'..='\u{206F}');
+    text.chars().map(|c| if moves(c) { '\u{FFFD}' } else { c }).collect()
 }
 
 async fn show(
@@ -287,7 +300,10 @@ async fn show(
     if body {
         std::io::stdout().write_all(&message.body)?;
     } else if json {
-        print(&capture::write(&message));
+        // As it was published, so that `celeriac replay` knows results from events.
+        let exchange = letter.exchange.unwrap_or_default();
+        let routing_key = letter.routing_key.unwrap_or_default();
+        print(&capture::write(&Message { exchange, routing_key, ..message }));
     } else {
         print(&description(&letter, &message));
     }
@@ -321,10 +337,12 @@ async fn replay(
     selection: &Selection,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let reviver = Reviver::open(config).await?;
+    let mut reviver = Reviver::open(config).await?;
     let mut look = Look::begin(queue, shutdown);
+    let mut chosen = 0;
     let mut replayed = 0;
     let mut homeless = 0;
+    let mut refused = BTreeMap::<String, usize>::new();
     let mut waiting = BTreeMap::<String, Vec<Message>>::new();
     let mut waiting_bytes = 0;
     loop {
@@ -333,7 +351,11 @@ async fn replay(
         if let Some((letter, message)) = next
             && selection.has(&letter, look.now)
         {
+            chosen += 1;
             match letter.queue {
+                Some(queue) if refused.contains_key(&queue) => {
+                    *refused.entry(queue).or_default() += 1;
+                }
                 Some(queue) => {
                     waiting_bytes += message.body.len();
                     waiting.entry(queue).or_default().push(message);
@@ -345,11 +367,20 @@ async fn replay(
         if is_over || together >= MAX_TOGETHER || waiting_bytes >= MAX_TOGETHER_BYTES {
             waiting_bytes = 0;
             for (queue, letters) in std::mem::take(&mut waiting) {
-                reviver.publish(&queue, &letters).await?;
-                for letter in &letters {
-                    look.queue.remove(letter).await?;
+                match reviver.publish(&queue, &letters).await {
+                    Ok(()) => {
+                        let tags: Vec<_> =
+                            letters.iter().map(|letter| letter.delivery_tag).collect();
+                        look.queue.remove(&tags).await?;
+                        replayed += letters.len();
+                    }
+                    Err(PublishError::Refused { .. }) => {
+                        // A publisher is not used again after an error.
+                        reviver = Reviver::open(config).await?;
+                        refused.insert(queue, letters.len());
+                    }
+                    Err(error) => return Err(error.into()),
                 }
-                replayed += letters.len();
             }
         }
         if is_over {
@@ -358,11 +389,16 @@ async fn replay(
     }
     let ended = look.end().await;
     say(&format!("{replayed} dead letters were sent back to their queues"));
-    ended?;
-    if homeless > 0 {
-        bail!("{homeless} dead letters do not say which queue they came from and were left");
+    for (queue, letters) in &refused {
+        say(&format!("{letters} were left: the broker did not take them for the queue {queue}"));
     }
-    Ok(ExitCode::SUCCESS)
+    if homeless > 0 {
+        say(&format!("{homeless} were left: they do not say which queue they came from"));
+    }
+    ended?;
+    selection.require_found(chosen)?;
+    let is_good = homeless == 0 && refused.is_empty();
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn purge(
@@ -374,7 +410,8 @@ async fn purge(
 ) -> anyhow::Result<ExitCode> {
     let total = queue.remaining();
     if selection.is_empty() {
-        confirm(yes, &format!("Delete all {total} dead letters in {}?", config.dead_queue))?;
+        let question = format!("Delete all {total} dead letters in {}?", config.dead_queue);
+        confirm(yes, &question, shutdown).await?;
         let purged = queue.purge().await?;
         queue.close().await?;
         say(&format!("{purged} dead letters were deleted"));
@@ -382,28 +419,26 @@ async fn purge(
     }
     let mut look = Look::begin(queue, shutdown);
     let mut chosen = Vec::new();
-    while let Some((letter, mut message)) = look.next().await? {
+    while let Some((letter, message)) = look.next().await? {
         if selection.has(&letter, look.now) {
-            // Only its number is needed.
-            message.body.clear();
-            chosen.push(message);
+            chosen.push(message.delivery_tag);
         }
     }
     if shutdown.is_cancelled() {
         return look.end().await.map(|()| ExitCode::FAILURE);
     }
     look.progress.end();
-    confirm(yes, &format!("Delete {} of the {total} dead letters?", chosen.len()))?;
-    for letter in &chosen {
-        look.queue.remove(letter).await?;
-    }
+    selection.require_found(chosen.len())?;
+    let question = format!("Delete {} of the {total} dead letters?", chosen.len());
+    confirm(yes, &question, shutdown).await?;
+    look.queue.remove(&chosen).await?;
     look.end().await?;
     say(&format!("{} dead letters were deleted", chosen.len()));
     Ok(ExitCode::SUCCESS)
 }
 
 /// Asks, unless the answer was given already.
-fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
+async fn confirm(yes: bool, question: &str, shutdown: &CancellationToken) -> anyhow::Result<()> {
     if yes {
         return Ok(());
     }
@@ -411,9 +446,22 @@ fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
         bail!("nobody is there to be asked: add --yes to delete");
     }
     say(&format!("{question} [y/N]"));
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { bail!("nothing was deleted") }
+    let (sender, answer) = oneshot::channel();
+    // A thread of its own: reading from a terminal cannot be broken off.
+    std::thread::spawn(move || {
+        let mut answer = String::new();
+        let read = std::io::stdin().lock().read_line(&mut answer);
+        sender.send(read.map(|_| answer))
+    });
+    let answer = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => bail!("nothing was deleted"),
+        answer = answer => answer??,
+    };
+    match answer.trim() {
+        "y" | "Y" | "yes" if !shutdown.is_cancelled() => Ok(()),
+        _ => bail!("nothing was deleted"),
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "it is for the person at the terminal")]

@@ -7,6 +7,9 @@ mod progress;
 pub(crate) mod replay;
 pub(crate) mod run;
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -77,7 +80,7 @@ pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<
                 #[expect(clippy::exit, reason = "that is what a second signal asks for")]
                 std::process::exit(128 + 15);
             }
-            tracing::info!(signal = name, "stopping: storing what is held");
+            tracing::info!(signal = name, "stopping: settling what is held");
             shutdown.cancel();
         }
     });
@@ -103,7 +106,19 @@ impl Compression {
 }
 
 /// Prints a line to standard output; what is wanted of the command, not what it tells of itself.
-#[expect(clippy::print_stdout, reason = "that is what standard output is for")]
+/// Where nobody reads any more, as `head` does not, the process ends.
 fn print(line: &str) {
-    println!("{line}");
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        let is_closed = error.kind() == std::io::ErrorKind::BrokenPipe;
+        if !is_closed {
+            tracing::error!(%error, "cannot write to standard output");
+        }
+        #[expect(clippy::exit, reason = "what was not printed is still where it was")]
+        std::process::exit(i32::from(!is_closed));
+    }
+}
+
+/// Makes a file that must not be there yet, for its owner alone: it will hold arguments and results.
+fn create_private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }

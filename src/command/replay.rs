@@ -1,12 +1,12 @@
 //! `celeriac replay`: the messages of capture files, through the pipeline.
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, bail};
 use celeriac::ack::Acknowledge;
@@ -24,13 +24,13 @@ use celeriac::store::{Catalog, Database, Store, StoreError};
 use celeriac::task_result::TaskResult;
 use celeriac::telemetry::{Counters, Counts};
 use chrono::{DateTime, SecondsFormat, Utc};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{listen_for_signals, print};
+use super::{create_private, listen_for_signals, print};
 
 /// How many refusals are told one by one.
 const TOLD: u64 = 20;
@@ -70,15 +70,20 @@ async fn replay<S: Store>(
     mut store: S,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let report = Arc::new(Report::new(arguments)?);
+    let report = Arc::new(Report::new(arguments, shutdown.clone())?);
     let (sender, mut receiver) = mpsc::channel(config.limits.max_rows);
+    let room = Room::new(config.limits.max_bytes);
     // A thread of its own: reading standard input cannot be broken off.
     let feeder = std::thread::spawn({
         let (files, report) = (arguments.files.clone(), Arc::clone(&report));
         let max_line_bytes = max_line_bytes(config.decoder.limits.body_bytes);
-        move || feed(&files, max_line_bytes, &report, &sender)
+        let room = room.clone();
+        move || feed(&files, max_line_bytes, &report, &room, &sender)
     });
-    let messages = stream::poll_fn(|context| receiver.poll_recv(context));
+    let messages = stream::poll_fn(|context| receiver.poll_recv(context)).map(|message| {
+        room.leave(&message);
+        Ok(message)
+    });
     let counters = Counters::default();
     let reading = Reading {
         decoder: &config.decoder,
@@ -94,6 +99,9 @@ async fn replay<S: Store>(
         End::StoreUnfit(error, _) => bail!("the database cannot be written: {error}"),
         End::SourceLost(error) => return Err(error.into()),
         End::DeadLettersUnfit(error) => return Err(error.into()),
+    }
+    if let Some(failure) = lock(&report.failure).take() {
+        return Err(failure);
     }
     if shutdown.is_cancelled() {
         bail!("interrupted: replay the same files again, what is stored already stays the same");
@@ -116,7 +124,8 @@ fn feed(
     files: &[PathBuf],
     max_line_bytes: u64,
     report: &Arc<Report>,
-    sender: &mpsc::Sender<Result<Message, SourceError>>,
+    room: &Room,
+    sender: &mpsc::Sender<Message>,
 ) -> anyhow::Result<()> {
     let mut number = 0;
     for path in files {
@@ -147,7 +156,8 @@ fn feed(
             }
             match capture::read(text, Utc::now(), number) {
                 Ok(message) => {
-                    if sender.blocking_send(Ok(message)).is_err() {
+                    room.enter(&message);
+                    if sender.blocking_send(message).is_err() {
                         return Ok(());
                     }
                 }
@@ -156,6 +166,35 @@ fn feed(
         }
     }
     Ok(())
+}
+
+/// Bounds the bytes of what was read and not yet taken: as many as a batch may have, and one message
+/// however large it is.
+#[derive(Clone)]
+struct Room {
+    bytes: Arc<(Mutex<usize>, Condvar)>,
+    most: usize,
+}
+
+impl Room {
+    fn new(most: usize) -> Self {
+        Self { bytes: Arc::default(), most }
+    }
+
+    fn enter(&self, message: &Message) {
+        let (bytes, has_left) = &*self.bytes;
+        let size = message.body.len();
+        let is_full = |bytes: &mut usize| *bytes > 0 && *bytes + size > self.most;
+        let mut bytes =
+            has_left.wait_while(lock(bytes), is_full).unwrap_or_else(PoisonError::into_inner);
+        *bytes += size;
+    }
+
+    fn leave(&self, message: &Message) {
+        let (bytes, has_left) = &*self.bytes;
+        *lock(bytes) -= message.body.len();
+        has_left.notify_one();
+    }
 }
 
 /// Passes the rest of a line.
@@ -202,15 +241,17 @@ struct Report {
     /// Lines that are no message.
     bad_lines: AtomicU64,
     keep: Option<(PathBuf, Mutex<BufWriter<File>>)>,
+    /// Why they cannot be kept.
+    failure: Mutex<Option<anyhow::Error>>,
+    shutdown: CancellationToken,
 }
 
 impl Report {
-    fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+    fn new(arguments: &Arguments, shutdown: CancellationToken) -> anyhow::Result<Self> {
         let size = |path: &PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
         let total = arguments.files.iter().map(size).sum();
         let keep = arguments.refused.as_ref().map(|path| {
-            let file = OpenOptions::new().write(true).create_new(true).open(path);
-            let file = file.with_context(|| {
+            let file = create_private(path).with_context(|| {
                 format!("refused: {} cannot be made: name a new file", path.display())
             })?;
             anyhow::Ok((path.clone(), Mutex::new(BufWriter::new(file))))
@@ -222,6 +263,8 @@ impl Report {
             refused: AtomicU64::default(),
             bad_lines: AtomicU64::default(),
             keep: keep.transpose()?,
+            failure: Mutex::default(),
+            shutdown,
         })
     }
 
@@ -273,12 +316,16 @@ impl Report {
             "{messages} messages with {rows_read} rows: {rows_written} rows {would_be}, {merged} \
              merged into them"
         );
-        for (reason, count) in dead {
-            let _ = write!(summary, ", {count} messages refused ({reason})");
-        }
+        let refused = self.refused.load(Ordering::Relaxed);
         let bad_lines = self.bad_lines.load(Ordering::Relaxed);
+        if refused > 0 {
+            let _ = write!(summary, "; {refused} refused");
+        }
+        for (reason, count) in dead {
+            let _ = write!(summary, ", {count} of them {reason}");
+        }
         if bad_lines > 0 {
-            let _ = write!(summary, ", {bad_lines} lines that are no message");
+            let _ = write!(summary, ", {bad_lines} of them no message at all");
         }
         lock(&self.progress).say(&summary);
     }
@@ -302,9 +349,13 @@ impl Acknowledge for Report {
         for (message, reason) in letters {
             self.tell(message.delivery_tag, &format!("{}: {}", reason.code, reason.error));
             if let Some((path, file)) = &self.keep {
-                writeln!(lock(file), "{}", capture::write(message)).map_err(|source| {
-                    PublishError::File { path: path.display().to_string(), source }
-                })?;
+                let line = capture::write(message);
+                if let Err(error) = writeln!(lock(file), "{line}") {
+                    // Trying again would not help, as it may with a broker.
+                    let cannot_write = format!("cannot write {}", path.display());
+                    *lock(&self.failure) = Some(anyhow::Error::new(error).context(cannot_write));
+                    self.shutdown.cancel();
+                }
             }
         }
         Ok(())
