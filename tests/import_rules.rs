@@ -23,9 +23,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "decode",
             "group_result",
             "lane",
+            "listener",
             "message",
             "pipeline",
             "publish",
+            "queue_depth",
             "row",
             "source",
             "store",
@@ -41,6 +43,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("group_result", &[]),
     ("lane", &["backoff", "config", "decode", "pipeline", "source", "store", "telemetry"]),
     ("lib", &[]),
+    ("listener", &["telemetry"]),
     ("main", &["command"]),
     ("merge", &["group_result", "row", "state", "task_result"]),
     ("message", &[]),
@@ -60,18 +63,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("publish", &["config", "message", "source"]),
+    ("queue_depth", &["config", "source", "telemetry"]),
     ("row", &["group_result", "task_result"]),
     ("source", &["ack", "config", "message", "telemetry"]),
     ("state", &[]),
     ("store", &["batch", "config", "group_result", "row", "task_result"]),
     ("tap", &["config", "message", "source"]),
     ("task_result", &["state"]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["batch", "config", "row", "store"]),
 ];
 
 /// The crates that only these modules may name.
-const KEPT_IN: &[(&str, &[&str])] =
-    &[("lapin", &["ack", "dead_queue", "publish", "source", "tap"]), ("sqlx", &["store"])];
+const KEPT_IN: &[(&str, &[&str])] = &[
+    ("lapin", &["ack", "dead_queue", "publish", "queue_depth", "source", "tap"]),
+    ("sqlx", &["store"]),
+];
 
 /// Modules without a clock, without I/O, without a log and without anything asynchronous.
 const PURE: &[&str] = &[

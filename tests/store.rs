@@ -13,7 +13,7 @@ use celeriac::config::{DatabaseKind, DatabaseUrl};
 use celeriac::group_result::GroupResult;
 use celeriac::row::Row;
 use celeriac::state::State;
-use celeriac::store::{Catalog, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError};
+use celeriac::store::{Catalog, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError, Written};
 use celeriac::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
@@ -57,7 +57,7 @@ impl Store for AnyStore {
         }
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         match self {
             Self::Postgres(store) => store.store(rows).await,
             Self::Mysql(store) => store.store(rows).await,
@@ -67,12 +67,12 @@ impl Store for AnyStore {
 }
 
 impl AnyStore {
-    async fn store_tasks(&mut self, results: &[&TaskResult]) -> Result<(), StoreError> {
+    async fn store_tasks(&mut self, results: &[&TaskResult]) -> Result<Written, StoreError> {
         let rows: Vec<_> = results.iter().map(|&result| Row::Task(result.clone())).collect();
         self.store(&rows.iter().collect::<Vec<_>>()).await
     }
 
-    async fn store_group(&mut self, result: &GroupResult) -> Result<(), StoreError> {
+    async fn store_group(&mut self, result: &GroupResult) -> Result<Written, StoreError> {
         self.store(&[&Row::Group(result.clone())]).await
     }
 }

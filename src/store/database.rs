@@ -2,7 +2,7 @@
 
 use crate::config::{Config, DatabaseKind};
 use crate::row::Row;
-use crate::store::{Catalog, Mysql, Postgres, Sqlite, Store, StoreError};
+use crate::store::{Catalog, Mysql, Postgres, Sqlite, Store, StoreError, Written};
 
 /// One of the databases.
 pub enum Database {
@@ -41,11 +41,19 @@ impl Store for Database {
         }
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         match self {
             Self::Postgres(store) => Box::pin(store.store(rows)).await,
             Self::Mysql(store) => Box::pin(store.store(rows)).await,
             Self::Sqlite(store) => Box::pin(store.store(rows)).await,
+        }
+    }
+
+    async fn check(&mut self) -> Result<(), StoreError> {
+        match self {
+            Self::Postgres(store) => Box::pin(store.check()).await,
+            Self::Mysql(store) => Box::pin(store.check()).await,
+            Self::Sqlite(store) => Box::pin(store.check()).await,
         }
     }
 }
