@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-workers bench-statements captures environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-workers bench-statements plot-load captures environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -45,6 +45,9 @@ bench-workers: release environments ## Measures a real worker with each result b
 
 bench-statements: release environments ## Counts statements and rows written per task
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
+
+plot-load: release environments ## Draws the README's picture of a load from the metrics
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/plot_load.py $(BENCH)
 
 captures: environments ## Makes `tests/data/golden/` anew, with real workers
 	$(ENVIRONMENT) integration/make_captures.py $(CAPTURES)

@@ -116,13 +116,13 @@ fn answer(
         "/metrics" | "/live" | "/ready" if method != Method::GET && method != Method::HEAD => {
             (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD are answered\n".to_owned())
         }
-        "/metrics" => match telemetry.exposition() {
-            Ok(exposition) => (StatusCode::OK, OPEN_METRICS, exposition),
-            Err(_) => {
+        "/metrics" => telemetry.exposition().map_or_else(
+            |_| {
                 let problem = "the metrics cannot be written as text\n".to_owned();
                 (StatusCode::INTERNAL_SERVER_ERROR, TEXT, problem)
-            }
-        },
+            },
+            |exposition| (StatusCode::OK, OPEN_METRICS, exposition),
+        ),
         "/live" => told(telemetry.liveness()),
         "/ready" if shutdown.is_cancelled() => {
             let body = "{\"ready\":false,\"reason\":\"stopping\"}\n".to_owned();

@@ -735,7 +735,7 @@ async fn writers_side_by_side_agree(database: &mut TestDatabase) {
             let rows: Vec<_> = rows.iter().collect();
             loop {
                 match store.store_tasks(&rows).await {
-                    Ok(()) => break,
+                    Ok(_) => break,
                     Err(error) => assert_eq!(error.class, ErrorClass::Conflict, "{error}"),
                 }
             }

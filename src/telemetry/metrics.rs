@@ -144,9 +144,9 @@ impl Telemetry {
     }
 
     /// Sets how many messages are ready in a queue and how many consumers it has; nothing where
-    /// that is not known.
-    pub fn set_depth(&self, queue: &str, depth: Option<(u32, u32)>) {
-        let labels = vec![("queue", queue.to_owned())];
+    /// that is not known. The role is what the queue is for.
+    pub fn set_depth(&self, queue: &str, role: &str, depth: Option<(u32, u32)>) {
+        let labels = vec![("queue", queue.to_owned()), ("role", role.to_owned())];
         let families = &self.families;
         if let Some((messages, consumers)) = depth {
             families.queue_messages.get_or_create(&labels).set(messages.into());
@@ -345,4 +345,141 @@ fn histogram(
     let family = Histograms::new_with_constructor(make);
     registry.register(name, help, family.clone());
     family
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::store::{Effect, Written};
+    use crate::telemetry::STUCK_AFTER;
+
+    const README: &str = include_str!("../../README.md");
+
+    /// A process in which everything has happened once.
+    fn busy() -> Telemetry {
+        let telemetry = Telemetry::new();
+        let lane = telemetry.lane("1", "results");
+        let tasks = Effect { rows: 1, statements: 1, stale: Some(1) };
+        lane.end_write(&[], &Ok(Written { tasks, ..Written::default() }), Duration::ZERO);
+        telemetry.set_depth("results", "results", Some((1, 1)));
+        telemetry
+    }
+
+    /// The names of all metrics, and of all their samples.
+    fn names(telemetry: &Telemetry) -> (BTreeSet<String>, BTreeSet<String>) {
+        let exposition = telemetry.exposition().expect("text");
+        let (mut metrics, mut samples) = (BTreeSet::new(), BTreeSet::new());
+        for line in exposition.lines() {
+            if let Some(described) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = described.split_once(' ').expect("name and type");
+                let suffix = match kind {
+                    "counter" => "_total",
+                    "info" => "_info",
+                    _ => "",
+                };
+                metrics.insert(format!("{name}{suffix}"));
+            } else if !line.starts_with('#') {
+                samples.insert(line.split(['{', ' ']).next().expect("a name").to_owned());
+            }
+        }
+        (metrics, samples)
+    }
+
+    /// The words of a text that can only be metrics.
+    fn named(text: &str) -> BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let is_metric = |word: &&str| word.starts_with("celeriac_") || word.starts_with("process_");
+        words.filter(is_metric).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_only_what_there_is() {
+        let (metrics, samples) = names(&busy());
+        for file in ["grafana-dashboard.json", "alerts.yml"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring").join(file);
+            let named = named(&std::fs::read_to_string(path).expect("the file is there"));
+            assert!(named.len() > 5, "{file} names metrics");
+            let unknown: Vec<_> = named.difference(&samples).collect();
+            assert!(unknown.is_empty(), "{file} names {unknown:?}");
+        }
+        let in_readme = named(README);
+        let undocumented: Vec<_> = metrics.difference(&in_readme).collect();
+        assert!(undocumented.is_empty(), "the README does not have {undocumented:?}");
+        let unknown: Vec<_> = in_readme.difference(&metrics).collect();
+        assert!(unknown.is_empty(), "the README has {unknown:?}");
+    }
+
+    #[test]
+    fn every_reason_is_counted_from_zero_on() {
+        let table = README.split("| reason | what it means |").nth(1).expect("the table");
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let reasons = rows.flat_map(|row| {
+            let cell = row.split('|').nth(1).expect("the first column");
+            cell.split('`').skip(1).step_by(2)
+        });
+        // RabbitMQ moves those itself.
+        let in_readme: BTreeSet<_> = reasons.filter(|&reason| reason != "delivery-limit").collect();
+        assert_eq!(in_readme, BTreeSet::from(REASONS));
+        let source = include_str!("../decode/mod.rs");
+        let codes = source.split("pub fn code(").nth(1).expect("the function");
+        let codes = codes.split("\n    }").next().expect("its end");
+        for code in codes.split('"').skip(1).step_by(2) {
+            assert!(REASONS.contains(&code), "{code} is not counted from 0 on");
+        }
+    }
+
+    #[test]
+    fn lanes_of_one_queue_count_together() {
+        let telemetry = Telemetry::new();
+        let lanes = [("1", "results"), ("2", "results"), ("events", "events")];
+        for (name, queue) in lanes {
+            let lane = telemetry.lane(name, queue);
+            lane.receive(false);
+            lane.bury("undecodable");
+        }
+        let counts = telemetry.counts();
+        assert_eq!((counts.messages, counts.dead), (3, BTreeMap::from([("undecodable", 3)])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_is_live_until_one_step_takes_too_long() {
+        let telemetry = Telemetry::new();
+        let (lane, other) = (telemetry.lane("1", "results"), telemetry.lane("2", "results"));
+        advance(STUCK_AFTER / 2).await;
+        lane.turn();
+        let step = lane.begin("write");
+        advance(STUCK_AFTER / 2).await;
+        assert!(!telemetry.liveness().is_good, "the other lane's loop stands still");
+        other.turn();
+        assert!(telemetry.liveness().is_good);
+        advance(STUCK_AFTER / 2).await;
+        lane.turn();
+        other.turn();
+        let health = telemetry.liveness();
+        assert!(!health.is_good && health.body.contains(r#""name":"write""#), "{}", health.body);
+        drop(step);
+        assert!(telemetry.liveness().is_good);
+    }
+
+    #[test]
+    fn a_process_is_ready_when_both_sides_of_every_lane_are_up() {
+        let telemetry = Telemetry::new();
+        assert!(!telemetry.readiness().is_good, "there are no lanes yet");
+        let lanes = [telemetry.lane("1", "results"), telemetry.lane("2", "results")];
+        for lane in &lanes {
+            lane.set_database(Ok(()));
+            assert!(!telemetry.readiness().is_good);
+            lane.begin_session();
+        }
+        assert!(telemetry.readiness().is_good);
+        lanes[0].end_session("it went away".to_owned());
+        let health = telemetry.readiness();
+        assert!(!health.is_good && health.body.contains("it went away"), "{}", health.body);
+    }
 }
