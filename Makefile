@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-statements fuzz captures environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-statements plot-load fuzz captures environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -51,6 +51,9 @@ bench-statements: release environments ## Counts statements and rows written per
 
 fuzz: ## Fuzzes every decoder with cargo-fuzz; `FUZZ="--target json --minutes 10"`
 	$(PYTHON) fuzz/run.py $(FUZZ)
+
+plot-load: release environments ## Draws the README's picture of a load from the metrics
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/plot_load.py $(BENCH)
 
 captures: environments ## Makes `tests/data/golden/` anew, with real workers
 	$(ENVIRONMENT) integration/make_captures.py $(CAPTURES)

@@ -13,7 +13,7 @@ use crate::decode::Kind;
 use crate::pipeline::{self, End, Pace, Reading};
 use crate::source::{Session, SourceError};
 use crate::store::{Store, StoreError};
-use crate::telemetry::{Causes, Counters};
+use crate::telemetry::{Causes, Lane, reason};
 
 /// A session that lasted so long was a good one: the waits begin anew after it.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
@@ -38,7 +38,7 @@ pub async fn run<S: Store>(
     config: &Config,
     events: Option<&Events>,
     mut store: S,
-    counters: &Counters,
+    telemetry: &Lane,
     shutdown: &CancellationToken,
 ) {
     let queue = events.map_or(&config.results_queue, |events| &events.queue);
@@ -48,9 +48,10 @@ pub async fn run<S: Store>(
     let mut careful_sessions = 0;
     loop {
         let prefetch = if is_careful { 1 } else { config.prefetch };
-        let open = open(config, events, prefetch, &mut store, &mut backoff, shutdown);
+        let open = open(config, events, prefetch, &mut store, telemetry, &mut backoff, shutdown);
         let Some(mut session) = open.await else { return };
         let opened_at = Instant::now();
+        telemetry.begin_session();
         backoff.end("both sides are there again");
         if !is_careful {
             tracing::info!(queue, "consuming");
@@ -58,11 +59,12 @@ pub async fn run<S: Store>(
         let until = shutdown.child_token();
         let (messages, acknowledger) = session.split();
         let kind = if events.is_some() { Kind::Events } else { Kind::Results };
-        let reading = Reading { decoder: &config.decoder, kind, counters };
+        let reading = Reading { decoder: &config.decoder, kind, lane: telemetry };
         let end = tokio::select! {
             end = pipeline::run(messages, reading, &mut store, acknowledger, pace, &until) => end,
             never = end_careful_session(is_careful, &until) => match never {},
         };
+        telemetry.end_session(end_reason(&end));
         session.close().await;
         if opened_at.elapsed() > GOOD_SESSION {
             backoff = Backoff::new();
@@ -105,8 +107,16 @@ pub async fn run<S: Store>(
             }
             End::StoreUnfit(error, batch) => {
                 let problem = "messages are left to the broker for now";
+                telemetry.set_database(Err(reason(problem, &error)));
                 backoff.wait(problem, &error, shutdown).await.is_continue()
-                    && pipeline::wait_for_store(&mut store, &batch, &mut backoff, shutdown).await
+                    && pipeline::wait_for_store(
+                        &mut store,
+                        &batch,
+                        telemetry,
+                        &mut backoff,
+                        shutdown,
+                    )
+                    .await
             }
             End::DeadLettersUnfit(error) => {
                 let problem = "messages are left to the broker for now";
@@ -116,6 +126,16 @@ pub async fn run<S: Store>(
         if !goes_on {
             return;
         }
+    }
+}
+
+/// Why the queue is not consumed after a session.
+fn end_reason(end: &End) -> String {
+    match end {
+        End::Stopped => "the session has ended".to_owned(),
+        End::SourceLost(error) => Causes(error).to_string(),
+        End::StoreUnfit(..) => "left alone until the database takes writes".to_owned(),
+        End::DeadLettersUnfit(error) => reason("dead letters cannot be written", error),
     }
 }
 
@@ -135,12 +155,15 @@ async fn open<S: Store>(
     events: Option<&Events>,
     prefetch: u16,
     store: &mut S,
+    telemetry: &Lane,
     backoff: &mut Backoff,
     shutdown: &CancellationToken,
 ) -> Option<Session> {
     while !shutdown.is_cancelled() {
+        telemetry.turn();
         let opened = async {
             store.prepare().await?;
+            telemetry.set_database(Ok(()));
             Ok::<_, OpenError>(Session::open(config, events, prefetch).await?)
         };
         let opened = tokio::select! {
@@ -150,10 +173,15 @@ async fn open<S: Store>(
         let waited = match opened {
             Ok(session) => return Some(session),
             Err(OpenError::Store(error)) => {
-                backoff.wait("the database is not ready", &error, shutdown).await
+                let problem = "the database is not ready";
+                telemetry.count_error(error.class);
+                telemetry.set_database(Err(reason(problem, &error)));
+                backoff.wait(problem, &error, shutdown).await
             }
             Err(OpenError::Source(error)) => {
-                backoff.wait("the broker is not ready", &error, shutdown).await
+                let problem = "the broker is not ready";
+                telemetry.end_session(reason(problem, &error));
+                backoff.wait(problem, &error, shutdown).await
             }
         };
         if waited.is_break() {

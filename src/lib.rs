@@ -23,7 +23,8 @@
 //! - [`capture`]: messages in a file, for `celeriac capture` and `celeriac replay`; [`tap`] is where
 //!   they come from.
 //! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
-//! - [`telemetry`]: how it logs, and what it counts.
+//! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
+//! - [`listener`]: telling that over HTTP; [`queue_depth`] asks the broker how full the queues are.
 //!
 //! # What always holds
 //!
@@ -32,9 +33,10 @@
 //! - Rows come out the same whatever the order, the batches, the duplicates and the number of
 //!   daemons: the law is in [`merge`], and once more, in SQL, in `store/upsert.rs`.
 //! - Lanes share nothing, and nothing is kept between two sessions with the broker.
-//! - lapin is named only in `source.rs`, `publish.rs`, `ack.rs`, `dead_queue.rs` and `tap.rs`, sqlx only under `store/`; [`decode`],
-//!   [`state`], [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock,
-//!   no I/O and no log.
+//! - lapin is named only in `source.rs`, `publish.rs`, `ack.rs`, `dead_queue.rs`,
+//!   `queue_depth.rs` and `tap.rs`, sqlx only under `store/`; [`decode`], [`state`],
+//!   [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock, no I/O and
+//!   no log.
 //! - No byte from the wire is executed, and no argument, result or password is logged.
 
 pub mod ack;
@@ -47,10 +49,12 @@ pub mod dead_queue;
 pub mod decode;
 pub mod group_result;
 pub mod lane;
+pub mod listener;
 pub mod merge;
 pub mod message;
 pub mod pipeline;
 pub mod publish;
+pub mod queue_depth;
 pub mod row;
 pub mod source;
 pub mod state;

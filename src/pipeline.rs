@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt, future::Fuse};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::Acknowledge;
@@ -17,8 +17,8 @@ use crate::message::Message;
 use crate::publish::PublishError;
 use crate::row::Row;
 use crate::source::SourceError;
-use crate::store::{Catalog, ErrorClass, Store, StoreError};
-use crate::telemetry::Counters;
+use crate::store::{Catalog, ErrorClass, Store, StoreError, Written};
+use crate::telemetry::{Lane, reason};
 
 /// How large batches may be and how long they may gather.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +36,8 @@ pub struct Reading<'config> {
     pub decoder: &'config Decoder,
     /// What they are.
     pub kind: Kind<'config>,
-    /// What counts them.
-    pub counters: &'config Counters,
+    /// What tells of them.
+    pub lane: &'config Lane,
 }
 
 /// Why the loop ended. What it had not acknowledged is delivered again.
@@ -62,6 +62,12 @@ const MAX_HOLD: Duration = Duration::from_mins(10);
 /// How long a write may take when it is time to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often an idle lane asks the database for a sign of life.
+const CHECK_EVERY: Duration = Duration::from_secs(15);
+
+/// How long the database may take for that.
+const CHECK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How often a write that met another writer is tried again at once.
 const CONFLICT_RETRIES: usize = 5;
 
@@ -77,7 +83,10 @@ pub async fn run<S: Store, A: Acknowledge>(
 ) -> End {
     let catalog = match store.prepare().await {
         Ok(catalog) => catalog.clone(),
-        Err(error) => return End::StoreUnfit(error, Batch::default()),
+        Err(error) => {
+            reading.lane.count_error(error.class);
+            return End::StoreUnfit(error, Batch::default());
+        }
     };
     let mut batch = Batch::default();
     // When the batch's first message came, and when the last write ended.
@@ -88,8 +97,12 @@ pub async fn run<S: Store, A: Acknowledge>(
     // The store is here while no write is in flight.
     let mut idle = Some(store);
     let mut write = std::pin::pin!(Fuse::terminated());
+    // The loop goes round at least so often, which shows that it can.
+    let mut ticks = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     loop {
+        reading.lane.turn();
         let due_at = due_at(begun_at, written_at, pace.max_wait);
         let is_due = batch.is_full(pace.limits)
             || messages_ended
@@ -142,6 +155,14 @@ pub async fn run<S: Store, A: Acknowledge>(
                 is_stopping = true;
                 messages_ended = !acknowledger.stop().await;
             }
+            _ = ticks.tick() => {
+                let is_idle = batch.is_empty()
+                    && !is_stopping
+                    && written_at.is_none_or(|written_at| written_at.elapsed() >= CHECK_EVERY);
+                if is_idle && let Some(store) = idle.as_deref_mut() {
+                    check(store, reading.lane, shutdown).await;
+                }
+            }
         }
     }
 }
@@ -167,17 +188,40 @@ async fn sleep_until(instant: Option<Instant>) {
     }
 }
 
+/// Asks the database for a sign of life, so that its loss is known before rows are to be written.
+async fn check<S: Store>(store: &mut S, lane: &Lane, shutdown: &CancellationToken) {
+    let checked = tokio::select! {
+        checked = tokio::time::timeout(CHECK_PATIENCE, store.check()) => checked,
+        () = shutdown.cancelled() => return,
+    };
+    let checked = checked.unwrap_or_else(|_| Err(silence(CHECK_PATIENCE)));
+    let problem = "the database does not answer";
+    match checked {
+        Ok(()) if lane.set_database(Ok(())) => {}
+        Ok(()) => tracing::info!("the database answers again"),
+        Err(error) => {
+            lane.count_error(error.class);
+            if lane.set_database(Err(reason(problem, &error))) {
+                tracing::warn!(%error, "{problem}");
+            }
+        }
+    }
+}
+
 /// Adds a message to a batch with what it says.
 fn take(batch: &mut Batch, message: Message, reading: Reading<'_>, catalog: &Catalog) {
-    reading.counters.receive();
+    reading.lane.receive(message.redelivered);
+    let mut read_rows = 0;
     let read = read(&message, reading, catalog).map(|read| {
         for (problem, events) in read.skipped {
             batch.skip(problem, events);
         }
-        reading.counters.read(read.rows.len());
+        read_rows = read.rows.len();
         read.rows
     });
+    let rows_before = batch.rows().len();
     batch.push(message, read);
+    reading.lane.read(read_rows, rows_before + read_rows - batch.rows().len());
 }
 
 /// What a message says, in the form that the tables can hold. An event that they cannot hold is
@@ -216,14 +260,16 @@ async fn settle<'store, S: Store, A: Acknowledge>(
     if let Err(error) = store_batch(store, &mut batch, reading, catalog, shutdown).await {
         return (store, Err(End::StoreUnfit(error, batch)));
     }
-    if let Err(error) = dead_letter(acknowledger, &batch, reading.counters, shutdown).await {
+    if let Err(error) = dead_letter(acknowledger, &batch, reading.lane, shutdown).await {
         return (store, Err(End::DeadLettersUnfit(error)));
     }
-    if let Some(last_delivery_tag) = batch.last_delivery_tag()
-        && let Err(error) = acknowledger.acknowledge(last_delivery_tag).await
-    {
-        return (store, Err(End::SourceLost(error)));
+    if let Some(last_delivery_tag) = batch.last_delivery_tag() {
+        let _step = reading.lane.begin("acknowledge");
+        if let Err(error) = acknowledger.acknowledge(last_delivery_tag).await {
+            return (store, Err(End::SourceLost(error)));
+        }
     }
+    reading.lane.settle(&batch, started_at.elapsed());
     for (problem, events) in batch.skipped() {
         tracing::warn!(events, problem, "events that Celery does not send were left out");
     }
@@ -245,23 +291,35 @@ async fn settle<'store, S: Store, A: Acknowledge>(
 pub async fn wait_for_store<S: Store>(
     store: &mut S,
     batch: &Batch,
+    lane: &Lane,
     backoff: &mut Backoff,
     shutdown: &CancellationToken,
 ) -> bool {
     let rows: Vec<_> = batch.rows().collect();
     loop {
-        let error = match store.store(&rows).await {
+        lane.turn();
+        let error = match write(store, &rows, lane).await {
             Err(error) if error.class != ErrorClass::Poison => error,
-            _ => return true,
+            _ => {
+                lane.set_database(Ok(()));
+                return true;
+            }
         };
-        if backoff
-            .wait("messages are left to the broker for now", &error, shutdown)
-            .await
-            .is_break()
-        {
+        let problem = "messages are left to the broker for now";
+        lane.set_database(Err(reason(problem, &error)));
+        if backoff.wait(problem, &error, shutdown).await.is_break() {
             return false;
         }
     }
+}
+
+/// Writes rows once.
+async fn write<S: Store>(store: &mut S, rows: &[&Row], lane: &Lane) -> Result<Written, StoreError> {
+    let _step = lane.begin("write");
+    let started_at = Instant::now();
+    let written = store.store(rows).await;
+    lane.end_write(rows, &written, started_at.elapsed());
+    written
 }
 
 /// Stores every row of the batch that can be stored and marks the messages of the others.
@@ -281,16 +339,16 @@ async fn store_batch<S: Store>(
         let rows: Vec<&Row> = batch.rows().collect();
         let mut parts = vec![rows.as_slice()];
         while let Some(part) = parts.pop() {
-            match (store_part(store, part, shutdown).await?, part) {
-                (Stored::All, part) => reading.counters.write(part.len()),
+            match (store_part(store, part, reading.lane, shutdown).await?, part) {
+                (Stored::All, _) => {}
                 (Stored::Refused(_), [row]) => {
                     let key = row.key();
                     for (place, message) in batch.sources(&key) {
                         let Ok(read) = read(message, reading, catalog) else { continue };
                         for row in read.rows.iter().filter(|row| row.key() == key) {
-                            match store_part(store, &[row], shutdown).await? {
-                                Stored::All => reading.counters.write(1),
-                                Stored::Refused(error) => refused.push((place, error)),
+                            let stored = store_part(store, &[row], reading.lane, shutdown).await?;
+                            if let Stored::Refused(error) = stored {
+                                refused.push((place, error));
                             }
                         }
                     }
@@ -319,6 +377,7 @@ enum Stored {
 async fn store_part<S: Store>(
     store: &mut S,
     rows: &[&Row],
+    lane: &Lane,
     shutdown: &CancellationToken,
 ) -> Result<Stored, StoreError> {
     if rows.is_empty() {
@@ -327,20 +386,24 @@ async fn store_part<S: Store>(
     let mut conflicts = 0;
     let mut backoff = Backoff::new();
     loop {
-        let stored = tokio::select! {
-            stored = store.store(rows) => stored,
+        let written = tokio::select! {
+            written = write(store, rows, lane) => written,
             error = too_late(shutdown) => Err(error),
         };
-        let Err(error) = stored else {
+        let Err(error) = written else {
             backoff.end("the database takes writes again");
             return Ok(Stored::All);
         };
         match error.class {
-            ErrorClass::Poison => return Ok(Stored::Refused(error)),
+            ErrorClass::Poison => {
+                lane.set_database(Ok(()));
+                return Ok(Stored::Refused(error));
+            }
             ErrorClass::Setup => return Err(error),
             ErrorClass::Conflict if conflicts < CONFLICT_RETRIES => conflicts += 1,
             ErrorClass::Conflict | ErrorClass::Outage => {
                 let problem = "the database cannot be written: its rows are held";
+                lane.set_database(Err(reason(problem, &error)));
                 if backoff.wait(problem, &error, shutdown).await.is_break()
                     || backoff.elapsed() > MAX_HOLD
                 {
@@ -355,9 +418,13 @@ async fn store_part<S: Store>(
 async fn too_late(shutdown: &CancellationToken) -> StoreError {
     shutdown.cancelled().await;
     tokio::time::sleep(STOP_PATIENCE).await;
+    silence(STOP_PATIENCE)
+}
+
+fn silence(patience: Duration) -> StoreError {
     StoreError {
         class: ErrorClass::Outage,
-        message: format!("the database did not answer within {} s", STOP_PATIENCE.as_secs()),
+        message: format!("the database did not answer within {} s", patience.as_secs()),
     }
 }
 
@@ -365,7 +432,7 @@ async fn too_late(shutdown: &CancellationToken) -> StoreError {
 async fn dead_letter<A: Acknowledge>(
     acknowledger: &A,
     batch: &Batch,
-    counters: &Counters,
+    lane: &Lane,
     shutdown: &CancellationToken,
 ) -> Result<(), PublishError> {
     let letters: Vec<_> = batch.refused().collect();
@@ -373,15 +440,20 @@ async fn dead_letter<A: Acknowledge>(
         return Ok(());
     }
     let mut backoff = Backoff::new();
-    while let Err(error) = acknowledger.dead_letter(&letters).await {
+    loop {
+        let step = lane.begin("write dead letters");
+        let Err(error) = acknowledger.dead_letter(&letters).await else { break };
+        drop(step);
         let problem = "the dead-letter queue cannot be written: its messages are held";
+        lane.set_broker(Err(reason(problem, &error)));
         if backoff.wait(problem, &error, shutdown).await.is_break() || backoff.elapsed() > MAX_HOLD
         {
             return Err(error);
         }
     }
+    lane.set_broker(Ok(()));
     for (_, reason) in letters {
-        counters.bury(reason.code);
+        lane.bury(reason.code);
     }
     Ok(())
 }

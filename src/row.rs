@@ -1,5 +1,7 @@
 //! One row of any table that Celeriac writes.
 
+use chrono::{DateTime, Utc};
+
 use crate::group_result::GroupResult;
 use crate::task_result::TaskResult;
 
@@ -29,6 +31,15 @@ impl Row {
         match self {
             Self::Task(result) => Key::Task(result.task_id.clone()),
             Self::Group(result) => Key::Group(result.group_id.clone()),
+        }
+    }
+
+    /// The time of its state, or of the saving of its group, where a message has told it.
+    #[must_use]
+    pub fn own_time(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Task(result) => (!result.outcome.by_arrival).then_some(result.outcome.date_done),
+            Self::Group(result) => Some(result.date_done),
         }
     }
 

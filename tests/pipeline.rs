@@ -15,9 +15,9 @@ use celeriac::pipeline::{self, End, Pace, Reading};
 use celeriac::publish::PublishError;
 use celeriac::row::{Key, Row};
 use celeriac::source::SourceError;
-use celeriac::store::{Catalog, ErrorClass, Store, StoreError};
+use celeriac::store::{Catalog, ErrorClass, Store, StoreError, Written};
 use celeriac::task_result::TaskResult;
-use celeriac::telemetry::Counters;
+use celeriac::telemetry::Telemetry;
 use chrono::{DateTime, TimeDelta};
 use futures_util::stream;
 use tokio::sync::{Semaphore, mpsc};
@@ -101,7 +101,7 @@ impl Store for World {
         Ok(&self.catalog)
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         self.writes.acquire().await.expect("open").forget();
         let failure = self.failures.lock().expect("not poisoned").pop_front();
         let is_poisoned =
@@ -121,7 +121,7 @@ impl Store for World {
         let rows = rows.iter().map(|row| task(row));
         let rows = rows.map(|result| format!("{} {}", result.task_id, result.outcome.status));
         self.note(Event::Stored(rows.collect()));
-        Ok(())
+        Ok(Written::default())
     }
 }
 
@@ -199,9 +199,9 @@ impl Running {
                     limits: Limits { max_rows, max_bytes },
                     max_wait: Duration::from_millis(20),
                 };
-                let (decoder, counters) = (Decoder::default(), Counters::default());
-                let reading =
-                    Reading { decoder: &decoder, kind: Kind::Results, counters: &counters };
+                let decoder = Decoder::default();
+                let lane = Telemetry::new().lane("1", "results");
+                let reading = Reading { decoder: &decoder, kind: Kind::Results, lane: &lane };
                 pipeline::run(messages, reading, &mut store, &acknowledger, pace, &shutdown).await
             }
         });
@@ -354,13 +354,14 @@ async fn what_was_given_back_finds_out_when_the_database_is_there_again() {
     let read = Decoder::default().result(&message(1, &success("a"))).expect("good");
     batch.push(message(1, &success("a")), Ok(read.rows));
     let (mut backoff, shutdown) = (Backoff::new(), CancellationToken::new());
+    let lane = Telemetry::new().lane("1", "results");
     let mut store = world.clone();
-    assert!(pipeline::wait_for_store(&mut store, &batch, &mut backoff, &shutdown).await);
+    assert!(pipeline::wait_for_store(&mut store, &batch, &lane, &mut backoff, &shutdown).await);
     assert_eq!(world.events().last(), Some(&stored(&["a SUCCESS"])));
 
     world.fail(&[ErrorClass::Outage; 10]);
     shutdown.cancel();
-    assert!(!pipeline::wait_for_store(&mut world, &batch, &mut backoff, &shutdown).await);
+    assert!(!pipeline::wait_for_store(&mut world, &batch, &lane, &mut backoff, &shutdown).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,9 @@ use celeriac::config::{DatabaseKind, DatabaseUrl};
 use celeriac::group_result::GroupResult;
 use celeriac::row::Row;
 use celeriac::state::State;
-use celeriac::store::{Catalog, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError};
+use celeriac::store::{
+    Catalog, Effect, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError, Written,
+};
 use celeriac::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
@@ -57,7 +59,7 @@ impl Store for AnyStore {
         }
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         match self {
             Self::Postgres(store) => store.store(rows).await,
             Self::Mysql(store) => store.store(rows).await,
@@ -67,12 +69,12 @@ impl Store for AnyStore {
 }
 
 impl AnyStore {
-    async fn store_tasks(&mut self, results: &[&TaskResult]) -> Result<(), StoreError> {
+    async fn store_tasks(&mut self, results: &[&TaskResult]) -> Result<Written, StoreError> {
         let rows: Vec<_> = results.iter().map(|&result| Row::Task(result.clone())).collect();
         self.store(&rows.iter().collect::<Vec<_>>()).await
     }
 
-    async fn store_group(&mut self, result: &GroupResult) -> Result<(), StoreError> {
+    async fn store_group(&mut self, result: &GroupResult) -> Result<Written, StoreError> {
         self.store(&[&Row::Group(result.clone())]).await
     }
 }
@@ -371,13 +373,17 @@ async fn writing_again_changes_nothing(database: &mut TestDatabase) {
     arrived.outcome.by_arrival = true;
     let mut started = result("b", "STARTED", 3);
     started.outcome.by_arrival = true;
-    store.store_tasks(&[&arrived, &started]).await.expect("stored");
+    let written = store.store_tasks(&[&arrived, &started]).await.expect("stored");
+    let tells_stale = !matches!(store, AnyStore::Mysql(_));
+    let effect = |stale| Effect { rows: 2, statements: 1, stale: tells_stale.then_some(stale) };
+    assert_eq!(written, Written { tasks: effect(0), ..Written::default() });
     let mut again = arrived.clone();
     (again.outcome.date_done, again.date_created) = (at(60), at(60));
     let mut started_again = started.clone();
     (started_again.outcome.date_done, started_again.date_created) = (at(70), at(70));
     started_again.date_started = Some(at(70));
-    store.store_tasks(&[&again, &started_again]).await.expect("stored");
+    let written = store.store_tasks(&[&again, &started_again]).await.expect("stored");
+    assert_eq!(written, Written { tasks: effect(2), ..Written::default() });
     assert_rows_equal(database.row("a").await.as_ref(), &arrived, "redelivered");
     assert_rows_equal(database.row("b").await.as_ref(), &started, "redelivered");
 }
@@ -735,7 +741,7 @@ async fn writers_side_by_side_agree(database: &mut TestDatabase) {
             let rows: Vec<_> = rows.iter().collect();
             loop {
                 match store.store_tasks(&rows).await {
-                    Ok(()) => break,
+                    Ok(_) => break,
                     Err(error) => assert_eq!(error.class, ErrorClass::Conflict, "{error}"),
                 }
             }

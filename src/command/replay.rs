@@ -20,9 +20,9 @@ use celeriac::pipeline::{self, End, Pace, Reading};
 use celeriac::publish::PublishError;
 use celeriac::row::Row;
 use celeriac::source::SourceError;
-use celeriac::store::{Catalog, Database, Store, StoreError};
+use celeriac::store::{Catalog, Database, Effect, Store, StoreError, Written};
 use celeriac::task_result::TaskResult;
-use celeriac::telemetry::{Counters, Counts};
+use celeriac::telemetry::{Counts, Telemetry};
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::{StreamExt, stream};
 use serde_json::json;
@@ -84,16 +84,17 @@ async fn replay<S: Store>(
         room.leave(&message);
         Ok(message)
     });
-    let counters = Counters::default();
+    let telemetry = Telemetry::new();
+    let lane = telemetry.lane("replay", "");
     let reading = Reading {
         decoder: &config.decoder,
         kind: Kind::ByExchange(&config.event_exchange),
-        counters: &counters,
+        lane: &lane,
     };
     let pace = Pace { limits: config.limits, max_wait: config.max_wait };
     let end = pipeline::run(messages, reading, &mut store, &*report, pace, shutdown).await;
     report.end();
-    report.summarize(&counters.counts(), arguments.dry_run);
+    report.summarize(&telemetry.counts(), arguments.dry_run);
     match end {
         End::Stopped => {}
         End::StoreUnfit(error, _) => bail!("the database cannot be written: {error}"),
@@ -396,11 +397,12 @@ impl Store for Printer {
         Ok(&self.catalog)
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         for row in rows {
             print(&columns(row).to_string());
         }
-        Ok(())
+        let tasks = Effect { rows: rows.len() as u64, ..Effect::default() };
+        Ok(Written { tasks, ..Written::default() })
     }
 }
 

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use celeriac::config::Config;
 use celeriac::lane;
+use celeriac::listener::Listener;
+use celeriac::queue_depth;
 use celeriac::store::Database;
-use celeriac::telemetry::{Counters, Counts};
+use celeriac::telemetry::{Counts, Telemetry};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -35,41 +37,61 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         max_wait = ?config.max_wait,
         prefetch = config.prefetch,
         time_zone = %config.time_zone,
+        listen = ?config.listen,
         "starting"
     );
     for broker in config.brokers.iter().filter(|broker| !broker.ignored.is_empty()) {
         let parameters = broker.ignored.join(", ");
         tracing::warn!(%broker, parameters, "parameters of the broker URL mean nothing here");
     }
-    let counters = Arc::new(Counters::default());
+    let telemetry = Arc::new(Telemetry::new());
     let shutdown = CancellationToken::new();
+    // Before anything is consumed: a port that is taken is an error of the settings.
+    let listener = match config.listen {
+        Some(address) => Some(Listener::bind(address).await.context("listen")?),
+        None => None,
+    };
     listen_for_signals(shutdown.clone())?;
-    run_lanes(&config, &counters, &shutdown).await?;
-    let Counts { messages, rows_read, rows_written, dead } = counters.counts();
+    let lanes = run_lanes(&config, &telemetry, &shutdown)?;
+    if let Some(listener) = listener {
+        // Both end with the process, so that the last of the lanes can still be watched.
+        tokio::spawn(listener.serve(Arc::clone(&telemetry), shutdown.clone()));
+        tokio::spawn(queue_depth::watch(Arc::clone(&config), Arc::clone(&telemetry)));
+    }
+    wait_for(lanes).await?;
+    let Counts { messages, rows_read, rows_written, dead } = telemetry.counts();
     tracing::info!(messages, rows_read, rows_written, ?dead, "stopped");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs every lane, with a store of its own, until all have stopped.
-async fn run_lanes(
+/// Runs every lane, with a store of its own.
+fn run_lanes(
     config: &Arc<Config>,
-    counters: &Arc<Counters>,
+    telemetry: &Telemetry,
     shutdown: &CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<JoinSet<()>> {
     let mut lanes = JoinSet::new();
     // Events have a lane of their own, so that no result ever stands behind them.
     let of_events = config.events.is_some().then_some(None);
     for number in (1..=config.lanes).map(Some).chain(of_events) {
         let store = Database::new(config).context("database")?;
-        let (config, counters) = (Arc::clone(config), Arc::clone(counters));
-        let shutdown = shutdown.clone();
+        let events = config.events.as_ref().filter(|_| number.is_none());
+        let queue = events.map_or(&config.results_queue, |events| &events.queue);
+        let name = number.map_or_else(|| "events".to_owned(), |number| number.to_string());
+        let telemetry = telemetry.lane(&name, queue);
+        let (config, shutdown) = (Arc::clone(config), shutdown.clone());
         let lane = async move {
             let events = config.events.as_ref().filter(|_| number.is_none());
-            lane::run(&config, events, store, &counters, &shutdown).await;
+            lane::run(&config, events, store, &telemetry, &shutdown).await;
         };
         let span = number.map(|number| tracing::info_span!("lane", number));
         lanes.spawn(lane.instrument(span.unwrap_or_else(|| tracing::info_span!("events"))));
     }
+    Ok(lanes)
+}
+
+/// Waits until every lane has stopped.
+async fn wait_for(mut lanes: JoinSet<()>) -> anyhow::Result<()> {
     while let Some(ended) = lanes.join_next().await {
         ended.context("a lane has failed")?;
     }

@@ -10,6 +10,7 @@ mod database_url;
 mod security;
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -304,6 +305,16 @@ pub struct Settings {
     #[arg(long, value_name = "ZONE", env = "CELERIAC_TIME_ZONE")]
     time_zone: Option<String>,
 
+    /// Where metrics and health are told over HTTP, as an address and a port: `/metrics`, `/live`
+    /// and `/ready`.
+    ///
+    /// Whoever can connect can read them; they hold names of queues and no data. Such as
+    /// 127.0.0.1:9180, or 0.0.0.0:9180 for all of the network.
+    ///
+    /// Default: none
+    #[arg(long, value_name = "ADDRESS", env = "CELERIAC_LISTEN")]
+    listen: Option<String>,
+
     /// How log lines look: text or json. They go to standard error.
     ///
     /// Default: text
@@ -348,6 +359,8 @@ pub struct Config {
     pub prefetch: u16,
     /// The zone of times in columns without one.
     pub time_zone: Tz,
+    /// Where metrics and health are told, if anywhere.
+    pub listen: Option<SocketAddr>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged.
@@ -441,6 +454,7 @@ impl Settings {
             max_wait: or(self.max_wait, other.max_wait),
             prefetch: or(self.prefetch, other.prefetch),
             time_zone: or(self.time_zone, other.time_zone),
+            listen: or(self.listen, other.listen),
             log_format: or(self.log_format, other.log_format),
             log_level: or(self.log_level, other.log_level),
         }
@@ -541,6 +555,7 @@ impl Settings {
             max_wait: duration("max-wait", self.max_wait.as_deref(), Duration::from_millis(20))?,
             prefetch,
             time_zone: time_zone(self.time_zone.as_deref())?,
+            listen: listen(self.listen.as_deref())?,
             log_format: match self.log_format.as_deref() {
                 None | Some("text") => LogFormat::Text,
                 Some("json") => LogFormat::Json,
@@ -678,6 +693,17 @@ fn time_zone(text: Option<&str>) -> Result<Tz, ConfigError> {
     })
 }
 
+fn listen(text: Option<&str>) -> Result<Option<SocketAddr>, ConfigError> {
+    let Some(text) = text else { return Ok(None) };
+    let address = text.trim().parse().map_err(|_| {
+        ConfigError::new(
+            "listen",
+            format!("{text:?} is not an address and a port: write for example 127.0.0.1:9180"),
+        )
+    })?;
+    Ok(Some(address))
+}
+
 /// RabbitMQ takes names of up to 255 bytes, and keeps those that begin with `amq.` for itself.
 fn name(setting: &str, name: Option<String>, default: &str) -> Result<String, ConfigError> {
     let name = name.unwrap_or_else(|| default.to_owned());
@@ -784,6 +810,7 @@ mod tests {
             max_wait: Some(default("max_wait")),
             prefetch: None,
             time_zone: Some(default("time_zone")),
+            listen: None,
             log_format: Some(default("log_format")),
             log_level: Some(default("log_level")),
         };
@@ -852,6 +879,10 @@ mod tests {
                 "max-depth: \"0\" is out of range: write a number from 1 to 1000000000",
             ),
             ("time-zone = 'Mars'", "time-zone: \"Mars\" is not a time zone"),
+            (
+                "listen = 'localhost'",
+                "listen: \"localhost\" is not an address and a port: write for",
+            ),
             ("log-format = 'xml'", "log-format: \"xml\" is not a format: write text or json"),
             ("broker = 'redis://:secret@h'", "broker: redis:// is not RabbitMQ"),
             ("database = 'oracle://u:secret@h/n'", "database: oracle:// is not a database"),

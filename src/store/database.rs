@@ -3,7 +3,7 @@
 use crate::config::{Config, DatabaseKind};
 use crate::row::Row;
 use crate::store::{
-    Catalog, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, migrate,
+    Catalog, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, Written, migrate,
 };
 
 /// One of the databases.
@@ -78,11 +78,19 @@ impl Store for Database {
         }
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         match self {
             Self::Postgres(store) => Box::pin(store.store(rows)).await,
             Self::Mysql(store) => Box::pin(store.store(rows)).await,
             Self::Sqlite(store) => Box::pin(store.store(rows)).await,
+        }
+    }
+
+    async fn check(&mut self) -> Result<(), StoreError> {
+        match self {
+            Self::Postgres(store) => Box::pin(store.check()).await,
+            Self::Mysql(store) => Box::pin(store.check()).await,
+            Self::Sqlite(store) => Box::pin(store.check()).await,
         }
     }
 }

@@ -20,10 +20,10 @@ pub use self::sqlite::Sqlite;
 use crate::row::Row;
 
 /// The table that django-celery-results keeps task results in.
-const TASKS: &str = "django_celery_results_taskresult";
+pub(crate) const TASKS: &str = "django_celery_results_taskresult";
 
 /// The table that django-celery-results keeps saved groups in.
-const GROUPS: &str = "django_celery_results_groupresult";
+pub(crate) const GROUPS: &str = "django_celery_results_groupresult";
 
 /// A database that rows are written to, over one connection of its own.
 ///
@@ -44,11 +44,53 @@ pub trait Store: Send {
     /// # Errors
     ///
     /// Says by its class what is to be done with the rows.
-    fn store(&mut self, rows: &[&Row]) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn store(&mut self, rows: &[&Row]) -> impl Future<Output = Result<Written, StoreError>> + Send;
+
+    /// Asks the database for a sign of life, without a statement. Connects if there is no
+    /// connection, as [`Store::prepare`] does.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer. The next call connects anew.
+    fn check(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send
+    where
+        Self: Sized,
+    {
+        async { self.prepare().await.map(drop) }
+    }
+}
+
+/// What a write has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// To the table of tasks.
+    pub tasks: Effect,
+    /// To the table of groups.
+    pub groups: Effect,
+}
+
+/// What a write has done to one table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// The rows that were given.
+    pub rows: u64,
+    /// The statements that they took.
+    pub statements: u64,
+    /// The rows that the table had already, as they are or with something better in them. Nothing
+    /// where the database does not tell.
+    pub stale: Option<u64>,
+}
+
+impl Effect {
+    /// Statements, and the rows that they have inserted or changed.
+    fn of(rows: usize, statements: u64, changed: u64) -> Self {
+        let rows = rows as u64;
+        Self { rows, statements, stale: Some(rows.saturating_sub(changed)) }
+    }
 }
 
 /// What an error asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorClass {
     /// The database cannot be reached or cannot write now: hold the rows and try again later.
     Outage,

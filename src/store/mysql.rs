@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 
 use super::sql::{self, Database, SqlStore};
 use super::upsert::{Law, Syntax};
-use super::{Catalog, Column, ErrorClass, StoreError};
+use super::{Catalog, Column, Effect, ErrorClass, StoreError};
 use crate::config::DatabaseUrl;
 use crate::group_result::GroupResult;
 use crate::task_result::TaskResult;
@@ -162,7 +162,7 @@ impl Database for MysqlDatabase {
         connection: &mut MySqlConnection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<Effect, sqlx::Error> {
         let rows: Vec<_> = rows
             .iter()
             .map(|row| JsonTask {
@@ -193,7 +193,7 @@ impl Database for MysqlDatabase {
         connection: &mut MySqlConnection,
         statement: &Arc<str>,
         rows: &[&GroupResult],
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<Effect, sqlx::Error> {
         let rows: Vec<_> = rows
             .iter()
             .map(|row| JsonGroup {
@@ -300,7 +300,8 @@ async fn execute(
     connection: &mut MySqlConnection,
     statement: &Arc<str>,
     rows: &[impl Serialize],
-) -> Result<(), sqlx::Error> {
+) -> Result<Effect, sqlx::Error> {
+    let count = rows.len() as u64;
     let rows = serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
     if rows.len() > SMALLEST_PACKET {
         // The server resets the connection under a packet that is too large, which looks like
@@ -318,5 +319,6 @@ async fn execute(
         }
     }
     sqlx::query(AssertSqlSafe(Arc::clone(statement))).bind(rows).execute(connection).await?;
-    Ok(())
+    // What the server counts is 1 for a row that is new and 1 for one that stayed as it was.
+    Ok(Effect { rows: count, statements: 1, stale: None })
 }

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 
 use super::sql::{self, Database, STATEMENT_TIMEOUT, SqlStore};
 use super::upsert::{Law, Syntax};
-use super::{Catalog, Column, ErrorClass, StoreError};
+use super::{Catalog, Column, Effect, ErrorClass, StoreError};
 use crate::config::DatabaseUrl;
 use crate::group_result::GroupResult;
 use crate::task_result::TaskResult;
@@ -138,8 +138,8 @@ impl Database for PostgresDatabase {
         connection: &mut PgConnection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
-    ) -> Result<(), sqlx::Error> {
-        sqlx::query(AssertSqlSafe(Arc::clone(statement)))
+    ) -> Result<Effect, sqlx::Error> {
+        let done = sqlx::query(AssertSqlSafe(Arc::clone(statement)))
             .bind(column!(rows, row => row.task_id.as_str()))
             .bind(column!(rows, row => row.outcome.status.as_str()))
             .bind(column!(rows, row => row.outcome.content_type.as_str()))
@@ -159,7 +159,7 @@ impl Database for PostgresDatabase {
             .bind(column!(rows, row => row.started_by_arrival))
             .execute(connection)
             .await?;
-        Ok(())
+        Ok(Effect::of(rows.len(), 1, done.rows_affected()))
     }
 
     async fn upsert_groups(
@@ -167,8 +167,8 @@ impl Database for PostgresDatabase {
         connection: &mut PgConnection,
         statement: &Arc<str>,
         rows: &[&GroupResult],
-    ) -> Result<(), sqlx::Error> {
-        sqlx::query(AssertSqlSafe(Arc::clone(statement)))
+    ) -> Result<Effect, sqlx::Error> {
+        let done = sqlx::query(AssertSqlSafe(Arc::clone(statement)))
             .bind(column!(rows, row => row.group_id.as_str()))
             .bind(column!(rows, row => row.content_type.as_str()))
             .bind(column!(rows, row => row.content_encoding.as_str()))
@@ -177,7 +177,7 @@ impl Database for PostgresDatabase {
             .bind(column!(rows, row => row.date_created))
             .execute(connection)
             .await?;
-        Ok(())
+        Ok(Effect::of(rows.len(), 1, done.rows_affected()))
     }
 
     /// By SQLSTATE: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.

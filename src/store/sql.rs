@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::error::DatabaseError;
 use sqlx::{ConnectOptions, Connection};
 
-use super::{Catalog, Column, ErrorClass, GROUPS, Store, StoreError, TASKS};
+use super::{Catalog, Column, Effect, ErrorClass, GROUPS, Store, StoreError, TASKS, Written};
 use crate::group_result::GroupResult;
 use crate::row::Row;
 use crate::task_result::TaskResult;
@@ -49,7 +49,7 @@ pub trait Database: fmt::Debug + Send + Sync {
         connection: &mut Self::Connection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<Effect, sqlx::Error>> + Send;
 
     /// Commits rows of groups with their statement.
     fn upsert_groups(
@@ -57,7 +57,7 @@ pub trait Database: fmt::Debug + Send + Sync {
         connection: &mut Self::Connection,
         statement: &Arc<str>,
         rows: &[&GroupResult],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<Effect, sqlx::Error>> + Send;
 
     /// What an error that the database reports asks for.
     fn classify(error: &dyn DatabaseError) -> ErrorClass;
@@ -118,19 +118,27 @@ impl<D: Database> Store for SqlStore<D> {
         Ok(&self.session().await?.catalog)
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<(), StoreError> {
+    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         self.session().await?;
         // Taken out, so that a write which is cancelled or fails takes its connection with it.
-        let Some(mut session) = self.session.take() else { return Ok(()) };
+        let Some(mut session) = self.session.take() else { return Ok(Written::default()) };
         let written = write(&self.database, &mut session, rows).await;
         let is_usable = match &written {
-            Ok(()) => true,
+            Ok(_) => true,
             Err(error) => matches!(error.class, ErrorClass::Conflict | ErrorClass::Poison),
         };
         if is_usable {
             self.session = Some(session);
         }
         written
+    }
+
+    async fn check(&mut self) -> Result<(), StoreError> {
+        self.session().await?;
+        let Some(mut session) = self.session.take() else { return Ok(()) };
+        patiently::<D, _>(session.connection.ping()).await?;
+        self.session = Some(session);
+        Ok(())
     }
 }
 
@@ -139,7 +147,7 @@ async fn write<D: Database>(
     database: &D,
     session: &mut Session<D::Connection>,
     rows: &[&Row],
-) -> Result<(), StoreError> {
+) -> Result<Written, StoreError> {
     let (mut tasks, mut groups) = (Vec::with_capacity(rows.len()), Vec::new());
     for row in rows {
         match row {
@@ -148,15 +156,16 @@ async fn write<D: Database>(
         }
     }
     let connection = &mut session.connection;
+    let mut done = Written::default();
     if !tasks.is_empty() {
         let written = database.upsert_tasks(connection, &session.tasks_statement, &tasks);
-        patiently::<D, _>(written).await?;
+        done.tasks = patiently::<D, _>(written).await?;
     }
     if !groups.is_empty() {
         let written = database.upsert_groups(connection, &session.groups_statement, &groups);
-        patiently::<D, _>(written).await?;
+        done.groups = patiently::<D, _>(written).await?;
     }
-    Ok(())
+    Ok(done)
 }
 
 /// Waits for a step of the database, for so long and no longer.

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::sql::{Database, SqlStore};
 use super::upsert::{Law, Syntax};
-use super::{Catalog, Column, ErrorClass};
+use super::{Catalog, Column, Effect, ErrorClass};
 use crate::group_result::GroupResult;
 use crate::task_result::TaskResult;
 
@@ -143,8 +143,9 @@ impl Database for SqliteDatabase {
         connection: &mut SqliteConnection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<Effect, sqlx::Error> {
         let mut transaction = connection.begin_with("begin immediate").await?;
+        let (mut statements, mut changed) = (0, 0);
         for rows in rows.chunks(CHUNK) {
             let mut query = query(statement, TASK_VALUES, rows.len());
             for row in rows {
@@ -167,9 +168,11 @@ impl Database for SqliteDatabase {
                     .bind(row.outcome.by_arrival)
                     .bind(row.started_by_arrival);
             }
-            query.execute(&mut *transaction).await?;
+            changed += query.execute(&mut *transaction).await?.rows_affected();
+            statements += 1;
         }
-        transaction.commit().await
+        transaction.commit().await?;
+        Ok(Effect::of(rows.len(), statements, changed))
     }
 
     async fn upsert_groups(
@@ -177,8 +180,9 @@ impl Database for SqliteDatabase {
         connection: &mut SqliteConnection,
         statement: &Arc<str>,
         rows: &[&GroupResult],
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<Effect, sqlx::Error> {
         let mut transaction = connection.begin_with("begin immediate").await?;
+        let (mut statements, mut changed) = (0, 0);
         for rows in rows.chunks(CHUNK) {
             let mut query = query(statement, GROUP_VALUES, rows.len());
             for row in rows {
@@ -190,9 +194,11 @@ impl Database for SqliteDatabase {
                     .bind(self.naive(row.date_done))
                     .bind(self.naive(row.date_created));
             }
-            query.execute(&mut *transaction).await?;
+            changed += query.execute(&mut *transaction).await?.rows_affected();
+            statements += 1;
         }
-        transaction.commit().await
+        transaction.commit().await?;
+        Ok(Effect::of(rows.len(), statements, changed))
     }
 
     /// By primary result code: <https://www.sqlite.org/rescode.html>.

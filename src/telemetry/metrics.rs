@@ -1,0 +1,485 @@
+//! The metrics of a process, with the name and the unit of each, and its health as a whole.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+use serde_json::json;
+
+use super::lane::Lane;
+use super::process::Process;
+
+/// What `celeriac_build_info` is called without its suffix.
+const BUILD: &str = "celeriac_build";
+
+// Counters, whose names get the suffix `_total`. The unit is the noun.
+const MESSAGES_RECEIVED: &str = "celeriac_messages_received";
+const MESSAGES_REDELIVERED: &str = "celeriac_messages_redelivered";
+const MESSAGES_ACKNOWLEDGED: &str = "celeriac_messages_acknowledged";
+const ROWS_READ: &str = "celeriac_rows_read";
+const ROWS_MERGED: &str = "celeriac_rows_merged";
+const ROWS_STORED: &str = "celeriac_rows_stored";
+const ROWS_STALE: &str = "celeriac_rows_stale";
+const EVENTS_SKIPPED: &str = "celeriac_events_skipped";
+const DEAD_LETTERS: &str = "celeriac_dead_letters";
+const DATABASE_STATEMENTS: &str = "celeriac_database_statements";
+const DATABASE_ERRORS: &str = "celeriac_database_errors";
+const BROKER_SESSIONS: &str = "celeriac_broker_sessions";
+
+// Histograms.
+const BATCH_ROWS: &str = "celeriac_batch_rows";
+const BATCH_SIZE_BYTES: &str = "celeriac_batch_size_bytes";
+const BATCH_DURATION_SECONDS: &str = "celeriac_batch_duration_seconds";
+const WRITE_DURATION_SECONDS: &str = "celeriac_database_write_duration_seconds";
+const LAG_SECONDS: &str = "celeriac_lag_seconds";
+
+// Gauges.
+const MESSAGES_UNACKNOWLEDGED: &str = "celeriac_messages_unacknowledged";
+const BROKER_UP: &str = "celeriac_broker_up";
+const DATABASE_UP: &str = "celeriac_database_up";
+const QUEUE_MESSAGES: &str = "celeriac_queue_messages";
+const QUEUE_CONSUMERS: &str = "celeriac_queue_consumers";
+
+/// The codes of the reasons why messages become dead letters, so that each is counted from 0 on: an
+/// increase from nothing to 1 is none to Prometheus.
+pub const REASONS: [&str; 14] = [
+    "not-a-result",
+    "not-accepted",
+    "too-compressed",
+    "too-deep",
+    "too-large",
+    "too-many-events",
+    "too-many-values",
+    "undecodable",
+    "unstorable",
+    "unsupported-compression",
+    "unsupported-content-encoding",
+    "unsupported-content-type",
+    "unsupported-version",
+    "unverified",
+];
+
+/// Names and values. The values come from the settings and from this program, never from a message.
+pub(super) type Labels = Vec<(&'static str, String)>;
+
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+
+/// The metrics that have labels.
+pub(super) struct Families {
+    pub(super) messages_received: Family<Labels, Counter>,
+    pub(super) messages_redelivered: Family<Labels, Counter>,
+    pub(super) messages_acknowledged: Family<Labels, Counter>,
+    pub(super) rows_read: Family<Labels, Counter>,
+    pub(super) rows_merged: Family<Labels, Counter>,
+    pub(super) rows_stored: Family<Labels, Counter>,
+    pub(super) rows_stale: Family<Labels, Counter>,
+    pub(super) events_skipped: Family<Labels, Counter>,
+    pub(super) dead_letters: Family<Labels, Counter>,
+    pub(super) database_statements: Family<Labels, Counter>,
+    pub(super) database_errors: Family<Labels, Counter>,
+    pub(super) broker_sessions: Family<Labels, Counter>,
+    pub(super) batch_rows: Histograms,
+    pub(super) batch_size_bytes: Histograms,
+    pub(super) batch_duration_seconds: Histograms,
+    pub(super) write_duration_seconds: Histograms,
+    pub(super) lag_seconds: Histograms,
+    pub(super) messages_unacknowledged: Family<Labels, Gauge>,
+    pub(super) broker_up: Family<Labels, Gauge>,
+    pub(super) database_up: Family<Labels, Gauge>,
+    queue_messages: Family<Labels, Gauge>,
+    queue_consumers: Family<Labels, Gauge>,
+}
+
+/// What a process tells of itself besides its log.
+pub struct Telemetry {
+    registry: Registry,
+    families: Families,
+    lanes: Mutex<Vec<Arc<Lane>>>,
+}
+
+/// What a process has done up to one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages that were taken, those that came again included.
+    pub messages: u64,
+    /// Rows that they spoke of.
+    pub rows_read: u64,
+    /// Rows that were written. The others were merged into these before.
+    pub rows_written: u64,
+    /// Dead letters, by the code of their reason.
+    pub dead: BTreeMap<&'static str, u64>,
+}
+
+/// An answer to a question about the health of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether all is well.
+    pub is_good: bool,
+    /// One JSON object that says why, or why not.
+    pub body: String,
+}
+
+impl Telemetry {
+    /// Nothing has happened yet, and there are no lanes.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let families = Families::register(&mut registry);
+        registry.register_collector(Box::new(Process::new()));
+        Self { registry, families, lanes: Mutex::default() }
+    }
+
+    /// Adds a lane by its name, which takes the messages of a queue.
+    pub fn lane(&self, name: &str, queue: &str) -> Arc<Lane> {
+        let lane = Arc::new(Lane::new(name, queue, &self.families));
+        self.lanes().push(Arc::clone(&lane));
+        lane
+    }
+
+    /// Sets how many messages are ready in a queue and how many consumers it has; nothing where
+    /// that is not known. The role is what the queue is for.
+    pub fn set_depth(&self, queue: &str, role: &str, depth: Option<(u32, u32)>) {
+        let labels = vec![("queue", queue.to_owned()), ("role", role.to_owned())];
+        let families = &self.families;
+        if let Some((messages, consumers)) = depth {
+            families.queue_messages.get_or_create(&labels).set(messages.into());
+            families.queue_consumers.get_or_create(&labels).set(consumers.into());
+        } else {
+            families.queue_messages.remove(&labels);
+            families.queue_consumers.remove(&labels);
+        }
+    }
+
+    /// Every metric, in the text format of `OpenMetrics` 1.0.
+    ///
+    /// # Errors
+    ///
+    /// When a metric cannot be written as text.
+    pub fn exposition(&self) -> Result<String, fmt::Error> {
+        let mut exposition = String::new();
+        text::encode(&mut exposition, &self.registry)?;
+        Ok(exposition)
+    }
+
+    /// Whether every lane makes progress. One that does not has been in a single step for longer
+    /// than any patience with a broker or a database, and only a new process can help. A side that
+    /// is down is no such thing.
+    #[must_use]
+    pub fn liveness(&self) -> Health {
+        self.health("live", |lane| (lane.is_live(), lane.progress()))
+    }
+
+    /// Whether every lane consumes its queue and has a database that takes its writes, as far as
+    /// is known.
+    #[must_use]
+    pub fn readiness(&self) -> Health {
+        self.health("ready", |lane| (lane.is_ready(), lane.sides()))
+    }
+
+    fn health(&self, question: &str, ask: impl Fn(&Lane) -> (bool, serde_json::Value)) -> Health {
+        let lanes = self.lanes();
+        let (are_good, reports): (Vec<_>, Vec<_>) = lanes.iter().map(|lane| ask(lane)).unzip();
+        let is_good = !lanes.is_empty() && are_good.into_iter().all(|is_good| is_good);
+        let body = json!({ question: is_good, "lanes": reports });
+        Health { is_good, body: format!("{body}\n") }
+    }
+
+    /// What was counted up to now.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        // Lanes of one queue count together.
+        let by_queue: BTreeMap<_, _> =
+            self.lanes().iter().map(|lane| (lane.queue().to_owned(), Arc::clone(lane))).collect();
+        let mut counts = Counts::default();
+        for lane in by_queue.values() {
+            lane.add_to(&mut counts);
+        }
+        counts
+    }
+
+    fn lanes(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Lane>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Families {
+    /// Makes every metric known under its name.
+    fn register(registry: &mut Registry) -> Self {
+        let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register(BUILD, "The version of the program", version);
+        Self {
+            messages_received: add(
+                registry,
+                MESSAGES_RECEIVED,
+                "Messages taken from the queue, those that came again included",
+            ),
+            messages_redelivered: add(
+                registry,
+                MESSAGES_REDELIVERED,
+                "Messages taken that the broker had delivered before, to anybody",
+            ),
+            messages_acknowledged: add(
+                registry,
+                MESSAGES_ACKNOWLEDGED,
+                "Messages acknowledged, as rows or as dead letters",
+            ),
+            rows_read: add(registry, ROWS_READ, "Rows that messages spoke of"),
+            rows_merged: add(
+                registry,
+                ROWS_MERGED,
+                "Rows merged into another of their batch before it was written",
+            ),
+            rows_stored: add(registry, ROWS_STORED, "Rows committed, each time that they were"),
+            rows_stale: add(
+                registry,
+                ROWS_STALE,
+                "Rows committed that changed nothing; not known of MySQL and MariaDB",
+            ),
+            events_skipped: add(
+                registry,
+                EVENTS_SKIPPED,
+                "Events left out because they are not what Celery sends",
+            ),
+            dead_letters: add(
+                registry,
+                DEAD_LETTERS,
+                "Messages moved to the dead-letter queue, by reason",
+            ),
+            database_statements: add(
+                registry,
+                DATABASE_STATEMENTS,
+                "Statements that have written rows, by table",
+            ),
+            database_errors: add(
+                registry,
+                DATABASE_ERRORS,
+                "Errors of the database, by what they ask for",
+            ),
+            broker_sessions: add(
+                registry,
+                BROKER_SESSIONS,
+                "Times that a lane has begun to consume",
+            ),
+            batch_rows: histogram(registry, BATCH_ROWS, "Rows of a batch", || {
+                Histogram::new(exponential_buckets(1.0, 4.0, 9))
+            }),
+            batch_size_bytes: histogram(
+                registry,
+                BATCH_SIZE_BYTES,
+                "Bytes of a batch, of each message its body or its rows, whichever are more",
+                || Histogram::new(exponential_buckets(1024.0, 4.0, 9)),
+            ),
+            batch_duration_seconds: histogram(
+                registry,
+                BATCH_DURATION_SECONDS,
+                "Time from the end of gathering a batch to its acknowledgement",
+                || Histogram::new(SECONDS),
+            ),
+            write_duration_seconds: histogram(
+                registry,
+                WRITE_DURATION_SECONDS,
+                "Time of one write to the database, whatever came of it",
+                || Histogram::new(SECONDS),
+            ),
+            lag_seconds: histogram(
+                registry,
+                LAG_SECONDS,
+                "Time from a state, where its message tells it, to the commit of its row",
+                || Histogram::new(SECONDS.into_iter().chain([900.0, 3_600.0, 21_600.0])),
+            ),
+            messages_unacknowledged: add(
+                registry,
+                MESSAGES_UNACKNOWLEDGED,
+                "Messages that a lane has taken and not acknowledged",
+            ),
+            broker_up: add(registry, BROKER_UP, "Whether a lane consumes its queue"),
+            database_up: add(
+                registry,
+                DATABASE_UP,
+                "Whether the database has answered a lane and taken its last write",
+            ),
+            queue_messages: add(
+                registry,
+                QUEUE_MESSAGES,
+                "Messages in the queue that are ready to be delivered",
+            ),
+            queue_consumers: add(registry, QUEUE_CONSUMERS, "Consumers of the queue"),
+        }
+    }
+}
+
+/// Bounds of durations, from a statement of one row to the longest patience.
+const SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+
+fn add<M>(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, M>
+where
+    M: Default,
+    Family<Labels, M>: Metric,
+{
+    let family = Family::<Labels, M>::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
+fn histogram(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    make: fn() -> Histogram,
+) -> Histograms {
+    let family = Histograms::new_with_constructor(make);
+    registry.register(name, help, family.clone());
+    family
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::store::{Effect, Written};
+    use crate::telemetry::STUCK_AFTER;
+
+    const README: &str = include_str!("../../README.md");
+
+    /// A process in which everything has happened once.
+    fn busy() -> Telemetry {
+        let telemetry = Telemetry::new();
+        let lane = telemetry.lane("1", "results");
+        let tasks = Effect { rows: 1, statements: 1, stale: Some(1) };
+        lane.end_write(&[], &Ok(Written { tasks, ..Written::default() }), Duration::ZERO);
+        telemetry.set_depth("results", "results", Some((1, 1)));
+        telemetry
+    }
+
+    /// The names of all metrics, and of all their samples.
+    fn names(telemetry: &Telemetry) -> (BTreeSet<String>, BTreeSet<String>) {
+        let exposition = telemetry.exposition().expect("text");
+        let (mut metrics, mut samples) = (BTreeSet::new(), BTreeSet::new());
+        for line in exposition.lines() {
+            if let Some(described) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = described.split_once(' ').expect("name and type");
+                let suffix = match kind {
+                    "counter" => "_total",
+                    "info" => "_info",
+                    _ => "",
+                };
+                metrics.insert(format!("{name}{suffix}"));
+            } else if !line.starts_with('#') {
+                samples.insert(line.split(['{', ' ']).next().expect("a name").to_owned());
+            }
+        }
+        (metrics, samples)
+    }
+
+    /// The words of a text that can only be metrics.
+    fn named(text: &str) -> BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let is_metric = |word: &&str| word.starts_with("celeriac_") || word.starts_with("process_");
+        words.filter(is_metric).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_only_what_there_is() {
+        let (metrics, samples) = names(&busy());
+        for file in ["grafana-dashboard.json", "alerts.yml"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring").join(file);
+            let named = named(&std::fs::read_to_string(path).expect("the file is there"));
+            assert!(named.len() > 5, "{file} names metrics");
+            let unknown: Vec<_> = named.difference(&samples).collect();
+            assert!(unknown.is_empty(), "{file} names {unknown:?}");
+        }
+        let in_readme = named(README);
+        let undocumented: Vec<_> = metrics.difference(&in_readme).collect();
+        assert!(undocumented.is_empty(), "the README does not have {undocumented:?}");
+        let unknown: Vec<_> = in_readme.difference(&metrics).collect();
+        assert!(unknown.is_empty(), "the README has {unknown:?}");
+    }
+
+    #[test]
+    fn every_reason_is_counted_from_zero_on() {
+        let table = README.split("| reason | what it means |").nth(1).expect("the table");
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let reasons = rows.flat_map(|row| {
+            let cell = row.split('|').nth(1).expect("the first column");
+            cell.split('`').skip(1).step_by(2)
+        });
+        // RabbitMQ moves those itself.
+        let in_readme: BTreeSet<_> = reasons.filter(|&reason| reason != "delivery-limit").collect();
+        assert_eq!(in_readme, BTreeSet::from(REASONS));
+        let source = include_str!("../decode/mod.rs");
+        let codes = source.split("pub fn code(").nth(1).expect("the function");
+        let codes = codes.split("\n    }").next().expect("its end");
+        for code in codes.split('"').skip(1).step_by(2) {
+            assert!(REASONS.contains(&code), "{code} is not counted from 0 on");
+        }
+    }
+
+    #[test]
+    fn lanes_of_one_queue_count_together() {
+        let telemetry = Telemetry::new();
+        let lanes = [("1", "results"), ("2", "results"), ("events", "events")];
+        for (name, queue) in lanes {
+            let lane = telemetry.lane(name, queue);
+            lane.receive(false);
+            lane.bury("undecodable");
+        }
+        let counts = telemetry.counts();
+        assert_eq!((counts.messages, counts.dead), (3, BTreeMap::from([("undecodable", 3)])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_is_live_until_one_step_takes_too_long() {
+        let telemetry = Telemetry::new();
+        let (lane, other) = (telemetry.lane("1", "results"), telemetry.lane("2", "results"));
+        advance(STUCK_AFTER / 2).await;
+        lane.turn();
+        let step = lane.begin("write");
+        advance(STUCK_AFTER / 2).await;
+        assert!(!telemetry.liveness().is_good, "the other lane's loop stands still");
+        other.turn();
+        assert!(telemetry.liveness().is_good);
+        advance(STUCK_AFTER / 2).await;
+        lane.turn();
+        other.turn();
+        let health = telemetry.liveness();
+        assert!(!health.is_good && health.body.contains(r#""name":"write""#), "{}", health.body);
+        drop(step);
+        assert!(telemetry.liveness().is_good);
+    }
+
+    #[test]
+    fn a_process_is_ready_when_both_sides_of_every_lane_are_up() {
+        let telemetry = Telemetry::new();
+        assert!(!telemetry.readiness().is_good, "there are no lanes yet");
+        let lanes = [telemetry.lane("1", "results"), telemetry.lane("2", "results")];
+        for lane in &lanes {
+            lane.set_database(Ok(()));
+            assert!(!telemetry.readiness().is_good);
+            lane.begin_session();
+        }
+        assert!(telemetry.readiness().is_good);
+        lanes[0].end_session("it went away".to_owned());
+        let health = telemetry.readiness();
+        assert!(!health.is_good && health.body.contains("it went away"), "{}", health.body);
+    }
+}
