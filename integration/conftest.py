@@ -43,6 +43,19 @@ def rabbitmq() -> Iterator[RabbitMQ]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _remove_virtual_hosts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The virtual hosts of a test go with it: a broker with some hundred of them stalls."""
+    if "own_pipeline" not in request.fixturenames and "rabbitmq" not in request.fixturenames:
+        yield
+        return
+    server = request.getfixturevalue("rabbitmq")
+    count = server.count()
+    yield
+    if not {"pipeline", "pipelines"} & set(request.fixturenames):
+        server.remove_since(count)
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     with service("postgresql") as server:

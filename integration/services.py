@@ -160,6 +160,15 @@ class Service:
         if failures:
             raise Failure("could not clean up: " + "; ".join(failures))
 
+    def count(self) -> int:
+        """How many things there are that were created and not removed."""
+        return len(self._created)
+
+    def remove_since(self, count: int) -> None:
+        """Removes what was created when there were more than `count` things."""
+        while len(self._created) > count:
+            self._drop(self._created.pop())
+
     def environment(self) -> dict[str, str]:
         """What a child needs to find this very server."""
         return {self.variable: self.create()}
