@@ -1011,7 +1011,8 @@ def test_the_outcome_in_an_event_is_no_result(
     make_daemon: Callable[..., Daemon],
 ) -> None:
     database = databases.migrated("sqlite")
-    pipeline = Pipeline(broker, database, make_daemon(broker.url, database.url))
+    daemon = make_daemon(broker.url, database.url, "--accept-content", f"json,{EVENT}")
+    pipeline = Pipeline(broker, database, daemon)
     pipeline.daemon.start_consuming()
     settings = {"RESULT_BACKEND": "celeriac://"}
     project = Project(python["celery-5.7"], database.url, broker.url, settings)
