@@ -23,6 +23,7 @@
 //! - [`capture`]: messages in a file, for `celeriac capture` and `celeriac replay`; [`tap`] is where
 //!   they come from.
 //! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
+//! - [`check`]: trying both sides without changing anything; each [`finding`] is told as it is made.
 //! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
 //! - [`listener`]: telling that over HTTP; [`queue_depth`] asks the broker how full the queues are.
 //!
@@ -34,7 +35,7 @@
 //!   daemons: the law is in [`merge`], and once more, in SQL, in `store/upsert.rs`.
 //! - Lanes share nothing, and nothing is kept between two sessions with the broker.
 //! - lapin is named only in `source.rs`, `publish.rs`, `ack.rs`, `dead_queue.rs`,
-//!   `queue_depth.rs` and `tap.rs`, sqlx only under `store/`; [`decode`], [`state`],
+//!   `queue_depth.rs`, `tap.rs` and under `check/`, sqlx only under `store/`; [`decode`], [`state`],
 //!   [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock, no I/O and
 //!   no log.
 //! - No byte from the wire is executed, and no argument, result or password is logged.
@@ -43,10 +44,12 @@ pub mod ack;
 pub mod backoff;
 pub mod batch;
 pub mod capture;
+pub mod check;
 pub mod config;
 pub mod dead_letter;
 pub mod dead_queue;
 pub mod decode;
+pub mod finding;
 pub mod group_result;
 pub mod lane;
 pub mod listener;

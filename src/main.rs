@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use celeriac::telemetry::Causes;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::command::{SettingsArgs, capture, dead, migrate, replay, run};
+use crate::command::{SettingsArgs, capture, check, dead, migrate, replay, run};
 
 /// Puts the results of Celery tasks into a Django project's database.
 #[derive(Parser)]
@@ -37,6 +37,21 @@ enum Command {
     Run {
         #[command(flatten)]
         settings: SettingsArgs,
+    },
+
+    /// Tries everything that `run` needs, and says what is missing and what to type.
+    ///
+    /// Looks at the broker, the queues and this user's rights; at the database, the tables and their
+    /// migrations; and sends a message through a private queue to a write that is undone. Nothing is
+    /// made or changed, and no message is taken, so a daemon that runs is not disturbed.
+    ///
+    /// It exits with 0 when `celeriac run` would work, with 1 when it would not, and with 2 when a
+    /// setting is wrong.
+    Check {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        #[command(flatten)]
+        arguments: check::Arguments,
     },
 
     /// Makes or completes the tables, as `manage.py migrate` does.
@@ -115,6 +130,9 @@ fn main() -> ExitCode {
     let Cli { command } = cli.unwrap_or_else(|error| error.exit());
     let done = match command {
         Command::Run { settings } => settings.check().map(run::run),
+        Command::Check { settings, arguments } => {
+            settings.check().map(|config| check::run(&arguments, &config))
+        }
         Command::Migrate { settings, arguments } => {
             settings.check().map(|config| migrate::run(&arguments, &config))
         }
@@ -142,6 +160,23 @@ fn command_line() -> clap::Command {
         move |command| SettingsArgs::show_only(command, &[names, &LOG].concat())
     };
     Cli::command()
+        .mut_subcommand(
+            "check",
+            show(&[
+                "broker",
+                "database",
+                "results_queue",
+                "exchange",
+                "dead_queue",
+                "events",
+                "events_queue",
+                "event_exchange",
+                "events_max_length",
+                "events_ttl",
+                "time_zone",
+                "listen",
+            ]),
+        )
         .mut_subcommand("migrate", show(&["database", "time_zone"]))
         .mut_subcommand("dead", show(&["broker", "dead_queue"]))
         .mut_subcommand("dead", |dead| dead.mut_args(|setting| setting.global(true)))

@@ -244,7 +244,7 @@ const DELIVERY_LIMIT: i32 = 100;
 
 /// What the results queue is declared with. A message that the broker gives up goes to the
 /// dead-letter queue, and stays where it is until it is safely there.
-fn results_arguments(dead_queue: &str) -> FieldTable {
+pub(crate) fn results_arguments(dead_queue: &str) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in [
         ("x-queue-type", "quorum"),
@@ -260,7 +260,7 @@ fn results_arguments(dead_queue: &str) -> FieldTable {
 }
 
 /// What the queue of events is declared with: it must never fill the broker.
-fn events_arguments(events: &Events) -> FieldTable {
+pub(crate) fn events_arguments(events: &Events) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in [("x-queue-type", "classic"), ("x-overflow", "drop-head")] {
         table.insert(name.into(), AMQPValue::LongString(value.into()));
@@ -271,28 +271,47 @@ fn events_arguments(events: &Events) -> FieldTable {
     table
 }
 
-/// Makes the dead-letter queue where it is not there.
-pub(crate) async fn declare_dead_queue(
-    connection: &Connection,
-    queue: &str,
-) -> Result<(), SourceError> {
+/// What the dead-letter queue is declared with.
+pub(crate) fn dead_arguments() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     // RabbitMQ 4 would delete a letter that was looked at 20 times, and has no word for "never"
     // that 3.10 knows as well.
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
-    declare(connection, queue, &arguments).await
+    arguments
+}
+
+/// Makes the dead-letter queue where it is not there.
+pub(crate) async fn declare_dead_queue(
+    connection: &Connection,
+    queue: &str,
+) -> Result<(), SourceError> {
+    declare(connection, queue, &dead_arguments()).await
 }
 
 /// Makes a durable queue, or takes it as it is where it exists with other properties.
-///
-/// The broker names one difference at a time, so each is taken out of the question and asked
-/// again, to tell all of them.
 async fn declare(
     connection: &Connection,
     queue: &str,
     arguments: &FieldTable,
 ) -> Result<(), SourceError> {
+    let differences = declare_and_compare(connection, queue, arguments).await?;
+    if !differences.is_empty() {
+        let problem = "the queue exists with other arguments than Celeriac's and is used as it is";
+        warn_once(queue, problem, &differences.join("; "));
+    }
+    Ok(())
+}
+
+/// Makes a durable queue, or says how the one that exists differs.
+///
+/// The broker names one difference at a time, so each is taken out of the question and asked
+/// again, to tell all of them.
+pub(crate) async fn declare_and_compare(
+    connection: &Connection,
+    queue: &str,
+    arguments: &FieldTable,
+) -> Result<Vec<String>, SourceError> {
     let failed = |source| SourceError::Queue { queue: queue.to_owned(), source };
     let mut differences = Vec::new();
     let mut arguments = arguments.inner().clone();
@@ -318,11 +337,7 @@ async fn declare(
             break;
         }
     }
-    if !differences.is_empty() {
-        let problem = "the queue exists with other arguments than Celeriac's and is used as it is";
-        warn_once(queue, problem, &differences.join("; "));
-    }
-    Ok(())
+    Ok(differences)
 }
 
 /// Makes the exchange that workers publish to, and binds it to the queue. What we may not do is
@@ -396,7 +411,7 @@ fn warn_once(name: &str, problem: &str, differences: &str) {
 /// (406, `PRECONDITION_FAILED`; the words are those of RabbitMQ 3.10), without what is always the
 /// same. Nothing where we may not declare queues at all (403, `ACCESS_REFUSED`) and can only use
 /// them.
-fn difference(error: &lapin::Error) -> Option<String> {
+pub(crate) fn difference(error: &lapin::Error) -> Option<String> {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(error) if error.get_id() == 403 => Some(String::new()),
         lapin::ErrorKind::ProtocolError(error) if error.get_id() == 406 => {

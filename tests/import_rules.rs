@@ -12,15 +12,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("batch", &["merge", "message", "row"]),
     ("capture", &["message"]),
     (
+        "check",
+        &["config", "decode", "finding", "message", "publish", "source", "store", "telemetry"],
+    ),
+    (
         "command",
         &[
             "ack",
             "batch",
             "capture",
+            "check",
             "config",
             "dead_letter",
             "dead_queue",
             "decode",
+            "finding",
             "group_result",
             "lane",
             "listener",
@@ -40,6 +46,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("dead_letter", &["batch", "message"]),
     ("dead_queue", &["config", "dead_letter", "message", "publish", "source"]),
     ("decode", &["group_result", "message", "row", "state", "task_result"]),
+    ("finding", &[]),
     ("group_result", &[]),
     ("lane", &["backoff", "config", "decode", "pipeline", "source", "store", "telemetry"]),
     ("lib", &[]),
@@ -67,7 +74,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("row", &["group_result", "task_result"]),
     ("source", &["ack", "config", "message", "telemetry"]),
     ("state", &[]),
-    ("store", &["batch", "config", "group_result", "row", "task_result"]),
+    ("store", &["batch", "config", "finding", "group_result", "row", "task_result"]),
     ("tap", &["config", "message", "source"]),
     ("task_result", &["state"]),
     ("telemetry", &["batch", "config", "row", "store"]),
@@ -76,7 +83,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// The crates that only these modules may name.
 const KEPT_IN: &[(&str, &[&str])] = &[
     ("hyper", &["listener"]),
-    ("lapin", &["ack", "dead_queue", "publish", "queue_depth", "source", "tap"]),
+    ("lapin", &["ack", "check", "dead_queue", "publish", "queue_depth", "source", "tap"]),
     ("prometheus_client", &["telemetry"]),
     ("sqlx", &["store"]),
 ];
@@ -87,6 +94,7 @@ const PURE: &[&str] = &[
     "capture",
     "dead_letter",
     "decode",
+    "finding",
     "group_result",
     "merge",
     "message",

@@ -1,6 +1,7 @@
 //! What each command does, and what they have in common: settings, signals and progress.
 
 pub(crate) mod capture;
+pub(crate) mod check;
 pub(crate) mod dead;
 pub(crate) mod migrate;
 mod progress;

@@ -142,6 +142,11 @@ impl Catalog {
         &self.missing
     }
 
+    /// Why the table of groups cannot be written, where it cannot.
+    pub(super) fn groups_problem(&self) -> Option<&str> {
+        self.groups_problem.as_deref()
+    }
+
     /// Whether the table has a column that Celeriac writes.
     pub(super) fn has(&self, column: &str) -> bool {
         !self.missing.contains(&column)

@@ -1,9 +1,11 @@
 //! Whichever database the settings name.
 
 use crate::config::{Config, DatabaseKind};
+use crate::finding::Finding;
 use crate::row::Row;
 use crate::store::{
-    Catalog, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, Written, migrate,
+    Catalog, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, Written, inspect,
+    migrate,
 };
 
 /// One of the databases.
@@ -64,6 +66,27 @@ impl Database {
             Self::Postgres(store) => migrate::dry_run(store.database(), length).await,
             Self::Mysql(store) => migrate::dry_run(store.database(), length).await,
             Self::Sqlite(store) => migrate::dry_run(store.database(), length).await,
+        }
+    }
+}
+
+impl Database {
+    /// Reports the server, the tables and their migrations, and changes nothing. Says whether rows
+    /// can be written as far as that shows.
+    pub async fn inspect(&self, report: &mut dyn FnMut(Finding)) -> bool {
+        match self {
+            Self::Postgres(store) => inspect::inspect(store.database(), report).await,
+            Self::Mysql(store) => inspect::inspect(store.database(), report).await,
+            Self::Sqlite(store) => inspect::inspect(store.database(), report).await,
+        }
+    }
+
+    /// Writes rows in a transaction that is undone, and reports how that went.
+    pub async fn rehearse(&self, rows: &[&Row], report: &mut dyn FnMut(Finding)) {
+        match self {
+            Self::Postgres(store) => inspect::rehearse(store.database(), rows, report).await,
+            Self::Mysql(store) => inspect::rehearse(store.database(), rows, report).await,
+            Self::Sqlite(store) => inspect::rehearse(store.database(), rows, report).await,
         }
     }
 }

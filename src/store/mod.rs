@@ -2,6 +2,7 @@
 
 mod catalog;
 mod database;
+mod inspect;
 mod migrate;
 mod mysql;
 mod postgres;

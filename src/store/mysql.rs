@@ -26,7 +26,7 @@ pub struct MysqlDatabase {
     options: MySqlConnectOptions,
     /// The same without TLS, where that is tried first.
     plain: Option<MySqlConnectOptions>,
-    time_zone: Tz,
+    pub(super) time_zone: Tz,
 }
 
 impl Mysql {

@@ -169,7 +169,7 @@ async fn write<D: Database>(
 }
 
 /// Waits for a step of the database, for so long and no longer.
-async fn patiently<D: Database, T>(
+pub(super) async fn patiently<D: Database, T>(
     step: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {
     match tokio::time::timeout(PATIENCE, step).await {

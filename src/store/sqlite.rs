@@ -26,7 +26,7 @@ pub type Sqlite = SqlStore<SqliteDatabase>;
 #[derive(Debug)]
 pub struct SqliteDatabase {
     pub(super) options: SqliteConnectOptions,
-    time_zone: Tz,
+    pub(super) time_zone: Tz,
 }
 
 /// The values of a task, in the order of the statement's `new`.
@@ -145,34 +145,9 @@ impl Database for SqliteDatabase {
         rows: &[&TaskResult],
     ) -> Result<Effect, sqlx::Error> {
         let mut transaction = connection.begin_with("begin immediate").await?;
-        let (mut statements, mut changed) = (0, 0);
-        for rows in rows.chunks(CHUNK) {
-            let mut query = query(statement, TASK_VALUES, rows.len());
-            for row in rows {
-                query = query
-                    .bind(row.task_id.as_str())
-                    .bind(row.outcome.status.as_str())
-                    .bind(row.outcome.content_type.as_str())
-                    .bind(row.outcome.content_encoding.as_str())
-                    .bind(row.outcome.result.as_deref())
-                    .bind(row.outcome.traceback.as_deref())
-                    .bind(row.outcome.meta.as_deref())
-                    .bind(row.description.task_name.as_deref())
-                    .bind(row.description.task_args.as_deref())
-                    .bind(row.description.task_kwargs.as_deref())
-                    .bind(row.description.worker.as_deref())
-                    .bind(row.description.periodic_task_name.as_deref())
-                    .bind(self.naive(row.outcome.date_done))
-                    .bind(self.naive(row.date_created))
-                    .bind(row.date_started.map(|time| self.naive(time)))
-                    .bind(row.outcome.by_arrival)
-                    .bind(row.started_by_arrival);
-            }
-            changed += query.execute(&mut *transaction).await?.rows_affected();
-            statements += 1;
-        }
+        let written = self.upsert_tasks_within(&mut transaction, statement, rows).await?;
         transaction.commit().await?;
-        Ok(Effect::of(rows.len(), statements, changed))
+        Ok(written)
     }
 
     async fn upsert_groups(
@@ -230,6 +205,42 @@ fn query<'rows>(
 }
 
 impl SqliteDatabase {
+    /// Writes rows of tasks in the transaction that there is.
+    pub(super) async fn upsert_tasks_within(
+        &self,
+        connection: &mut SqliteConnection,
+        statement: &str,
+        rows: &[&TaskResult],
+    ) -> Result<Effect, sqlx::Error> {
+        let (mut statements, mut changed) = (0, 0);
+        for rows in rows.chunks(CHUNK) {
+            let mut query = query(statement, TASK_VALUES, rows.len());
+            for row in rows {
+                query = query
+                    .bind(row.task_id.as_str())
+                    .bind(row.outcome.status.as_str())
+                    .bind(row.outcome.content_type.as_str())
+                    .bind(row.outcome.content_encoding.as_str())
+                    .bind(row.outcome.result.as_deref())
+                    .bind(row.outcome.traceback.as_deref())
+                    .bind(row.outcome.meta.as_deref())
+                    .bind(row.description.task_name.as_deref())
+                    .bind(row.description.task_args.as_deref())
+                    .bind(row.description.task_kwargs.as_deref())
+                    .bind(row.description.worker.as_deref())
+                    .bind(row.description.periodic_task_name.as_deref())
+                    .bind(self.naive(row.outcome.date_done))
+                    .bind(self.naive(row.date_created))
+                    .bind(row.date_started.map(|time| self.naive(time)))
+                    .bind(row.outcome.by_arrival)
+                    .bind(row.started_by_arrival);
+            }
+            changed += query.execute(&mut *connection).await?.rows_affected();
+            statements += 1;
+        }
+        Ok(Effect::of(rows.len(), statements, changed))
+    }
+
     /// A time as Django writes it to SQLite: `str(datetime)`, which leaves out zero microseconds.
     pub(super) fn naive(&self, time: DateTime<Utc>) -> String {
         let time = time.with_timezone(&self.time_zone);

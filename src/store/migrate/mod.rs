@@ -87,6 +87,44 @@ pub(super) struct Transaction {
     commit: &'static str,
 }
 
+/// How far the tables have come.
+pub(super) enum Standing {
+    /// The tables of the newest version that is known.
+    Newest,
+    /// These migrations are recorded too, which are of a later version.
+    Later(Vec<String>),
+    /// These are to be applied.
+    Pending(Vec<&'static str>),
+    /// The tables are as these leave them, and only the record is missing; others may be to be
+    /// applied.
+    Unrecorded(Vec<&'static str>),
+}
+
+/// Looks how far the tables have come.
+///
+/// # Errors
+///
+/// Where that is not known, or the tables are not such as django-celery-results leaves behind.
+pub(super) async fn standing<D: Migrate>(
+    connection: &mut D::Connection,
+) -> Result<Standing, StoreError> {
+    let state = D::state(connection).await.map_err(|error| explained::<D>(&error, READ))?;
+    let steps = match planned::<D>(&state, None)? {
+        Plan::Later(names) => return Ok(Standing::Later(names)),
+        Plan::Steps(steps) => steps,
+    };
+    let names = |is_done| {
+        let steps = steps.iter().filter(move |step| step.is_done == is_done);
+        steps.map(|step| step.name).collect::<Vec<_>>()
+    };
+    let (pending, unrecorded) = (names(false), names(true));
+    Ok(match (unrecorded.is_empty(), pending.is_empty()) {
+        (true, true) => Standing::Newest,
+        (true, false) => Standing::Pending(pending),
+        (false, _) => Standing::Unrecorded(unrecorded),
+    })
+}
+
 /// Does what is to be done, and reports each migration.
 pub(super) async fn run<D: Migrate>(
     database: &D,

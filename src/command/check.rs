@@ -1,0 +1,73 @@
+//! `celeriac check`: whether `celeriac run` would work, and what to do where it would not.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use celeriac::check;
+use celeriac::config::Config;
+use celeriac::finding::{Finding, Level};
+use celeriac::store::Database;
+
+use super::print;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Prints each finding as a line of JSON: `subject`, `level`, `text` and, where there is
+    /// something to do, `fix`.
+    #[arg(long)]
+    json: bool,
+
+    /// Ends with 1 for a warning as well.
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Tries everything and tells each finding as it is made. A signal ends it at once: there is nothing
+/// to be undone.
+#[tokio::main]
+pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
+    let database = Database::new(config).context("database")?;
+    let (mut errors, mut warnings) = (0, 0);
+    let mut failure = None;
+    let mut report = |finding: Finding| {
+        match finding.level {
+            Level::Ok => {}
+            Level::Warning => warnings += 1,
+            Level::Error => errors += 1,
+        }
+        if !arguments.json {
+            print(&line(&finding));
+            return;
+        }
+        match serde_json::to_string(&finding) {
+            Ok(json) => print(&json),
+            Err(error) => failure = Some(error),
+        }
+    };
+    check::run(config, &database, &mut report).await;
+    if let Some(error) = failure {
+        return Err(error).context("a finding cannot be told as JSON");
+    }
+    if !arguments.json {
+        print(&match (errors, warnings) {
+            (0, 0) => "all is well".to_owned(),
+            (0, _) => format!("`celeriac run` works; warnings: {warnings}"),
+            _ => {
+                format!("`celeriac run` does not work yet; errors: {errors}, warnings: {warnings}")
+            }
+        });
+    }
+    let is_good = errors == 0 && (warnings == 0 || !arguments.strict);
+    Ok(ExitCode::from(u8::from(!is_good)))
+}
+
+/// A finding for people: its level, what it is about, what was found, and below it what to do.
+fn line(finding: &Finding) -> String {
+    let (level, subject) = (finding.level.as_str(), finding.subject.as_str());
+    let mut line = format!("{level:<8} {subject:<9} {}", finding.text);
+    if let Some(fix) = &finding.fix {
+        let _ = write!(line, "\n{:18} → {fix}", "");
+    }
+    line
+}
