@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import psycopg
@@ -418,7 +419,7 @@ def test_rows_of_another_time_zone(
     broker, database = own_pipeline.broker, own_pipeline.database
     daemon = make_daemon(broker.url, database.url, "--time-zone", "Asia/Tokyo")
     daemon.start_consuming()
-    broker.publish(results.result("ahead"))
+    broker.publish(results.result("ahead", date_done=datetime.now(UTC).isoformat()))
     own_pipeline.daemon = daemon
     own_pipeline.wait_for_rows({"ahead": "SUCCESS"})
     told = " ".join(finding["text"] for finding in of(broker, database).of("warning"))
