@@ -142,17 +142,25 @@ fn command_line() -> clap::Command {
         move |command| SettingsArgs::show_only(command, &[names, &LOG].concat())
     };
     Cli::command()
-        .mut_subcommand("migrate", show(&["database", "time_zone"]))
-        .mut_subcommand("dead", show(&["broker", "dead_queue"]))
+        .mut_subcommand("migrate", show(&["database", "database_file", "time_zone"]))
+        .mut_subcommand("dead", show(&["broker", "broker_file", "dead_queue"]))
         .mut_subcommand("dead", |dead| dead.mut_args(|setting| setting.global(true)))
         .mut_subcommand(
             "capture",
-            show(&["broker", "results_queue", "exchange", "events", "event_exchange"]),
+            show(&[
+                "broker",
+                "broker_file",
+                "results_queue",
+                "exchange",
+                "events",
+                "event_exchange",
+            ]),
         )
         .mut_subcommand(
             "replay",
             show(&[
                 "database",
+                "database_file",
                 "event_exchange",
                 "events_pending",
                 "events_outcomes",

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::Context;
-use celeriac::config::{Config, ConfigFile, Settings};
+use celeriac::config::{Config, ConfigFile, Settings, SettingsByLayer};
 use celeriac::store::Database;
 use celeriac::telemetry;
 use clap::Arg;
@@ -26,7 +26,7 @@ pub(crate) struct SettingsArgs {
     #[command(flatten)]
     file: ConfigFile,
     #[command(flatten)]
-    settings: Box<Settings>,
+    settings: SettingsByLayer,
 }
 
 impl SettingsArgs {
@@ -36,12 +36,15 @@ impl SettingsArgs {
         let shared = Settings::from_shared_environment(|name| {
             std::env::var(name).ok().filter(|value| !value.is_empty())
         });
-        let settings = self.settings.or(from_file.unwrap_or_default()).or(shared);
+        let settings = self.settings.into_settings().or(from_file.unwrap_or_default()).or(shared);
         let config = settings.check()?;
         // Finds parameters of the database's URL that its driver refuses, before anything starts.
         Database::new(&config).map(drop).context("database")?;
         telemetry::init(config.log_format, &config.log_level)
             .with_context(|| format!("log-level: {:?} is not a filter", config.log_level))?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         Ok(config)
     }
 

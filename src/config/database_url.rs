@@ -59,6 +59,7 @@ impl DatabaseUrl {
         let scheme = if kind == DatabaseKind::Mysql { "mysql" } else { "postgres" };
         let mut url = Url::parse(&format!("{scheme}://{rest}"))
             .map_err(|error| format!("is not a URL ({error}): {EXAMPLE}"))?;
+        super::check_login(&url)?;
         if url.path().trim_matches('/').is_empty() {
             return Err(format!("names no database after the host: {EXAMPLE}"));
         }
@@ -217,6 +218,8 @@ mod tests {
             ("postgres://u:secret@h", "names no database"),
             ("postgres://u:secret@h:port/n", "write for example postgres://"),
             ("postgres://u:secret@h/n?sslmod=require", "remove it"),
+            ("postgres://u:1/secret@h/n", "`/`, `?` and `#` of a password as %2F, %3F and %23"),
+            ("mysql://u:1#secret@h/n", "`/`, `?` and `#` of a password as %2F, %3F and %23"),
             ("sqlite://", "sqlite:///relative/path"),
             ("sqlite://:memory:", "sqlite:///relative/path"),
         ] {
