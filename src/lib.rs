@@ -24,6 +24,7 @@
 //!   they come from.
 //! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
 //! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
+//! - [`service`]: telling that to systemd.
 //! - [`listener`]: telling that over HTTP; [`queue_depth`] asks the broker how full the queues are.
 //!
 //! # What always holds
@@ -56,6 +57,7 @@ pub mod pipeline;
 pub mod publish;
 pub mod queue_depth;
 pub mod row;
+pub mod service;
 pub mod source;
 pub mod state;
 pub mod store;

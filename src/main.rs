@@ -31,9 +31,10 @@ enum Command {
     /// in a TOML file, as `max-rows`. The command line wins over the environment, and that over the
     /// file.
     ///
-    /// SIGTERM and SIGINT end it: it stops consuming, stores and acknowledges what it holds and
-    /// exits with 0. A second signal ends it at once; nothing is lost then either. It exits with
-    /// 2 when a setting is wrong.
+    /// SIGTERM, SIGINT and SIGHUP end it: it stops consuming, stores and acknowledges what it holds
+    /// and exits with 0. A second signal ends it at once; nothing is lost then either. It exits with
+    /// 2 when a setting is wrong. Settings and files are read at the start, so a restart reloads
+    /// them.
     Run {
         #[command(flatten)]
         settings: SettingsArgs,

@@ -17,7 +17,7 @@ use celeriac::config::{Config, ConfigFile, Settings, SettingsByLayer};
 use celeriac::store::Database;
 use celeriac::telemetry;
 use clap::Arg;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The settings, and the file that they may stand in.
@@ -65,16 +65,28 @@ impl SettingsArgs {
     }
 }
 
-/// The first SIGTERM or SIGINT asks to stop, the second ends the process.
+/// The first SIGTERM, SIGINT or SIGHUP asks to stop, a second SIGTERM or SIGINT ends the process.
+///
+/// A terminal that is closed may send SIGHUP twice, so that a second one changes nothing; and where
+/// it is ignored from the start, as under `nohup`, it stays so.
 pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut hang_up = if is_hang_up_ignored() {
+        None
+    } else {
+        Some(signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?)
+    };
     tokio::spawn(async move {
         loop {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
+                () = hung_up(hang_up.as_mut()) => "SIGHUP",
             };
+            if shutdown.is_cancelled() && name == "SIGHUP" {
+                continue;
+            }
             if shutdown.is_cancelled() {
                 tracing::warn!(
                     signal = name,
@@ -88,6 +100,23 @@ pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<
         }
     });
     Ok(())
+}
+
+async fn hung_up(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether whoever started the process has it ignore SIGHUP, where the system tells.
+fn is_hang_up_ignored() -> bool {
+    const SIGHUP: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // The lowest bit is that of signal 1.
+    ignored.is_some_and(|mask| mask & SIGHUP != 0)
 }
 
 /// How a file of a capture is compressed, by the end of its name.

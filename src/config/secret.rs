@@ -207,11 +207,12 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_is_refused_with_the_fix_and_without_its_content() {
+        let large = vec![b's'; 65_537];
         let cases: [(&str, &[u8], &str); 7] = [
             ("empty", b"\n", "is empty: write a URL into it"),
             ("lines", b"amqp://h//\nhunter2", "has more than one line: write a URL"),
             ("binary", b"hunter2\xff", "is not UTF-8: write a URL"),
-            ("large", &[b's'; 65_537], "is larger than 65536 bytes: write a URL"),
+            ("large", &large, "is larger than 65536 bytes: write a URL"),
             ("password", b"hunter2", "has no scheme: write for example amqp://"),
             ("port", b"amqp://u:hunter2/x@h//", "is not a URL"),
             ("query", b"amqp://u:1?hunter2@h//", "has an `@` after its host: write `/`, `?` and"),
