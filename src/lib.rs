@@ -7,7 +7,8 @@
 //! - [`config`]: settings become types that cannot be wrong; the only place that knows their names.
 //! - [`lane`]: one connection to each side, opened, watched and opened again; runs the pipeline.
 //! - [`pipeline`]: the only loop, and the policy for every class of error.
-//! - [`source`]: a session with the broker; what lapin delivers becomes a [`message`].
+//! - [`source`]: a session with the broker; what lapin delivers becomes a [`message`]. `diagnosis.rs`
+//!   says how to mend what keeps it, or the database, from being reached.
 //! - [`message`]: body, properties and headers as plain data.
 //! - [`decode`]: content type → [`row`]s; one file per wire format, of results and of events.
 //! - [`state`]: Celery's states.
@@ -48,6 +49,7 @@ pub mod config;
 pub mod dead_letter;
 pub mod dead_queue;
 pub mod decode;
+mod diagnosis;
 pub mod group_result;
 pub mod lane;
 pub mod listener;
