@@ -45,9 +45,12 @@ fn network_advice(words: &str) -> Option<&'static str> {
     }
 }
 
+/// What is wrong with a file's content.
+type Check = fn(&[u8]) -> Option<String>;
+
 /// What is wrong with the first of the files that cannot do.
 fn problem_of(files: &TlsFiles, names: Names) -> Option<String> {
-    let checks: [(_, _, fn(&[u8]) -> Option<String>); 3] = [
+    let checks: [(_, _, Check); 3] = [
         (&files.ca, names.ca, problem_of_authority),
         (&files.certificate, names.certificate, problem_of_certificate),
         (&files.key, names.key, problem_of_key),

@@ -40,8 +40,12 @@ impl SettingsArgs {
         let config = settings.check()?;
         // Finds parameters of the database's URL that its driver refuses, before anything starts.
         Database::new(&config).map(drop).context("database")?;
-        telemetry::init(config.log_format, &config.log_level)
-            .with_context(|| format!("log-level: {:?} is not a filter", config.log_level))?;
+        telemetry::init(config.log_format, &config.log_level).with_context(|| {
+            format!(
+                "log-level: {:?} is not a filter: write error, warn, info, debug or trace",
+                config.log_level
+            )
+        })?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }

@@ -26,6 +26,7 @@ use self::secret::Secret;
 pub use self::secret::SettingsByLayer;
 use crate::batch::Limits;
 use crate::decode::{Accept, Decoder, EventPolicy, WireLimits};
+use crate::diagnosis::cannot_be_read;
 
 /// The settings of `celeriac run` as users write them, each optional.
 #[derive(Clone, Default, clap::Args, Deserialize)]
@@ -429,7 +430,7 @@ impl Settings {
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let setting = || format!("the file {}", path.display());
         let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::new(setting(), format!("cannot be read: {error}")))?;
+            .map_err(|error| ConfigError::new(setting(), cannot_be_read(&error)))?;
         // The error's own display quotes the line, which may hold a password.
         toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));

@@ -9,6 +9,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use super::{ConfigError, Settings};
+use crate::diagnosis::cannot_be_read;
 
 /// The largest file that is read, in bytes.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -63,12 +64,7 @@ impl Secret {
 
 /// The one line of a file, without the line's end.
 fn read_line(path: &Path) -> Result<String, String> {
-    let cannot = |error| {
-        format!(
-            "cannot be read ({error}): check the path, and that the user who runs Celeriac may \
-             read it"
-        )
-    };
+    let cannot = |error| cannot_be_read(&error);
     let mut text = Vec::new();
     let file = File::open(path).map_err(cannot)?;
     file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(cannot)?;

@@ -103,10 +103,10 @@ impl Place {
     }
 
     /// Says of an error where it was met, and what it means.
-    fn explain(&self, error: StoreError) -> StoreError {
+    fn explain(&self, error: &StoreError) -> StoreError {
         let message = error.message.trim_start_matches("error communicating with database: ");
         let message = diagnosis::explain(&self.files, self.names, message);
-        StoreError { message: format!("cannot use {}: {message}", self.url), ..error }
+        StoreError::new(error.class, format!("cannot use {}: {message}", self.url))
     }
 }
 
@@ -145,7 +145,7 @@ impl<D: Database> SqlStore<D> {
         if self.session.is_none() {
             let connecting = patiently::<D, _>(self.database.connect());
             let mut connection =
-                connecting.await.map_err(|error| self.database.place().explain(error))?;
+                connecting.await.map_err(|error| self.database.place().explain(&error))?;
             let tasks = patiently::<D, _>(self.database.columns(&mut connection, TASKS)).await?;
             let groups = patiently::<D, _>(self.database.columns(&mut connection, GROUPS)).await?;
             let catalog = Catalog::new(&tasks, &groups, D::ALLOWS_NUL)?;
