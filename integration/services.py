@@ -325,7 +325,8 @@ class PrivateRabbitMQ(Private, RabbitMQ):
     The port mapper (epmd) would otherwise be started by the node as a daemon and outlive it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
+        """`settings` are more lines for its `rabbitmq.conf`."""
         # Debian's wrapper in PATH switches to the `rabbitmq` user and its home; the script that
         # it wraps runs as whoever we are.
         scripts = ["/usr/lib/rabbitmq/bin", "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"]
@@ -338,7 +339,8 @@ class PrivateRabbitMQ(Private, RabbitMQ):
             (self.folder / name).touch()
         (self.folder / "enabled_plugins").write_text("[].\n")
         # A machine that runs the tests may have little free disk; a full one is not the point.
-        (self.folder / "rabbitmq.conf").write_text("disk_free_limit.absolute = 50MB\n")
+        lines = ["disk_free_limit.absolute = 50MB", *settings]
+        (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         env = {
             key: value
             for key, value in os.environ.items()
@@ -460,7 +462,7 @@ class PostgreSQL(SqlService):
 class PrivatePostgreSQL(Private, PostgreSQL):
     """Runs as an unprivileged user, because PostgreSQL refuses root."""
 
-    def __init__(self) -> None:
+    def __init__(self, **more_options: str | Path) -> None:
         folders = ["/usr/lib/postgresql/*/bin"]
         server = executable("postgres", "postgresql", folders)
         initdb = executable("initdb", "postgresql", folders)
@@ -490,6 +492,7 @@ class PrivatePostgreSQL(Private, PostgreSQL):
             "listen_addresses": HOST,
             "unix_socket_directories": self.folder,
             "fsync": "off",
+            **more_options,
         }
         settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
         self.process = Process(
@@ -551,7 +554,7 @@ class MariaDB(SqlService):
 
 
 class PrivateMariaDB(Private, MariaDB):
-    def __init__(self) -> None:
+    def __init__(self, *more_options: str) -> None:
         server = executable("mariadbd", "mariadb-server", ["/usr/sbin"])
         install_db = executable("mariadb-install-db", "mariadb-server")
         user = server_user("mysql")
@@ -582,6 +585,7 @@ class PrivateMariaDB(Private, MariaDB):
                 f"--pid-file={self.folder / 'pid'}",
                 f"--bind-address={HOST}",
                 "--innodb-flush-log-at-trx-commit=2",
+                *more_options,
             ],
             self.folder / "server.log",
             cwd=self.folder,
@@ -609,9 +613,9 @@ KINDS: dict[str, tuple[type[Service], type[Private]]] = {
 
 
 @contextmanager
-def private(kind: str) -> Iterator[Service]:
-    """A private server for as long as the block lasts."""
-    service = KINDS[kind][1]()
+def private(kind: str, *settings: str, **more_settings: str | Path) -> Iterator[Service]:
+    """A private server for as long as the block lasts, with settings of its kind."""
+    service = KINDS[kind][1](*settings, **more_settings)
     try:
         service.start()
         yield service

@@ -7,7 +7,8 @@
 //! - [`config`]: settings become types that cannot be wrong; the only place that knows their names.
 //! - [`lane`]: one connection to each side, opened, watched and opened again; runs the pipeline.
 //! - [`pipeline`]: the only loop, and the policy for every class of error.
-//! - [`source`]: a session with the broker; what lapin delivers becomes a [`message`].
+//! - [`source`]: a session with the broker; what lapin delivers becomes a [`message`]. `diagnosis.rs`
+//!   says how to mend what keeps it, or the database, from being reached.
 //! - [`message`]: body, properties and headers as plain data.
 //! - [`decode`]: content type → [`row`]s; one file per wire format, of results and of events.
 //! - [`state`]: Celery's states.
@@ -25,6 +26,7 @@
 //! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
 //! - [`check`]: trying both sides without changing anything; each [`finding`] is told as it is made.
 //! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
+//! - [`service`]: telling that to systemd.
 //! - [`listener`]: telling that over HTTP; [`queue_depth`] asks the broker how full the queues are.
 //!
 //! # What always holds
@@ -49,6 +51,7 @@ pub mod config;
 pub mod dead_letter;
 pub mod dead_queue;
 pub mod decode;
+mod diagnosis;
 pub mod finding;
 pub mod group_result;
 pub mod lane;
@@ -59,6 +62,7 @@ pub mod pipeline;
 pub mod publish;
 pub mod queue_depth;
 pub mod row;
+pub mod service;
 pub mod source;
 pub mod state;
 pub mod store;

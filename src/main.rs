@@ -31,9 +31,10 @@ enum Command {
     /// in a TOML file, as `max-rows`. The command line wins over the environment, and that over the
     /// file.
     ///
-    /// SIGTERM and SIGINT end it: it stops consuming, stores and acknowledges what it holds and
-    /// exits with 0. A second signal ends it at once; nothing is lost then either. It exits with
-    /// 2 when a setting is wrong.
+    /// SIGTERM, SIGINT and SIGHUP end it: it stops consuming, stores and acknowledges what it holds
+    /// and exits with 0. A second signal ends it at once; nothing is lost then either. It exits with
+    /// 2 when a setting is wrong. Settings and files are read at the start, so a restart reloads
+    /// them.
     Run {
         #[command(flatten)]
         settings: SettingsArgs,
@@ -164,7 +165,9 @@ fn command_line() -> clap::Command {
             "check",
             show(&[
                 "broker",
+                "broker_file",
                 "database",
+                "database_file",
                 "results_queue",
                 "exchange",
                 "dead_queue",
@@ -177,17 +180,25 @@ fn command_line() -> clap::Command {
                 "listen",
             ]),
         )
-        .mut_subcommand("migrate", show(&["database", "time_zone"]))
-        .mut_subcommand("dead", show(&["broker", "dead_queue"]))
+        .mut_subcommand("migrate", show(&["database", "database_file", "time_zone"]))
+        .mut_subcommand("dead", show(&["broker", "broker_file", "dead_queue"]))
         .mut_subcommand("dead", |dead| dead.mut_args(|setting| setting.global(true)))
         .mut_subcommand(
             "capture",
-            show(&["broker", "results_queue", "exchange", "events", "event_exchange"]),
+            show(&[
+                "broker",
+                "broker_file",
+                "results_queue",
+                "exchange",
+                "events",
+                "event_exchange",
+            ]),
         )
         .mut_subcommand(
             "replay",
             show(&[
                 "database",
+                "database_file",
                 "event_exchange",
                 "events_pending",
                 "events_outcomes",

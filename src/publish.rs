@@ -20,7 +20,7 @@ pub enum PublishError {
     #[error(transparent)]
     Connect(#[from] SourceError),
     /// The broker broke off.
-    #[error("cannot publish to the queue {queue}")]
+    #[error("cannot publish to the queue {queue}{}", source::fix(source))]
     Publish {
         /// The queue.
         queue: String,

@@ -24,6 +24,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer
 
 use crate::ack::Acknowledger;
 use crate::config::{BrokerUrl, Config, Events};
+use crate::diagnosis::{self, Names};
 use crate::message::{Headers, Message, Properties, Value};
 use crate::telemetry::Causes;
 
@@ -44,31 +45,32 @@ const MAX_DEPTH: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// None of the brokers could be reached, or none let us in.
-    #[error("cannot connect to {broker}")]
+    #[error("cannot connect to {broker}: {problem}")]
     Connect {
         /// The last broker that was tried.
         broker: String,
-        /// What the broker, or the network, said.
-        #[source]
-        source: lapin::Error,
+        /// What the broker, or the network, said, and how to mend it.
+        problem: String,
     },
-    /// A broker accepted the connection and then said nothing for too long.
-    #[error("{broker} does not answer")]
+    /// A broker said nothing for too long.
+    #[error(
+        "{broker} does not answer: check the host and the port in the URL, the firewalls on the \
+         way, and that the broker is well"
+    )]
     Silent {
         /// The broker.
         broker: String,
     },
     /// A file for TLS could not be read.
-    #[error("the TLS file {path} cannot be read")]
+    #[error("cannot connect to {broker}: {problem}")]
     TlsFile {
-        /// The path of the file.
-        path: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
+        /// The broker that it was for.
+        broker: String,
+        /// Which file, why, and how to mend it.
+        problem: String,
     },
     /// A queue could not be declared or consumed.
-    #[error("cannot use the queue {queue}")]
+    #[error("cannot use the queue {queue}{}", fix(source))]
     Queue {
         /// The queue's name.
         queue: String,
@@ -77,7 +79,7 @@ pub enum SourceError {
         source: lapin::Error,
     },
     /// The exchange could not be declared or bound to the queue.
-    #[error("cannot use the exchange {exchange}")]
+    #[error("cannot use the exchange {exchange}{}", fix(source))]
     Exchange {
         /// The exchange's name.
         exchange: String,
@@ -190,13 +192,49 @@ pub(crate) async fn connect(brokers: &[BrokerUrl], name: &str) -> Result<Connect
         let connecting = Connection::connect_uri_with_config(uri(broker), properties, tls, runtime);
         match tokio::time::timeout(PATIENCE, connecting).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(source)) => {
-                failure = Some(SourceError::Connect { broker: broker.to_string(), source });
+            Ok(Err(error)) => {
+                let problem = problem(broker, &error);
+                failure = Some(SourceError::Connect { broker: broker.to_string(), problem });
             }
             Err(_) => failure = Some(SourceError::Silent { broker: broker.to_string() }),
         }
     }
     Err(failure.unwrap_or(SourceError::Cancelled))
+}
+
+/// What Celery's broker URLs call the files of TLS.
+const TLS_NAMES: Names =
+    Names { ca: "ssl_ca_certs", certificate: "ssl_certfile", key: "ssl_keyfile" };
+
+/// Why there is no connection, and how to mend it.
+fn problem(broker: &BrokerUrl, error: &lapin::Error) -> String {
+    let words = Causes(error).to_string();
+    let words = words.trim_start_matches("IO error: ");
+    let advice = match error.kind() {
+        // ACCESS_REFUSED
+        lapin::ErrorKind::ProtocolError(error) if error.get_id() == 403 => {
+            "check the user and the password in the broker URL; RabbitMQ lets `guest` in from its \
+             own machine alone"
+        }
+        // NOT_ALLOWED: the virtual host does not exist, or is not for this user.
+        lapin::ErrorKind::ProtocolError(error) if error.get_id() == 530 => {
+            "correct the virtual host in the broker URL, or make it (`rabbitmqctl add_vhost`) and \
+             give the user the rights that docs/security.md lists"
+        }
+        _ => return diagnosis::explain(&broker.tls, TLS_NAMES, words),
+    };
+    format!("{words}: {advice}")
+}
+
+/// How to mend what the broker refuses to a user, in brackets.
+pub(crate) fn fix(error: &lapin::Error) -> &'static str {
+    if is_protocol_error(error, &[403]) {
+        " (give the user the rights that docs/security.md lists)"
+    } else if is_protocol_error(error, &[404]) {
+        " (make it, or give the user the right to, as docs/security.md says)"
+    } else {
+        ""
+    }
 }
 
 fn uri(broker: &BrokerUrl) -> AMQPUri {
@@ -220,18 +258,21 @@ fn uri(broker: &BrokerUrl) -> AMQPUri {
 }
 
 async fn tls_config(broker: &BrokerUrl) -> Result<OwnedTLSConfig, SourceError> {
-    let read = async |path: &std::path::Path| {
-        tokio::fs::read(path)
-            .await
-            .map_err(|source| SourceError::TlsFile { path: path.display().to_string(), source })
+    let read = async |name: &str, path: &std::path::Path| {
+        tokio::fs::read(path).await.map_err(|error| SourceError::TlsFile {
+            broker: broker.to_string(),
+            problem: diagnosis::of_file(name, path, &diagnosis::cannot_be_read(&error)),
+        })
     };
     let mut tls = OwnedTLSConfig::default();
     if let Some(path) = &broker.tls.ca {
-        tls.cert_chain = Some(String::from_utf8_lossy(&read(path).await?).into_owned());
+        let content = read(TLS_NAMES.ca, path).await?;
+        tls.cert_chain = Some(String::from_utf8_lossy(&content).into_owned());
     }
     if let (Some(certificate), Some(key)) = (&broker.tls.certificate, &broker.tls.key) {
-        tls.identity =
-            Some(OwnedIdentity::PKCS8 { pem: read(certificate).await?, key: read(key).await? });
+        let pem = read(TLS_NAMES.certificate, certificate).await?;
+        let key = read(TLS_NAMES.key, key).await?;
+        tls.identity = Some(OwnedIdentity::PKCS8 { pem, key });
     }
     Ok(tls)
 }

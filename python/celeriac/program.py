@@ -86,9 +86,9 @@ def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
             made[variable] = getattr(options, field)
     if length := getattr(settings, "DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH", None):
         made["CELERIAC_TASK_ID_LENGTH"] = str(length)
-    if "CELERIAC_BROKER" not in env:
+    if not {"CELERIAC_BROKER", "CELERIAC_BROKER_FILE"} & env.keys():
         env["CELERY_BROKER_URL"] = broker_url(app, options.broker)
-    if "CELERIAC_DATABASE" not in env:
+    if not {"CELERIAC_DATABASE", "CELERIAC_DATABASE_FILE"} & env.keys():
         connection = connections[alias or _results_alias()]
         env["DATABASE_URL"] = database_url(connection)
         if connection.vendor != "postgresql" and connection.timezone_name != "UTC":

@@ -14,11 +14,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::Context;
-use celeriac::config::{Config, ConfigFile, Settings};
+use celeriac::config::{Config, ConfigFile, Settings, SettingsByLayer};
 use celeriac::store::Database;
 use celeriac::telemetry;
 use clap::Arg;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The settings, and the file that they may stand in.
@@ -27,7 +27,7 @@ pub(crate) struct SettingsArgs {
     #[command(flatten)]
     file: ConfigFile,
     #[command(flatten)]
-    settings: Box<Settings>,
+    settings: SettingsByLayer,
 }
 
 impl SettingsArgs {
@@ -37,12 +37,19 @@ impl SettingsArgs {
         let shared = Settings::from_shared_environment(|name| {
             std::env::var(name).ok().filter(|value| !value.is_empty())
         });
-        let settings = self.settings.or(from_file.unwrap_or_default()).or(shared);
+        let settings = self.settings.into_settings().or(from_file.unwrap_or_default()).or(shared);
         let config = settings.check()?;
         // Finds parameters of the database's URL that its driver refuses, before anything starts.
         Database::new(&config).map(drop).context("database")?;
-        telemetry::init(config.log_format, &config.log_level)
-            .with_context(|| format!("log-level: {:?} is not a filter", config.log_level))?;
+        telemetry::init(config.log_format, &config.log_level).with_context(|| {
+            format!(
+                "log-level: {:?} is not a filter: write error, warn, info, debug or trace",
+                config.log_level
+            )
+        })?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         Ok(config)
     }
 
@@ -63,16 +70,28 @@ impl SettingsArgs {
     }
 }
 
-/// The first SIGTERM or SIGINT asks to stop, the second ends the process.
+/// The first SIGTERM, SIGINT or SIGHUP asks to stop, a second SIGTERM or SIGINT ends the process.
+///
+/// A terminal that is closed may send SIGHUP twice, so that a second one changes nothing; and where
+/// it is ignored from the start, as under `nohup`, it stays so.
 pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut hang_up = if is_hang_up_ignored() {
+        None
+    } else {
+        Some(signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?)
+    };
     tokio::spawn(async move {
         loop {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
+                () = hung_up(hang_up.as_mut()) => "SIGHUP",
             };
+            if shutdown.is_cancelled() && name == "SIGHUP" {
+                continue;
+            }
             if shutdown.is_cancelled() {
                 tracing::warn!(
                     signal = name,
@@ -86,6 +105,23 @@ pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<
         }
     });
     Ok(())
+}
+
+async fn hung_up(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether whoever started the process has it ignore SIGHUP, where the system tells.
+fn is_hang_up_ignored() -> bool {
+    const SIGHUP: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // The lowest bit is that of signal 1.
+    ignored.is_some_and(|mask| mask & SIGHUP != 0)
 }
 
 /// How a file of a capture is compressed, by the end of its name.

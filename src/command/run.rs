@@ -8,6 +8,7 @@ use celeriac::config::Config;
 use celeriac::lane;
 use celeriac::listener::Listener;
 use celeriac::queue_depth;
+use celeriac::service;
 use celeriac::store::Database;
 use celeriac::telemetry::{Counts, Telemetry};
 use tokio::task::JoinSet;
@@ -53,8 +54,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     };
     listen_for_signals(shutdown.clone())?;
     let lanes = run_lanes(&config, &telemetry, &shutdown)?;
+    // These end with the process, so that the last of the lanes can still be watched.
+    tokio::spawn(service::watch(Arc::clone(&telemetry), shutdown.clone()));
     if let Some(listener) = listener {
-        // Both end with the process, so that the last of the lanes can still be watched.
         tokio::spawn(listener.serve(Arc::clone(&telemetry), shutdown.clone()));
         tokio::spawn(queue_depth::watch(Arc::clone(&config), Arc::clone(&telemetry)));
     }

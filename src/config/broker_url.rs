@@ -74,6 +74,7 @@ impl BrokerUrl {
         };
         let url = Url::parse(&format!("amqp://{rest}"))
             .map_err(|error| format!("is not a URL ({error}): {EXAMPLE}"))?;
+        super::check_login(&url)?;
         let decoded = |text: &str| {
             percent_decode_str(text)
                 .decode_utf8()
@@ -212,6 +213,8 @@ mod tests {
             ("amqp://u:secret@h:port/", "write for example amqp://"),
             ("amqp://u:secret@h/?heartbeat=soon", "?heartbeat=30"),
             ("amqp://u:secret@h/team#1", "write %23"),
+            ("amqp://u:1/secret@h/team", "`/`, `?` and `#` of a password as %2F, %3F and %23"),
+            ("amqp://u:1?secret@h/team", "`/`, `?` and `#` of a password as %2F, %3F and %23"),
             ("amqps://u:secret@h/?ssl_cert_reqs=none", "ssl_cert_reqs=required"),
             ("amqps://u:secret@h/?ssl_certfile=a", "both ssl_certfile and ssl_keyfile"),
             ("amqp://u:secret@h/?ssl_ca_certs=a", "write amqps://"),

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+use super::TlsFiles;
+
 /// Which database a URL names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatabaseKind {
@@ -59,10 +61,22 @@ impl DatabaseUrl {
         let scheme = if kind == DatabaseKind::Mysql { "mysql" } else { "postgres" };
         let mut url = Url::parse(&format!("{scheme}://{rest}"))
             .map_err(|error| format!("is not a URL ({error}): {EXAMPLE}"))?;
+        super::check_login(&url)?;
         if url.path().trim_matches('/').is_empty() {
             return Err(format!("names no database after the host: {EXAMPLE}"));
         }
         let parameters = parameters(&url, kind)?;
+        let has = |wanted| parameters.iter().any(|(name, _)| name == wanted);
+        if has("ssl-cert") != has("ssl-key") {
+            let [certificate, key] = match kind {
+                DatabaseKind::Postgres => ["sslcert", "sslkey"],
+                _ => ["ssl-cert", "ssl-key"],
+            };
+            return Err(format!(
+                "has only one of {certificate} and {key}, and a client's certificate needs its \
+                 key: write both"
+            ));
+        }
         url.set_query(None);
         if !parameters.is_empty() {
             url.query_pairs_mut().extend_pairs(parameters);
@@ -106,6 +120,21 @@ impl DatabaseUrl {
             "" | "localhost" | "127.0.0.1" | "[::1]"
         );
         is_loopback && !self.url.query_pairs().any(|(name, _)| name.starts_with("ssl"))
+    }
+
+    /// The files for TLS.
+    pub(crate) fn tls_files(&self) -> TlsFiles {
+        let file = |names: [&str; 2]| {
+            let mut parameters = self.url.query_pairs();
+            parameters
+                .find(|(name, _)| names.contains(&&**name))
+                .map(|(_, path)| path.as_ref().into())
+        };
+        TlsFiles {
+            ca: file(["sslrootcert", "ssl-ca"]),
+            certificate: file(["sslcert", "ssl-cert"]),
+            key: file(["sslkey", "ssl-key"]),
+        }
     }
 
     /// The server's address where it is one of IPv6, without the brackets of a URL: sqlx would look
@@ -217,6 +246,9 @@ mod tests {
             ("postgres://u:secret@h", "names no database"),
             ("postgres://u:secret@h:port/n", "write for example postgres://"),
             ("postgres://u:secret@h/n?sslmod=require", "remove it"),
+            ("postgres://u:secret@h/n?sslcert=a", "only one of sslcert and sslkey"),
+            ("postgres://u:1/secret@h/n", "`/`, `?` and `#` of a password as %2F, %3F and %23"),
+            ("mysql://u:1#secret@h/n", "`/`, `?` and `#` of a password as %2F, %3F and %23"),
             ("sqlite://", "sqlite:///relative/path"),
             ("sqlite://:memory:", "sqlite:///relative/path"),
         ] {

@@ -7,6 +7,7 @@
 
 mod broker_url;
 mod database_url;
+mod secret;
 mod security;
 
 use std::fmt::Display;
@@ -21,8 +22,11 @@ use serde::{Deserialize, Deserializer};
 
 pub use self::broker_url::{BrokerUrl, TlsFiles};
 pub use self::database_url::{DatabaseKind, DatabaseUrl};
+use self::secret::Secret;
+pub use self::secret::SettingsByLayer;
 use crate::batch::Limits;
 use crate::decode::{Accept, Decoder, EventPolicy, WireLimits};
+use crate::diagnosis::cannot_be_read;
 
 /// The settings of `celeriac run` as users write them, each optional.
 #[derive(Clone, Default, clap::Args, Deserialize)]
@@ -39,6 +43,14 @@ pub struct Settings {
     #[arg(long, value_name = "URL", env = "CELERIAC_BROKER", hide_env_values = true)]
     broker: Option<String>,
 
+    /// A file that holds the broker's URL instead, such as a systemd credential or a Docker secret.
+    ///
+    /// Its last line ends may be there or not. Read at the start.
+    ///
+    /// Default: none
+    #[arg(long, value_name = "FILE", env = "CELERIAC_BROKER_FILE")]
+    broker_file: Option<String>,
+
     /// The Django project's database, as a URL.
     ///
     /// `postgres://USER:PASSWORD@HOST:PORT/NAME`, `mysql://…` (MariaDB too),
@@ -49,6 +61,12 @@ pub struct Settings {
     /// Default: `sqlite:///db.sqlite3`
     #[arg(long, value_name = "URL", env = "CELERIAC_DATABASE", hide_env_values = true)]
     database: Option<String>,
+
+    /// A file that holds the database's URL instead, as `--broker-file` does the broker's.
+    ///
+    /// Default: none
+    #[arg(long, value_name = "FILE", env = "CELERIAC_DATABASE_FILE")]
+    database_file: Option<String>,
 
     /// The queue that workers send results to.
     ///
@@ -365,6 +383,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged.
     pub log_level: String,
+    /// What is not as it should be and does no harm to the results.
+    pub warnings: Vec<String>,
 }
 
 /// Where task events come from, and what of them is stored.
@@ -410,7 +430,7 @@ impl Settings {
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let setting = || format!("the file {}", path.display());
         let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::new(setting(), format!("cannot be read: {error}")))?;
+            .map_err(|error| ConfigError::new(setting(), cannot_be_read(&error)))?;
         // The error's own display quotes the line, which may hold a password.
         toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
@@ -419,13 +439,25 @@ impl Settings {
     }
 
     /// These settings, and where one is not given that of `other`. An empty text gives nothing,
-    /// as in an environment whose variables are always there.
+    /// as in an environment whose variables are always there. A URL and the file that it may stand
+    /// in are one setting: whichever is given wins over both of `other`.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
-        let or = |one: Option<String>, other| one.filter(|text| !text.is_empty()).or(other);
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let or = |one: Option<String>, other| given(one).or(other);
+        let or_both = |one: [Option<String>; 2], other| match one.map(given) {
+            [None, None] => other,
+            one => one,
+        };
+        let [broker, broker_file] =
+            or_both([self.broker, self.broker_file], [other.broker, other.broker_file]);
+        let [database, database_file] =
+            or_both([self.database, self.database_file], [other.database, other.database_file]);
         Self {
-            broker: or(self.broker, other.broker),
-            database: or(self.database, other.database),
+            broker,
+            broker_file,
+            database,
+            database_file,
             results_queue: or(self.results_queue, other.results_queue),
             exchange: or(self.exchange, other.exchange),
             dead_queue: or(self.dead_queue, other.dead_queue),
@@ -475,13 +507,18 @@ impl Settings {
     /// # Errors
     ///
     /// Names the first setting that cannot be, and what to write instead.
-    pub fn check(self) -> Result<Config, ConfigError> {
-        let broker = self.broker.as_deref().unwrap_or("amqp://guest:guest@localhost:5672//");
-        let brokers =
-            BrokerUrl::parse_list(broker).map_err(|problem| ConfigError::new("broker", problem))?;
-        let database = self.database.as_deref().unwrap_or("sqlite:///db.sqlite3");
-        let database = DatabaseUrl::parse(database)
-            .map_err(|problem| ConfigError::new("database", problem))?;
+    pub fn check(mut self) -> Result<Config, ConfigError> {
+        let mut warnings = Vec::new();
+        let (text, file) = (self.broker.take(), self.broker_file.take());
+        let broker = Secret { setting: "broker", text, file };
+        let brokers = broker.read(
+            "amqp://guest:guest@localhost:5672//",
+            BrokerUrl::parse_list,
+            &mut warnings,
+        )?;
+        let (text, file) = (self.database.take(), self.database_file.take());
+        let database = Secret { setting: "database", text, file };
+        let database = database.read("sqlite:///db.sqlite3", DatabaseUrl::parse, &mut warnings)?;
 
         let lanes = whole("lanes", self.lanes.as_deref(), 1..=64_u16)?.unwrap_or(1);
         if lanes > 1 && database.kind() == DatabaseKind::Sqlite {
@@ -567,6 +604,7 @@ impl Settings {
                 }
             },
             log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),
+            warnings,
         })
     }
 }
@@ -612,6 +650,18 @@ fn accept_content(text: Option<&str>) -> Result<Accept, ConfigError> {
             ),
         )),
     }
+}
+
+/// Refuses a URL whose password has `/`, `?` or `#` in it as they are: what stands behind them would
+/// be shown as the name of a virtual host, a database or a parameter.
+fn check_login(url: &url::Url) -> Result<(), String> {
+    let behind = [Some(url.path()), url.query(), url.fragment()];
+    if url.username().is_empty() && behind.into_iter().flatten().any(|part| part.contains('@')) {
+        return Err("has an `@` after its host: write `/`, `?` and `#` of a password as %2F, %3F \
+                    and %23, and an `@` that belongs there as %40"
+            .to_owned());
+    }
+    Ok(())
 }
 
 /// A whole number in a range.
@@ -781,7 +831,9 @@ mod tests {
         };
         let named = Settings {
             broker: Some(default("broker")),
+            broker_file: None,
             database: Some(default("database")),
+            database_file: None,
             results_queue: Some(default("results_queue")),
             exchange: Some(default("exchange")),
             dead_queue: Some(default("dead_queue")),

@@ -10,7 +10,7 @@ use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 
-use super::sql::{self, Database, SqlStore};
+use super::sql::{self, Database, GRANT, MIGRATE, Place, SqlStore};
 use super::upsert::{Law, Syntax};
 use super::{Catalog, Column, Effect, ErrorClass, StoreError};
 use crate::config::DatabaseUrl;
@@ -27,6 +27,7 @@ pub struct MysqlDatabase {
     /// The same without TLS, where that is tried first.
     plain: Option<MySqlConnectOptions>,
     pub(super) time_zone: Tz,
+    place: Place,
 }
 
 impl Mysql {
@@ -44,7 +45,7 @@ impl Mysql {
             options = options.host(host);
         }
         let plain = url.prefers_plain().then(|| options.clone().ssl_mode(MySqlSslMode::Disabled));
-        Ok(Self::of(MysqlDatabase { options, plain, time_zone }))
+        Ok(Self::of(MysqlDatabase { options, plain, time_zone, place: Place::new(url) }))
     }
 }
 
@@ -246,6 +247,28 @@ impl Database for MysqlDatabase {
             // time-outs. It may last, but it is not the rows'.
             _ => ErrorClass::Outage,
         }
+    }
+
+    fn advice(error: &dyn DatabaseError) -> Option<&'static str> {
+        Some(match error.try_downcast_ref::<MySqlDatabaseError>()?.number() {
+            1045 | 1698 => {
+                "check the user and the password in the database URL, and the client's certificate \
+                 in ssl-cert and ssl-key where the account asks for one"
+            }
+            1044 | 1142 | 1143 | 1227 => GRANT,
+            1049 => "make it, or correct its name in the database URL",
+            1054 | 1146 => MIGRATE,
+            1290 | 1792 | 1836 => {
+                "write the URL of the primary server, or let the database be written"
+            }
+            1021 | 1114 => "make room on the disk of the database",
+            1040 | 1203 => "raise the server's max_connections, or lower --lanes",
+            _ => return None,
+        })
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
     }
 }
 

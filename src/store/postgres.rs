@@ -7,7 +7,7 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 
-use super::sql::{self, Database, STATEMENT_TIMEOUT, SqlStore};
+use super::sql::{self, Database, GRANT, MIGRATE, Place, STATEMENT_TIMEOUT, SqlStore};
 use super::upsert::{Law, Syntax};
 use super::{Catalog, Column, Effect, ErrorClass, StoreError};
 use crate::config::DatabaseUrl;
@@ -23,6 +23,7 @@ pub struct PostgresDatabase {
     options: PgConnectOptions,
     /// The same without TLS, where that is tried first.
     plain: Option<PgConnectOptions>,
+    place: Place,
 }
 
 impl Postgres {
@@ -40,7 +41,7 @@ impl Postgres {
             options = options.host(host);
         }
         let plain = url.prefers_plain().then(|| options.clone().ssl_mode(PgSslMode::Disable));
-        Ok(Self::of(PostgresDatabase { options, plain }))
+        Ok(Self::of(PostgresDatabase { options, plain, place: Place::new(url) }))
     }
 }
 
@@ -199,5 +200,26 @@ impl Database for PostgresDatabase {
             // time-outs. It may last, but it is not the rows'.
             _ => ErrorClass::Outage,
         }
+    }
+
+    fn advice(error: &dyn DatabaseError) -> Option<&'static str> {
+        Some(match &*error.code().unwrap_or_default() {
+            "28P01" => "check the user and the password in the database URL",
+            "28000" => {
+                "check the user in the database URL, and what the server's pg_hba.conf asks of it; \
+                 a client's certificate goes into sslcert and sslkey"
+            }
+            "3D000" => "make it, or correct its name in the database URL",
+            "42501" => GRANT,
+            "42P01" | "42703" => MIGRATE,
+            "25006" => "write the URL of the primary server, or let the database be written",
+            "53100" => "make room on the disk of the database",
+            "53300" => "raise the server's max_connections, or lower --lanes",
+            _ => return None,
+        })
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
     }
 }

@@ -1,6 +1,7 @@
 //! What the three databases have in common: one connection, its catalog and its statements.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use sqlx::error::DatabaseError;
 use sqlx::{ConnectOptions, Connection};
 
 use super::{Catalog, Column, Effect, ErrorClass, GROUPS, Store, StoreError, TASKS, Written};
+use crate::config::{DatabaseKind, DatabaseUrl, TlsFiles};
+use crate::diagnosis::{self, Names};
 use crate::group_result::GroupResult;
 use crate::row::Row;
 use crate::task_result::TaskResult;
@@ -61,6 +64,50 @@ pub trait Database: fmt::Debug + Send + Sync {
 
     /// What an error that the database reports asks for.
     fn classify(error: &dyn DatabaseError) -> ErrorClass;
+
+    /// How to mend what the database reports, where somebody can.
+    fn advice(error: &dyn DatabaseError) -> Option<&'static str>;
+
+    /// Where it is, for those who look for it.
+    fn place(&self) -> &Place;
+}
+
+/// What [`Database::advice`] says to a user without enough rights.
+pub(super) const GRANT: &str = "give the user the rights that docs/security.md lists";
+
+/// What it says where a table is not as it was when the connection was made.
+pub(super) const MIGRATE: &str =
+    "run `python manage.py migrate django_celery_results` or `celeriac migrate`";
+
+/// Where a database is, and with which files TLS is spoken.
+#[derive(Debug)]
+pub struct Place {
+    url: String,
+    files: TlsFiles,
+    names: Names,
+}
+
+impl Place {
+    pub(super) fn new(url: &DatabaseUrl) -> Self {
+        let names = match url.kind() {
+            DatabaseKind::Mysql => Names { ca: "ssl-ca", certificate: "ssl-cert", key: "ssl-key" },
+            _ => Names { ca: "sslrootcert", certificate: "sslcert", key: "sslkey" },
+        };
+        Self { url: url.to_string(), files: url.tls_files(), names }
+    }
+
+    pub(super) fn of_file(path: &Path) -> Self {
+        let names = Names { ca: "", certificate: "", key: "" };
+        let url = format!("sqlite:///{}", path.display());
+        Self { url, files: TlsFiles::default(), names }
+    }
+
+    /// Says of an error where it was met, and what it means.
+    fn explain(&self, error: &StoreError) -> StoreError {
+        let message = error.message.trim_start_matches("error communicating with database: ");
+        let message = diagnosis::explain(&self.files, self.names, message);
+        StoreError::new(error.class, format!("cannot use {}: {message}", self.url))
+    }
 }
 
 /// A [`Store`] on one connection, which is thrown away whole after an error that may have left it
@@ -96,7 +143,9 @@ impl<D: Database> SqlStore<D> {
 
     async fn session(&mut self) -> Result<&mut Session<D::Connection>, StoreError> {
         if self.session.is_none() {
-            let mut connection = patiently::<D, _>(self.database.connect()).await?;
+            let connecting = patiently::<D, _>(self.database.connect());
+            let mut connection =
+                connecting.await.map_err(|error| self.database.place().explain(&error))?;
             let tasks = patiently::<D, _>(self.database.columns(&mut connection, TASKS)).await?;
             let groups = patiently::<D, _>(self.database.columns(&mut connection, GROUPS)).await?;
             let catalog = Catalog::new(&tasks, &groups, D::ALLOWS_NUL)?;
@@ -173,7 +222,13 @@ pub(super) async fn patiently<D: Database, T>(
     step: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {
     match tokio::time::timeout(PATIENCE, step).await {
-        Ok(done) => done.map_err(|error| StoreError::from_sqlx(&error, D::classify)),
+        Ok(done) => done.map_err(|error| {
+            let mut told = StoreError::from_sqlx(&error, D::classify);
+            if let Some(advice) = error.as_database_error().and_then(D::advice) {
+                told.message = format!("{}: {advice}", told.message);
+            }
+            told
+        }),
         Err(_) => Err(StoreError::new(
             ErrorClass::Outage,
             format!("the database did not answer within {} s", PATIENCE.as_secs()),

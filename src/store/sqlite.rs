@@ -13,7 +13,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
-use super::sql::{Database, SqlStore};
+use super::sql::{Database, Place, SqlStore};
 use super::upsert::{Law, Syntax};
 use super::{Catalog, Column, Effect, ErrorClass};
 use crate::group_result::GroupResult;
@@ -27,6 +27,7 @@ pub type Sqlite = SqlStore<SqliteDatabase>;
 pub struct SqliteDatabase {
     pub(super) options: SqliteConnectOptions,
     pub(super) time_zone: Tz,
+    place: Place,
 }
 
 /// The values of a task, in the order of the statement's `new`.
@@ -57,7 +58,7 @@ impl Sqlite {
             .busy_timeout(Duration::from_secs(5))
             .statement_cache_capacity(2)
             .disable_statement_logging();
-        Self::of(SqliteDatabase { options, time_zone })
+        Self::of(SqliteDatabase { options, time_zone, place: Place::of_file(path) })
     }
 }
 
@@ -191,6 +192,24 @@ impl Database for SqliteDatabase {
             // IOERR, FULL, NOMEM and the rest
             _ => ErrorClass::Outage,
         }
+    }
+
+    fn advice(error: &dyn DatabaseError) -> Option<&'static str> {
+        let code: u32 = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
+        Some(match code & 0xFF {
+            3 | 8 | 14 | 23 => {
+                "let the user who runs Celeriac write the file and its folder, where SQLite puts \
+                 others beside it"
+            }
+            10 | 13 => "make room on its disk, and check that the disk is well",
+            11 => "the file is damaged: put a backup in its place",
+            26 => "write the path of Django's database into the database URL",
+            _ => return None,
+        })
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
     }
 }
 

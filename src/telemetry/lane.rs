@@ -241,6 +241,12 @@ impl Lane {
         state.broker.is_ok() && state.database.is_ok()
     }
 
+    /// Why it is not ready. Without the database nothing is consumed, so that comes first.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let state = self.state();
+        state.database.as_ref().err().or(state.broker.as_ref().err()).cloned()
+    }
+
     pub(super) fn sides(&self) -> Value {
         let state = self.state();
         let side = |state: &Result<(), String>| match state {

@@ -1,6 +1,6 @@
 //! The metrics of a process, with the name and the unit of each, and its health as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -181,6 +181,26 @@ impl Telemetry {
     #[must_use]
     pub fn readiness(&self) -> Health {
         self.health("ready", |lane| (lane.is_ready(), lane.sides()))
+    }
+
+    /// One line for whoever looks at the process: what it does, or why it cannot.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let lanes = self.lanes();
+        if let Some((lane, reason)) = lanes.iter().find_map(|lane| Some((lane, lane.trouble()?))) {
+            return format!("{} is not consumed: {reason}", lane.queue())
+                .replace(['\n', '\r'], " ");
+        }
+        let queues: BTreeSet<_> = lanes.iter().map(|lane| lane.queue().to_owned()).collect();
+        let queues = queues.into_iter().collect::<Vec<_>>().join(", ");
+        drop(lanes);
+        let counts = self.counts();
+        let dead = match counts.dead.values().sum() {
+            0_u64 => String::new(),
+            1 => ", 1 dead letter".to_owned(),
+            letters => format!(", {letters} dead letters"),
+        };
+        format!("consuming {queues}, {} rows stored{dead}", counts.rows_written)
     }
 
     fn health(&self, question: &str, ask: impl Fn(&Lane) -> (bool, serde_json::Value)) -> Health {
@@ -478,6 +498,11 @@ mod tests {
             lane.begin_session();
         }
         assert!(telemetry.readiness().is_good);
+        assert_eq!(telemetry.summary(), "consuming results, 0 rows stored");
+        lanes[0].bury("undecodable");
+        assert_eq!(telemetry.summary(), "consuming results, 0 rows stored, 1 dead letter");
+        lanes[0].end_session("it went\naway".to_owned());
+        assert_eq!(telemetry.summary(), "results is not consumed: it went away");
         lanes[0].end_session("it went away".to_owned());
         let health = telemetry.readiness();
         assert!(!health.is_good && health.body.contains("it went away"), "{}", health.body);
