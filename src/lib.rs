@@ -25,6 +25,7 @@
 //! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
 //! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
 //! - [`listener`]: telling that over HTTP; [`queue_depth`] asks the broker how full the queues are.
+//! - [`version`]: which program this is.
 //!
 //! # What always holds
 //!
@@ -62,3 +63,4 @@ pub mod store;
 pub mod tap;
 pub mod task_result;
 pub mod telemetry;
+pub mod version;
