@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-statements plot-load fuzz captures settings environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements plot-load fuzz captures settings environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -45,6 +45,9 @@ bench-decode: ## Measures what it costs to decode a message
 
 bench-workers: release environments ## Measures a real worker with each result backend
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_workers.py $(BENCH)
+
+bench-lanes: release environments ## Measures what more lanes and daemons bring
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_lanes.py $(BENCH)
 
 bench-statements: release environments ## Counts statements and rows written per task
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
