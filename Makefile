@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-statements plot-load fuzz captures environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements plot-load fuzz captures settings environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -46,6 +46,9 @@ bench-decode: ## Measures what it costs to decode a message
 bench-workers: release environments ## Measures a real worker with each result backend
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_workers.py $(BENCH)
 
+bench-lanes: release environments ## Measures what more lanes and daemons bring
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_lanes.py $(BENCH)
+
 bench-statements: release environments ## Counts statements and rows written per task
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
 
@@ -57,6 +60,9 @@ plot-load: release environments ## Draws the README's picture of a load from the
 
 captures: environments ## Makes `tests/data/golden/` anew, with real workers
 	$(ENVIRONMENT) integration/make_captures.py $(CAPTURES)
+
+settings: ## Writes `docs/settings.md` and the example file anew, from the code
+	CELERIAC_WRITE_REFERENCE=1 cargo test --locked --quiet --bin celeriac reference
 
 environments: ## Makes the virtual environments of the tests
 	$(PYTHON) integration/environments.py

@@ -28,6 +28,7 @@
 //! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
 //! - [`service`]: telling that to systemd.
 //! - [`listener`]: telling that over HTTP; [`queue_depth`] asks the broker how full the queues are.
+//! - [`version`]: which program this is.
 //!
 //! # What always holds
 //!
@@ -69,3 +70,4 @@ pub mod store;
 pub mod tap;
 pub mod task_result;
 pub mod telemetry;
+pub mod version;

@@ -6,13 +6,18 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use celeriac::telemetry::Causes;
+use celeriac::version::VERSION_AND_COMMIT;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::command::{SettingsArgs, capture, check, dead, migrate, replay, run};
+use crate::command::exit::{self, Exit};
+use crate::command::{
+    SettingsArgs, capture, check, completion, dead, man, migrate, replay, run, say,
+};
 
 /// Puts the results of Celery tasks into a Django project's database.
 #[derive(Parser)]
-#[command(name = "celeriac", version, max_term_width = 100)]
+#[command(name = "celeriac", version = VERSION_AND_COMMIT.as_str(), max_term_width = 100)]
+#[command(after_help = exit::help())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -111,6 +116,19 @@ enum Command {
         #[command(flatten)]
         arguments: replay::Arguments,
     },
+
+    /// Prints what a shell needs to complete the command line.
+    ///
+    /// Bash: `celeriac completion bash > /usr/share/bash-completion/completions/celeriac`; zsh: as
+    /// `_celeriac` into a folder of `$fpath`; fish: as `celeriac.fish` into
+    /// `~/.config/fish/completions`.
+    Completion(completion::Arguments),
+
+    /// Prints the manual page, or makes those of all commands.
+    ///
+    /// `celeriac man | man -l -` shows the page of the program. With `--out` there is one for each
+    /// command: `celeriac man --out /usr/local/share/man/man1`, and then `man celeriac-run`.
+    Man(man::Arguments),
 }
 
 /// The stack of each thread, in bytes; it is taken from memory only as far as it is used. lapin
@@ -146,11 +164,13 @@ fn main() -> ExitCode {
         Command::Replay { settings, arguments } => {
             settings.check().map(|config| replay::run(&arguments, &config))
         }
+        Command::Completion(arguments) => Ok(Ok(completion::run(&arguments, &command_line()))),
+        Command::Man(arguments) => Ok(man::run(&arguments, command_line())),
     };
     match done {
         Ok(Ok(status)) => status,
-        Ok(Err(error)) => fail(&error, 1),
-        Err(error) => fail(&error, 2),
+        Ok(Err(error)) => fail(&error, (&error).into()),
+        Err(error) => fail(&error, Exit::Usage),
     }
 }
 
@@ -217,9 +237,11 @@ fn command_line() -> clap::Command {
         )
 }
 
-#[expect(clippy::print_stderr, reason = "there may be no log yet")]
-fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
+fn fail(error: &anyhow::Error, exit: Exit) -> ExitCode {
     let error: &(dyn std::error::Error + Send + Sync) = error.as_ref();
-    eprintln!("celeriac: {}", Causes(error));
-    ExitCode::from(status)
+    say(&format!("celeriac: {}", Causes(error)));
+    exit.into()
 }
+
+#[cfg(test)]
+mod reference;

@@ -419,8 +419,9 @@ async fn bind(
         Ok(()) => {
             let _ = channel.close(200, ShortString::default()).await;
         }
-        // The broker's 403 (no right to bind) and 404 (no exchange, and no right to make it).
-        Err(error) if is_protocol_error(&error, &[403, 404]) => warn_once(
+        // The broker's 403 (no right to bind), 404 (no exchange, and no right to make it) and 406 (one
+        // of a kind that wants another key, as `x-consistent-hash` wants a weight).
+        Err(error) if is_protocol_error(&error, &[403, 404, 406]) => warn_once(
             exchange,
             "the exchange cannot be bound to the queue: what workers publish to it comes only where \
              somebody else has bound it",

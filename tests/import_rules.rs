@@ -40,6 +40,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "tap",
             "task_result",
             "telemetry",
+            "version",
         ],
     ),
     ("config", &["batch", "decode"]),
@@ -51,7 +52,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("lane", &["backoff", "config", "decode", "pipeline", "source", "store", "telemetry"]),
     ("lib", &[]),
     ("listener", &["telemetry"]),
-    ("main", &["command", "telemetry"]),
+    ("main", &["command", "telemetry", "version"]),
     ("merge", &["group_result", "row", "state", "task_result"]),
     ("message", &[]),
     (
@@ -71,13 +72,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("publish", &["config", "message", "source"]),
     ("queue_depth", &["config", "source", "telemetry"]),
+    ("reference", &["config"]),
     ("row", &["group_result", "task_result"]),
     ("source", &["ack", "config", "message", "telemetry"]),
     ("state", &[]),
     ("store", &["batch", "config", "finding", "group_result", "row", "task_result"]),
     ("tap", &["config", "message", "source"]),
     ("task_result", &["state"]),
-    ("telemetry", &["batch", "config", "row", "store"]),
+    ("telemetry", &["batch", "config", "row", "store", "version"]),
+    ("version", &[]),
 ];
 
 /// The crates that only these modules may name.

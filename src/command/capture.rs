@@ -16,6 +16,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::exit::UsageError;
 use super::progress::Progress;
 use super::{Compression, create_private, listen_for_signals};
 
@@ -67,7 +68,9 @@ impl Arguments {
         }
         for binding in &self.binding {
             let Some((exchange, routing_key)) = binding.split_once('=') else {
-                bail!("binding: {binding:?} has no `=`: write EXCHANGE=ROUTING_KEY");
+                bail!(UsageError(format!(
+                    "binding: {binding:?} has no `=`: write EXCHANGE=ROUTING_KEY"
+                )));
             };
             bindings.push((exchange.to_owned(), routing_key.to_owned()));
         }
@@ -173,10 +176,10 @@ impl Recording {
         if let Some("xz" | "bz2" | "-") =
             path.extension().or(path.file_name()).and_then(OsStr::to_str)
         {
-            bail!(
+            bail!(UsageError(format!(
                 "{} cannot be made: name a file, with .gz or .zst to compress it",
                 path.display()
-            );
+            )));
         }
         Ok(())
     }

@@ -9,7 +9,8 @@ use celeriac::config::Config;
 use celeriac::finding::{Finding, Level};
 use celeriac::store::Database;
 
-use super::print;
+use super::exit::Exit;
+use super::print_line;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -37,11 +38,11 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             Level::Error => errors += 1,
         }
         if !arguments.json {
-            print(&line(&finding));
+            print_line(&line(&finding));
             return;
         }
         match serde_json::to_string(&finding) {
-            Ok(json) => print(&json),
+            Ok(json) => print_line(&json),
             Err(error) => failure = Some(error),
         }
     };
@@ -50,7 +51,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         return Err(error).context("a finding cannot be told as JSON");
     }
     if !arguments.json {
-        print(&match (errors, warnings) {
+        print_line(&match (errors, warnings) {
             (0, 0) => "all is well".to_owned(),
             (0, _) => format!("`celeriac run` works; warnings: {warnings}"),
             _ => {
@@ -59,7 +60,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         });
     }
     let is_good = errors == 0 && (warnings == 0 || !arguments.strict);
-    Ok(ExitCode::from(u8::from(!is_good)))
+    Ok(if is_good { Exit::Done } else { Exit::Failed }.into())
 }
 
 /// A finding for people: its level, what it is about, what was found, and below it what to do.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::exit::UsageError;
 use super::progress::Progress;
-use super::{listen_for_signals, print};
+use super::{listen_for_signals, print, print_line, say};
 
 /// The most letters, and the most bytes of them, that are sent back together.
 const MAX_TOGETHER: usize = 200;
@@ -132,10 +133,13 @@ impl Selection {
     /// Refuses to choose nothing and everything alike.
     fn require(&self, all: bool) -> anyhow::Result<()> {
         match (self.is_empty(), all) {
-            (true, false) => bail!(
+            (true, false) => bail!(UsageError(
                 "say which dead letters: --reason, --id, --older-than, --newer-than, or --all"
-            ),
-            (false, true) => bail!("--all and a selection exclude each other: leave one out"),
+                    .to_owned()
+            )),
+            (false, true) => bail!(UsageError(
+                "--all and a selection exclude each other: leave one out".to_owned()
+            )),
             _ => Ok(()),
         }
     }
@@ -225,7 +229,7 @@ async fn list(
             continue;
         }
         if json {
-            print(&serde_json::to_string(&letter)?);
+            print_line(&serde_json::to_string(&letter)?);
         }
         letters.push(letter);
     }
@@ -233,7 +237,7 @@ async fn list(
     look.end().await?;
     if !json {
         letters.sort_by_key(|letter| letter.time);
-        print(&table(&letters));
+        print_line(&table(&letters));
     }
     let mut summary = format!("{} of {total} dead letters", letters.len());
     if unseen > 0 {
@@ -298,14 +302,14 @@ async fn show(
         bail!("no dead letter has the id {id:?}: `celeriac dead list` shows the ids");
     };
     if body {
-        std::io::stdout().write_all(&message.body)?;
+        print(&message.body);
     } else if json {
         // As it was published, so that `celeriac replay` knows results from events.
         let exchange = letter.exchange.unwrap_or_default();
         let routing_key = letter.routing_key.unwrap_or_default();
-        print(&capture::write(&Message { exchange, routing_key, ..message }));
+        print_line(&capture::write(&Message { exchange, routing_key, ..message }));
     } else {
-        print(&description(&letter, &message));
+        print_line(&description(&letter, &message));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -462,9 +466,4 @@ async fn confirm(yes: bool, question: &str, shutdown: &CancellationToken) -> any
         "y" | "Y" | "yes" if !shutdown.is_cancelled() => Ok(()),
         _ => bail!("nothing was deleted"),
     }
-}
-
-#[expect(clippy::print_stderr, reason = "it is for the person at the terminal")]
-fn say(line: &str) {
-    eprintln!("{line}");
 }

@@ -8,6 +8,8 @@ use anyhow::Context;
 use celeriac::config::Config;
 use celeriac::store::{Database, Migrated, Store, Tables};
 
+use super::print;
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Prints the SQL that would be run, and changes nothing.
@@ -47,7 +49,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let length = arguments.task_id_length.and_then(|Length(length)| length);
     if arguments.dry_run {
         let sql = database.migration_sql(length).await?;
-        std::io::stdout().write_all(sql.as_bytes()).context("cannot print the SQL")?;
+        print(sql.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
     let mut is_done = true;

@@ -2,7 +2,10 @@
 
 pub(crate) mod capture;
 pub(crate) mod check;
+pub(crate) mod completion;
 pub(crate) mod dead;
+pub(crate) mod exit;
+pub(crate) mod man;
 pub(crate) mod migrate;
 mod progress;
 pub(crate) mod replay;
@@ -84,10 +87,10 @@ pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<
     };
     tokio::spawn(async move {
         loop {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-                () = hung_up(hang_up.as_mut()) => "SIGHUP",
+            let (name, kind) = tokio::select! {
+                _ = terminate.recv() => ("SIGTERM", SignalKind::terminate()),
+                _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt()),
+                () = hung_up(hang_up.as_mut()) => ("SIGHUP", SignalKind::hangup()),
             };
             if shutdown.is_cancelled() && name == "SIGHUP" {
                 continue;
@@ -98,7 +101,7 @@ pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<
                     "ending at once: the broker delivers what is left again"
                 );
                 #[expect(clippy::exit, reason = "that is what a second signal asks for")]
-                std::process::exit(128 + 15);
+                std::process::exit(exit::SIGNAL + kind.as_raw_value());
             }
             tracing::info!(signal = name, "stopping: settling what is held");
             shutdown.cancel();
@@ -143,16 +146,29 @@ impl Compression {
 }
 
 /// Prints a line to standard output; what is wanted of the command, not what it tells of itself.
-/// Where nobody reads any more, as `head` does not, the process ends.
-fn print(line: &str) {
-    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+fn print_line(line: &str) {
+    print(format!("{line}\n").as_bytes());
+}
+
+/// Prints bytes to standard output. Where nobody reads any more, as `head` does not, the process
+/// ends.
+fn print(bytes: &[u8]) {
+    let mut output = std::io::stdout();
+    if let Err(error) = output.write_all(bytes).and_then(|()| output.flush()) {
         let is_closed = error.kind() == std::io::ErrorKind::BrokenPipe;
         if !is_closed {
-            tracing::error!(%error, "cannot write to standard output");
+            say(&format!("celeriac: cannot write to standard output: {error}"));
         }
+        let exit = if is_closed { exit::Exit::Done } else { exit::Exit::Failed };
         #[expect(clippy::exit, reason = "what was not printed is still where it was")]
-        std::process::exit(i32::from(!is_closed));
+        std::process::exit(i32::from(exit as u8));
     }
+}
+
+/// Tells a line to the person at the terminal, on standard error. Nobody has to be there to read it,
+/// where `eprintln` would panic.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Makes a file that must not be there yet, for its owner alone: it will hold arguments and results.

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::say;
+
 /// How often a line is written where there is no terminal.
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -58,9 +60,8 @@ impl Progress {
     }
 
     /// Writes a line that stays, above the bar.
-    #[expect(clippy::print_stderr, reason = "where there is no terminal there is no bar")]
     pub(super) fn say(&self, line: &str) {
-        if self.is_terminal { self.bar.println(line) } else { eprintln!("{line}") }
+        if self.is_terminal { self.bar.println(line) } else { say(line) }
     }
 
     /// Takes the bar away.

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{create_private, listen_for_signals, print};
+use super::{create_private, listen_for_signals, print_line};
 
 /// How many refusals are told one by one.
 const TOLD: u64 = 20;
@@ -399,7 +399,7 @@ impl Store for Printer {
 
     async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         for row in rows {
-            print(&columns(row).to_string());
+            print_line(&columns(row).to_string());
         }
         let tasks = Effect { rows: rows.len() as u64, ..Effect::default() };
         Ok(Written { tasks, ..Written::default() })

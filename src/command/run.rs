@@ -11,6 +11,7 @@ use celeriac::queue_depth;
 use celeriac::service;
 use celeriac::store::Database;
 use celeriac::telemetry::{Counts, Telemetry};
+use celeriac::version::{COMMIT, VERSION};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -21,9 +22,9 @@ use super::listen_for_signals;
 #[tokio::main]
 pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let config = Arc::new(config);
-    let version = env!("CARGO_PKG_VERSION");
     tracing::info!(
-        version,
+        version = VERSION,
+        commit = COMMIT.unwrap_or_default(),
         broker = ?config.brokers,
         database = %config.database,
         results_queue = config.results_queue,

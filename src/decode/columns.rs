@@ -171,6 +171,8 @@ fn wrong(member: &'static str, problem: &'static str) -> DecodeError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn task(body: impl AsRef<[u8]>) -> Result<TaskResult, DecodeError> {
@@ -336,6 +338,42 @@ mod tests {
                     let _ = (task(&changed), group(&changed));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_examples_in_the_document_are_read() {
+        let document = include_str!("../../docs/message-format.md");
+        let examples: Vec<_> = document
+            .split("```json\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().expect("it ends"))
+            .collect();
+        let [success, failure, saved] = examples[..] else {
+            panic!("{} examples", examples.len());
+        };
+        let result = task(success).expect("a task");
+        assert_eq!(result.outcome.status, State::Success);
+        assert_eq!(result.outcome.result.as_deref(), Some(r#"{"total": "9.99"}"#));
+        assert_eq!(result.description.task_args.as_deref(), Some(r#""('leek',)""#));
+        let result = task(failure).expect("a failure");
+        assert_eq!(result.outcome.status, State::Failure);
+        assert_eq!(result.outcome.date_done.to_rfc3339(), "2026-03-04T05:06:08.000002+00:00");
+        assert_eq!(
+            group(saved).expect("a group").date_done,
+            task(success).expect("read").date_created
+        );
+        // Every member is described, and nothing else.
+        for (body, heading) in [(success, "### A state of a task"), (saved, "### A saved group")] {
+            let table = document.split(heading).nth(1).expect("a heading");
+            let table = table.split("```").next().expect("an example");
+            let described: BTreeSet<_> = table
+                .lines()
+                .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+                .collect();
+            let members: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_str(body).expect("JSON");
+            assert_eq!(described, members.keys().map(String::as_str).collect());
         }
     }
 }

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::lane::Lane;
 use super::process::Process;
+use crate::version::{COMMIT, VERSION};
 
 /// What `celeriac_build_info` is called without its suffix.
 const BUILD: &str = "celeriac_build";
@@ -238,8 +239,8 @@ impl Default for Telemetry {
 impl Families {
     /// Makes every metric known under its name.
     fn register(registry: &mut Registry) -> Self {
-        let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register(BUILD, "The version of the program", version);
+        let version = Info::new(vec![("version", VERSION), ("commit", COMMIT.unwrap_or_default())]);
+        registry.register(BUILD, "The version of the program, and its commit", version);
         Self {
             messages_received: add(
                 registry,

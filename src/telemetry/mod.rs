@@ -30,7 +30,11 @@ pub fn init(format: LogFormat, level: &str) -> Result<(), ParseError> {
     // are handled.
     let filter = EnvFilter::try_new(format!("off,celeriac={level}"))
         .or_else(|_| EnvFilter::try_new(level))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Where nobody reads the log any more, its complaint about that would end the daemon.
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match format {
         LogFormat::Json => subscriber.json().init(),
         LogFormat::Text => {

@@ -1,0 +1,35 @@
+//! `celeriac completion`: what a shell needs to complete the command line.
+
+use std::process::ExitCode;
+
+use celeriac::version::VERSION;
+use clap_complete::Shell;
+
+use super::exit::Exit;
+use super::print;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The shell.
+    shell: Shell,
+}
+
+/// Prints the script.
+pub(crate) fn run(arguments: &Arguments, command_line: &clap::Command) -> ExitCode {
+    let mut command_line = visible(command_line).version(VERSION);
+    // In memory first, because the generator panics where nobody reads.
+    let mut script = Vec::new();
+    let name = command_line.get_name().to_owned();
+    clap_complete::generate(arguments.shell, &mut command_line, name, &mut script);
+    print(&script);
+    Exit::Done.into()
+}
+
+/// The command line without what its help hides, which the generators would offer all the same.
+fn visible(command: &clap::Command) -> clap::Command {
+    let about = command.get_about().cloned().unwrap_or_default();
+    clap::Command::new(command.get_name().to_owned())
+        .about(about)
+        .args(command.get_arguments().filter(|argument| !argument.is_hide_set()))
+        .subcommands(command.get_subcommands().filter(|it| !it.is_hide_set()).map(visible))
+}
