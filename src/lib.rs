@@ -16,13 +16,14 @@
 //! - [`merge`]: two rows with one id → one.
 //! - [`batch`]: rows by their ids, and the messages that they came from.
 //! - [`store`]: rows into the tables; the error classes; one file per database. `store/migrate/`
-//!   makes the tables, with the statements in `migrations/`.
+//!   makes the tables, with the statements in `migrations/`, and `store/cleanup/` deletes rows.
 //! - [`ack`]: acknowledgements and dead letters; [`dead_letter`] is what these say, [`publish`]
 //!   how they get into their queue.
 //! - [`backoff`]: waiting between tries.
 //! - [`capture`]: messages in a file, for `celeriac capture` and `celeriac replay`; [`tap`] is where
 //!   they come from.
 //! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
+//! - [`cleanup`]: deleting expired rows, once or by a schedule; [`expiry`] is how long rows are kept.
 //! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
 //! - [`listener`]: telling that over HTTP; [`queue_depth`] asks the broker how full the queues are.
 //!
@@ -35,18 +36,20 @@
 //! - Lanes share nothing, and nothing is kept between two sessions with the broker.
 //! - lapin is named only in `source.rs`, `publish.rs`, `ack.rs`, `dead_queue.rs`,
 //!   `queue_depth.rs` and `tap.rs`, sqlx only under `store/`; [`decode`], [`state`],
-//!   [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock, no I/O and
-//!   no log.
+//!   [`task_result`], [`group_result`], [`row`], [`merge`], [`batch`] and [`expiry`] have no clock,
+//!   no I/O and no log.
 //! - No byte from the wire is executed, and no argument, result or password is logged.
 
 pub mod ack;
 pub mod backoff;
 pub mod batch;
 pub mod capture;
+pub mod cleanup;
 pub mod config;
 pub mod dead_letter;
 pub mod dead_queue;
 pub mod decode;
+pub mod expiry;
 pub mod group_result;
 pub mod lane;
 pub mod listener;

@@ -1,6 +1,7 @@
 //! What each command does, and what they have in common: settings, signals and progress.
 
 pub(crate) mod capture;
+pub(crate) mod cleanup;
 pub(crate) mod dead;
 pub(crate) mod migrate;
 mod progress;
@@ -116,6 +117,13 @@ fn print(line: &str) {
         #[expect(clippy::exit, reason = "what was not printed is still where it was")]
         std::process::exit(i32::from(!is_closed));
     }
+}
+
+/// Text of others without what would move about a terminal.
+fn printable(text: &str) -> String {
+    let moves =
+        |c: char| c.is_control() || matches!(c, '\u{200E}'..='\u{202E}' | '\u{2060}'..='\u{206F}');
+    text.chars().map(|c| if moves(c) { '\u{FFFD}' } else { c }).collect()
 }
 
 /// Makes a file that must not be there yet, for its owner alone: it will hold arguments and results.

@@ -94,6 +94,11 @@ impl<D: Database> SqlStore<D> {
         &self.database
     }
 
+    /// The same, without the connection.
+    pub(super) fn into_database(self) -> D {
+        self.database
+    }
+
     async fn session(&mut self) -> Result<&mut Session<D::Connection>, StoreError> {
         if self.session.is_none() {
             let mut connection = patiently::<D, _>(self.database.connect()).await?;
@@ -169,7 +174,7 @@ async fn write<D: Database>(
 }
 
 /// Waits for a step of the database, for so long and no longer.
-async fn patiently<D: Database, T>(
+pub(super) async fn patiently<D: Database, T>(
     step: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {
     match tokio::time::timeout(PATIENCE, step).await {

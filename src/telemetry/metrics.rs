@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 use serde_json::json;
 
+use super::cleanup::Cleanup;
 use super::lane::Lane;
 use super::process::Process;
 
@@ -32,6 +34,8 @@ const DEAD_LETTERS: &str = "celeriac_dead_letters";
 const DATABASE_STATEMENTS: &str = "celeriac_database_statements";
 const DATABASE_ERRORS: &str = "celeriac_database_errors";
 const BROKER_SESSIONS: &str = "celeriac_broker_sessions";
+const CLEANUP_ROWS: &str = "celeriac_cleanup_rows";
+const CLEANUP_RUNS: &str = "celeriac_cleanup_runs";
 
 // Histograms.
 const BATCH_ROWS: &str = "celeriac_batch_rows";
@@ -46,6 +50,7 @@ const BROKER_UP: &str = "celeriac_broker_up";
 const DATABASE_UP: &str = "celeriac_database_up";
 const QUEUE_MESSAGES: &str = "celeriac_queue_messages";
 const QUEUE_CONSUMERS: &str = "celeriac_queue_consumers";
+const CLEANUP_LAST_SUCCESS: &str = "celeriac_cleanup_last_success_timestamp_seconds";
 
 /// The codes of the reasons why messages become dead letters, so that each is counted from 0 on: an
 /// increase from nothing to 1 is none to Prometheus.
@@ -85,6 +90,9 @@ pub(super) struct Families {
     pub(super) database_statements: Family<Labels, Counter>,
     pub(super) database_errors: Family<Labels, Counter>,
     pub(super) broker_sessions: Family<Labels, Counter>,
+    pub(super) cleanup_rows: Family<Labels, Counter>,
+    pub(super) cleanup_runs: Family<Labels, Counter>,
+    pub(super) cleanup_last_success: Family<Labels, Gauge<f64, AtomicU64>>,
     pub(super) batch_rows: Histograms,
     pub(super) batch_size_bytes: Histograms,
     pub(super) batch_duration_seconds: Histograms,
@@ -141,6 +149,11 @@ impl Telemetry {
         let lane = Arc::new(Lane::new(name, queue, &self.families));
         self.lanes().push(Arc::clone(&lane));
         lane
+    }
+
+    /// Counts what the schedule of cleanups does.
+    pub fn cleanup(&self) -> Cleanup {
+        Cleanup::new(&self.families)
     }
 
     /// Sets how many messages are ready in a queue and how many consumers it has; nothing where
@@ -273,6 +286,17 @@ impl Families {
                 BROKER_SESSIONS,
                 "Times that a lane has begun to consume",
             ),
+            cleanup_rows: add(registry, CLEANUP_ROWS, "Expired rows deleted, by table"),
+            cleanup_runs: add(
+                registry,
+                CLEANUP_RUNS,
+                "Times that expired rows were to be deleted, by what came of it",
+            ),
+            cleanup_last_success: add(
+                registry,
+                CLEANUP_LAST_SUCCESS,
+                "When the last of them came to its end, since 1970",
+            ),
             batch_rows: histogram(registry, BATCH_ROWS, "Rows of a batch", || {
                 Histogram::new(exponential_buckets(1.0, 4.0, 9))
             }),
@@ -357,7 +381,7 @@ mod tests {
 
     use super::*;
     use crate::store::{Effect, Written};
-    use crate::telemetry::STUCK_AFTER;
+    use crate::telemetry::{Outcome, STUCK_AFTER};
 
     const README: &str = include_str!("../../README.md");
 
@@ -368,6 +392,7 @@ mod tests {
         let tasks = Effect { rows: 1, statements: 1, stale: Some(1) };
         lane.end_write(&[], &Ok(Written { tasks, ..Written::default() }), Duration::ZERO);
         telemetry.set_depth("results", "results", Some((1, 1)));
+        telemetry.cleanup().end(Outcome::Done);
         telemetry
     }
 
