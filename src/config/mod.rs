@@ -904,8 +904,17 @@ mod tests {
         let shared = Settings::from_shared_environment(|name| match name {
             "CELERY_BROKER_URL" => Some("amqp://shared//".to_owned()),
             "DATABASE_URL" => Some("postgres://shared/n".to_owned()),
+            "CELERY_RESULT_EXPIRES" => Some("0".to_owned()),
             _ => None,
         });
+        let expires = |settings: Settings| {
+            let expiry = settings.check().expect("all are good").cleanup.expiry;
+            expiry.rules()[expiry.of_groups()].age
+        };
+        assert_eq!(expires(shared.clone()), None);
+        assert_eq!(expires(Settings::default()), Some(Duration::from_hours(24)));
+        let written = settings("result-expires = 60").or(shared.clone());
+        assert_eq!(expires(written), Some(Duration::from_mins(1)));
         let config = flags.or(file).or(shared).check().expect("all are good");
         assert_eq!((config.lanes, config.results_queue.as_str()), (2, "r"));
         assert_eq!((config.limits.max_rows, config.prefetch), (7, 14));
