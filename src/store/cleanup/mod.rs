@@ -14,7 +14,7 @@ mod sqlite;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
 use sqlx::Connection;
 
@@ -298,7 +298,11 @@ impl<D: Cleanup> SqlCleaner<D> {
                 }
             }
             let now = self.job.now.min(patiently::<D, _>(D::now(&mut connection)).await?);
-            let cutoff = |age| now.checked_sub_signed(TimeDelta::from_std(age).ok()?);
+            // Databases and Django know no year before the first.
+            let cutoff = |age| {
+                let cutoff = now.checked_sub_signed(TimeDelta::from_std(age).ok()?)?;
+                (cutoff.year() > 0).then_some(cutoff)
+            };
             let rules = self.job.expiry.rules().iter();
             let cutoffs = rules.map(|rule| rule.age.and_then(cutoff));
             // No column has more than microseconds.
