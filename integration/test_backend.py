@@ -1034,7 +1034,7 @@ def test_the_outcome_in_an_event_is_no_result(
 
 PROGRAM = """#!{python}
 import json, os, sys
-names = ("CELERIAC_", "PG", "CELERY_BROKER_URL", "DATABASE_URL")
+names = ("CELERIAC_", "PG", "CELERY_BROKER_URL", "CELERY_RESULT_EXPIRES", "DATABASE_URL")
 chosen = {{k: v for k, v in os.environ.items() if k.startswith(names)}}
 chosen.pop("CELERIAC_BIN")
 print(json.dumps({{"env": chosen, "argv": sys.argv[1:], "pid": os.getpid()}}))

@@ -177,6 +177,8 @@ def test_nothing_expires_where_celery_says_so(engine: str, databases: Databases)
         env = {"CELERIAC_RESULT_EXPIRES": value, "CELERY_RESULT_EXPIRES": "0"}
         done = celeriac("cleanup", "--database", database.url, env=env)
         assert done.returncode == 0, done.stderr
+        is_ever = "1000" in value
+        assert (b"nothing ever expires" in done.stdout) != is_ever, done.stdout
     assert database.count() == 1
 
 

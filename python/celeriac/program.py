@@ -188,11 +188,12 @@ def result_expires(app: Celery) -> str | None:
 
     default = DEFAULTS["result_expires"]
     value = app.conf.result_expires
-    if value is default:
+    if value == default:
         # No Celery app was made when Django's settings were imported.
         old_name = getattr(settings, "CELERY_TASK_RESULT_EXPIRES", default)
         value = getattr(settings, "CELERY_RESULT_EXPIRES", old_name)
-    if value is default:
+    if value == default:
+        # The program's own.
         return None
     if isinstance(value, timedelta):
         value = value.total_seconds()

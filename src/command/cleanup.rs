@@ -87,6 +87,10 @@ struct Report<'run> {
 
 impl Report<'_> {
     fn print(&self) {
+        if !self.expiry.is_ever() {
+            print("nothing ever expires: result-expires is 0 or never");
+            return;
+        }
         if !self.found.is_empty() {
             print("      ROWS  TABLE   STATE     EXPIRES AFTER  BY");
         }

@@ -6,9 +6,34 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 
-use super::metrics::{Families, Labels};
+use super::metrics::{Labels, add};
 use crate::store::{GROUPS, TASKS};
+
+const ROWS: &str = "celeriac_cleanup_rows";
+const RUNS: &str = "celeriac_cleanup_runs";
+const LAST_SUCCESS: &str = "celeriac_cleanup_last_success_timestamp_seconds";
+
+/// What is counted of cleanups.
+pub(super) struct Families {
+    rows: Family<Labels, Counter>,
+    runs: Family<Labels, Counter>,
+    last_success: Family<Labels, Gauge<f64, AtomicU64>>,
+}
+
+impl Families {
+    /// Makes the metrics known under their names.
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let runs = "Times that expired rows were to be deleted, by what came of it";
+        let last_success = "When the last of them came to its end, since 1970";
+        Self {
+            rows: add(registry, ROWS, "Expired rows deleted, by table"),
+            runs: add(registry, RUNS, runs),
+            last_success: add(registry, LAST_SUCCESS, last_success),
+        }
+    }
+}
 
 /// What has come of a cleanup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,15 +58,14 @@ pub struct Cleanup {
 
 impl Cleanup {
     pub(super) fn new(families: &Families) -> Self {
-        let rows = |table: &str| {
-            families.cleanup_rows.get_or_create_owned(&vec![("table", table.to_owned())])
-        };
+        let rows =
+            |table: &str| families.rows.get_or_create_owned(&vec![("table", table.to_owned())]);
         let (tasks, groups) = (rows(TASKS), rows(GROUPS));
         for outcome in [Outcome::Done, Outcome::Failed, Outcome::Elsewhere] {
-            drop(families.cleanup_runs.get_or_create(&labels(outcome)));
+            drop(families.runs.get_or_create(&labels(outcome)));
         }
-        let last_success = families.cleanup_last_success.clone();
-        Self { tasks, groups, runs: families.cleanup_runs.clone(), last_success }
+        let last_success = families.last_success.clone();
+        Self { tasks, groups, runs: families.runs.clone(), last_success }
     }
 
     /// Rows were deleted from the table of tasks and from that of groups.

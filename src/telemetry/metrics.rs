@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::text;
@@ -14,7 +13,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 use serde_json::json;
 
-use super::cleanup::Cleanup;
+use super::cleanup::{self, Cleanup};
 use super::lane::Lane;
 use super::process::Process;
 
@@ -34,8 +33,6 @@ const DEAD_LETTERS: &str = "celeriac_dead_letters";
 const DATABASE_STATEMENTS: &str = "celeriac_database_statements";
 const DATABASE_ERRORS: &str = "celeriac_database_errors";
 const BROKER_SESSIONS: &str = "celeriac_broker_sessions";
-const CLEANUP_ROWS: &str = "celeriac_cleanup_rows";
-const CLEANUP_RUNS: &str = "celeriac_cleanup_runs";
 
 // Histograms.
 const BATCH_ROWS: &str = "celeriac_batch_rows";
@@ -50,7 +47,6 @@ const BROKER_UP: &str = "celeriac_broker_up";
 const DATABASE_UP: &str = "celeriac_database_up";
 const QUEUE_MESSAGES: &str = "celeriac_queue_messages";
 const QUEUE_CONSUMERS: &str = "celeriac_queue_consumers";
-const CLEANUP_LAST_SUCCESS: &str = "celeriac_cleanup_last_success_timestamp_seconds";
 
 /// The codes of the reasons why messages become dead letters, so that each is counted from 0 on: an
 /// increase from nothing to 1 is none to Prometheus.
@@ -90,9 +86,6 @@ pub(super) struct Families {
     pub(super) database_statements: Family<Labels, Counter>,
     pub(super) database_errors: Family<Labels, Counter>,
     pub(super) broker_sessions: Family<Labels, Counter>,
-    pub(super) cleanup_rows: Family<Labels, Counter>,
-    pub(super) cleanup_runs: Family<Labels, Counter>,
-    pub(super) cleanup_last_success: Family<Labels, Gauge<f64, AtomicU64>>,
     pub(super) batch_rows: Histograms,
     pub(super) batch_size_bytes: Histograms,
     pub(super) batch_duration_seconds: Histograms,
@@ -109,6 +102,7 @@ pub(super) struct Families {
 pub struct Telemetry {
     registry: Registry,
     families: Families,
+    cleanup: cleanup::Families,
     lanes: Mutex<Vec<Arc<Lane>>>,
 }
 
@@ -140,8 +134,9 @@ impl Telemetry {
     pub fn new() -> Self {
         let mut registry = Registry::default();
         let families = Families::register(&mut registry);
+        let cleanup = cleanup::Families::register(&mut registry);
         registry.register_collector(Box::new(Process::new()));
-        Self { registry, families, lanes: Mutex::default() }
+        Self { registry, families, cleanup, lanes: Mutex::default() }
     }
 
     /// Adds a lane by its name, which takes the messages of a queue.
@@ -153,7 +148,7 @@ impl Telemetry {
 
     /// Counts what the schedule of cleanups does.
     pub fn cleanup(&self) -> Cleanup {
-        Cleanup::new(&self.families)
+        Cleanup::new(&self.cleanup)
     }
 
     /// Sets how many messages are ready in a queue and how many consumers it has; nothing where
@@ -286,17 +281,6 @@ impl Families {
                 BROKER_SESSIONS,
                 "Times that a lane has begun to consume",
             ),
-            cleanup_rows: add(registry, CLEANUP_ROWS, "Expired rows deleted, by table"),
-            cleanup_runs: add(
-                registry,
-                CLEANUP_RUNS,
-                "Times that expired rows were to be deleted, by what came of it",
-            ),
-            cleanup_last_success: add(
-                registry,
-                CLEANUP_LAST_SUCCESS,
-                "When the last of them came to its end, since 1970",
-            ),
             batch_rows: histogram(registry, BATCH_ROWS, "Rows of a batch", || {
                 Histogram::new(exponential_buckets(1.0, 4.0, 9))
             }),
@@ -350,7 +334,7 @@ const SECONDS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
 
-fn add<M>(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, M>
+pub(super) fn add<M>(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, M>
 where
     M: Default,
     Family<Labels, M>: Metric,

@@ -15,7 +15,7 @@ impl Cleanup for MysqlDatabase {
     /// end on MariaDB only, and so has a process that stops between two of them.
     const SESSION: &[&str] = &[
         "set session transaction isolation level read committed",
-        "set innodb_lock_wait_timeout = 1
+        "set innodb_lock_wait_timeout = 1, lock_wait_timeout = 1
             /*M!100300 , idle_transaction_timeout = 10, max_statement_time = 60 */",
     ];
 
