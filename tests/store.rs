@@ -808,9 +808,9 @@ async fn finish(cleaner: &mut dyn Cleaner) -> Result<(u64, u64), StoreError> {
     loop {
         let step = cleaner.step().await?;
         if step.of_groups {
-            deleted.1 += step.deleted
+            deleted.1 += step.deleted;
         } else {
-            deleted.0 += step.deleted
+            deleted.0 += step.deleted;
         }
         if step.next == Next::Over {
             let found = cleaner.found();
