@@ -23,6 +23,9 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pymysql
 
 import environments
 from daemon import binary
@@ -36,6 +39,9 @@ ENGINES = ("postgresql", "mariadb", "sqlite")
 #: How long the writer works without a cleanup, and rests between two transactions, in seconds.
 ALONE_SECONDS = 5
 REST_SECONDS = 0.005
+
+#: MySQL's number of the error.
+DEADLOCK = 1213
 
 CLEANUP = """
 import time
@@ -99,6 +105,7 @@ class Writer:
     database: Database
     rows: int
     waits: list[float] = field(default_factory=list)
+    deadlocks: int = 0
 
     def __enter__(self) -> Writer:
         self._is_over = threading.Event()
@@ -114,6 +121,17 @@ class Writer:
     def longest(self) -> float:
         """In milliseconds."""
         return max(self.waits) * 1000
+
+    @staticmethod
+    def _execute(cursor: Any, statement: str, task_id: str) -> bool:
+        """False where InnoDB has chosen it to end a deadlock; then it is tried again, as lanes do."""
+        try:
+            cursor.execute(statement, (task_id,))
+        except pymysql.err.OperationalError as error:
+            if error.args[0] != DEADLOCK:
+                raise
+            return False
+        return True
 
     def _run(self) -> None:
         mark = "?" if self.database.engine == "sqlite" else "%s"
@@ -132,7 +150,8 @@ class Writer:
                     (update, f"old-{chance.randrange(1, self.rows + 1)}"),
                 ):
                     began = time.perf_counter()
-                    cursor.execute(statement, (task_id,))
+                    while not self._execute(cursor, statement, task_id):
+                        self.deadlocks += 1
                     self.waits.append(time.perf_counter() - began)
                 time.sleep(REST_SECONDS)
 
@@ -208,6 +227,8 @@ def main() -> int:
                 if rest := left(database):
                     raise SystemExit(f"{rest} expired rows are left by {name}")
                 found[name] = options.rows / seconds, writer.longest
+                if writer.deadlocks:
+                    print(f"  {name}: the writer met {writer.deadlocks} deadlocks")
             (our_rate, our_wait), (their_rate, their_wait) = found["ours"], found["theirs"]
             print(f"{engine:<12}{alone.longest:>9.0f} ms{our_rate:>11.0f}/s{our_wait:>7.0f} ms"
                   f"{their_rate:>11.0f}/s{their_wait:>8.0f} ms{our_rate / their_rate:>7.2f}x"
