@@ -147,6 +147,10 @@ pub(super) trait Cleanup: Database {
     /// What locks the rows that a query gives and passes over those that are locked.
     const LOCKING: &str;
 
+    /// Whether rows are locked by the index on their key, as those who write them do. InnoDB locks
+    /// the index before the row, and in another order it would find deadlocks.
+    const LOCKS_BY_KEY: bool = false;
+
     /// What a user needs, where the database says that a right is missing.
     const RIGHTS: &str = "this user needs the rights SELECT, UPDATE and DELETE on the table";
 
@@ -220,6 +224,14 @@ impl Table {
         match self {
             Self::Tasks => TASKS,
             Self::Groups => GROUPS,
+        }
+    }
+
+    /// The column that tells rows apart.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Tasks => "task_id",
+            Self::Groups => "group_id",
         }
     }
 
@@ -399,7 +411,13 @@ impl<D: Cleanup> SqlCleaner<D> {
     ) -> Result<u64, StoreError> {
         let batch = self.job.batch.min(self.expired.len());
         let ids = self.expired[..batch].iter().copied();
-        let query = format!("{} where id in ({}) {}", table.select::<D>(), join(ids), D::LOCKING);
+        let mut condition = format!("id in ({})", join(ids));
+        if D::LOCKS_BY_KEY {
+            let (key, name) = (table.key(), table.name());
+            let keys = format!("select {key} from {name} where {condition}");
+            condition = format!("{key} in (select {key} from ({keys}) as batch)");
+        }
+        let query = format!("{} where {condition} {}", table.select::<D>(), D::LOCKING);
         let law = &self.law;
         let expired = |row: &Candidate<_>| {
             law.as_ref().and_then(|law| Some((row.id, law.expired(table, row)?)))

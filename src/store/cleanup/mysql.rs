@@ -29,6 +29,8 @@ impl Cleanup for MysqlDatabase {
 
     const LOCKING: &str = "for update skip locked";
 
+    const LOCKS_BY_KEY: bool = true;
+
     fn time(&self, time: DateTime<Utc>) -> String {
         self.naive(time)
     }
