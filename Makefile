@@ -4,7 +4,7 @@ ENVIRONMENT := integration/.venv/celery-5.7/bin/python
 SERVICES := $(PYTHON) integration/services.py run --
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements plot-load fuzz captures settings environments clean
+.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -51,6 +51,9 @@ bench-lanes: release environments ## Measures what more lanes and daemons bring
 
 bench-statements: release environments ## Counts statements and rows written per task
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
+
+bench-cleanup: release environments ## Measures the deletion of expired rows against Celery's
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_cleanup.py $(BENCH)
 
 fuzz: ## Fuzzes every decoder with cargo-fuzz; `FUZZ="--target json --minutes 10"`
 	$(PYTHON) fuzz/run.py $(FUZZ)

@@ -1034,7 +1034,7 @@ def test_the_outcome_in_an_event_is_no_result(
 
 PROGRAM = """#!{python}
 import json, os, sys
-names = ("CELERIAC_", "PG", "CELERY_BROKER_URL", "DATABASE_URL")
+names = ("CELERIAC_", "PG", "CELERY_BROKER_URL", "CELERY_RESULT_EXPIRES", "DATABASE_URL")
 chosen = {{k: v for k, v in os.environ.items() if k.startswith(names)}}
 chosen.pop("CELERIAC_BIN")
 print(json.dumps({{"env": chosen, "argv": sys.argv[1:], "pid": os.getpid()}}))
@@ -1226,6 +1226,41 @@ def test_the_time_zone_of_the_columns(
     assert given(manage("run", settings=settings)).get("CELERIAC_TIME_ZONE") == zone
     postgresql = "\nDATABASES['default'].update(ENGINE='django.db.backends.postgresql', HOST='h')"
     assert "CELERIAC_TIME_ZONE" not in given(manage("run", settings=settings + postgresql))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expires"),
+    [
+        ("", None),
+        ("CELERY_RESULT_EXPIRES = 3600", "3600.000000"),
+        ("CELERY_RESULT_EXPIRES = '7200'", "7200.000000"),
+        ("CELERY_TASK_RESULT_EXPIRES = 60", "60.000000"),
+        ("import datetime\nCELERY_RESULT_EXPIRES = datetime.timedelta(hours=2)", "7200.000000"),
+        ("import datetime\nCELERY_RESULT_EXPIRES = datetime.timedelta(0)", "never"),
+        ("CELERY_RESULT_EXPIRES = None", "never"),
+        ("CELERY_RESULT_EXPIRES = 0", "never"),
+    ],
+)
+@pytest.mark.parametrize("app", [False, True], ids=["settings", "app"])
+def test_what_expires(
+    manage: Any, tmp_path: Path, setting: str, expires: str | None, app: bool
+) -> None:
+    settings = setting
+    if app:
+        (tmp_path / "an_app.py").write_text(APP)
+        settings += "\nimport an_app"
+    told = given(manage("run", settings=settings))
+    # THEN a configuration file may say otherwise, and nothing is deleted that was not asked for
+    assert told.get("CELERY_RESULT_EXPIRES") == expires
+    assert not any("CLEANUP" in name or name == "CELERIAC_RESULT_EXPIRES" for name in told)
+    theirs = given(manage("run", settings=settings, CELERIAC_RESULT_EXPIRES="theirs"))
+    assert "CELERY_RESULT_EXPIRES" not in theirs
+
+
+def test_what_cannot_expire_is_told(manage: Any) -> None:
+    for value in ("'soon'", "-1", "float('inf')", "[]+[1]"):
+        done = manage("run", settings=f"CELERY_RESULT_EXPIRES = {value}")
+        assert done.returncode == 1 and "set CELERIAC_RESULT_EXPIRES" in done.stderr
 
 
 def test_the_database_is_where_django_writes_results(manage: Any, tmp_path: Path) -> None:

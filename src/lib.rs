@@ -17,7 +17,7 @@
 //! - [`merge`]: two rows with one id → one.
 //! - [`batch`]: rows by their ids, and the messages that they came from.
 //! - [`store`]: rows into the tables; the error classes; one file per database. `store/migrate/`
-//!   makes the tables, with the statements in `migrations/`.
+//!   makes the tables, with the statements in `migrations/`, and `store/cleanup/` deletes rows.
 //! - [`ack`]: acknowledgements and dead letters; [`dead_letter`] is what these say, [`publish`]
 //!   how they get into their queue.
 //! - [`backoff`]: waiting between tries.
@@ -25,6 +25,7 @@
 //!   they come from.
 //! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
 //! - [`check`]: trying both sides without changing anything; each [`finding`] is told as it is made.
+//! - [`cleanup`]: deleting expired rows, once or by a schedule; [`expiry`] is how long rows are kept.
 //! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
 //! - [`service`]: telling that to systemd.
 //! - [`listener`]: telling that over HTTP; [`queue_depth`] asks the broker how full the queues are.
@@ -39,8 +40,8 @@
 //! - Lanes share nothing, and nothing is kept between two sessions with the broker.
 //! - lapin is named only in `source.rs`, `publish.rs`, `ack.rs`, `dead_queue.rs`,
 //!   `queue_depth.rs`, `tap.rs` and under `check/`, sqlx only under `store/`; [`decode`], [`state`],
-//!   [`task_result`], [`group_result`], [`row`], [`merge`] and [`batch`] have no clock, no I/O and
-//!   no log.
+//!   [`task_result`], [`group_result`], [`row`], [`merge`], [`batch`] and [`expiry`] have no clock,
+//!   no I/O and no log.
 //! - No byte from the wire is executed, and no argument, result or password is logged.
 
 pub mod ack;
@@ -48,11 +49,13 @@ pub mod backoff;
 pub mod batch;
 pub mod capture;
 pub mod check;
+pub mod cleanup;
 pub mod config;
 pub mod dead_letter;
 pub mod dead_queue;
 pub mod decode;
 mod diagnosis;
+pub mod expiry;
 pub mod finding;
 pub mod group_result;
 pub mod lane;

@@ -11,7 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::command::exit::{self, Exit};
 use crate::command::{
-    SettingsArgs, capture, check, completion, dead, man, migrate, replay, run, say,
+    SettingsArgs, capture, check, cleanup, completion, dead, man, migrate, replay, run, say,
 };
 
 /// Puts the results of Celery tasks into a Django project's database.
@@ -76,6 +76,24 @@ enum Command {
         settings: SettingsArgs,
         #[command(flatten)]
         arguments: migrate::Arguments,
+    },
+
+    /// Deletes expired rows, as Celery's `celery.backend_cleanup` does, a few at a time.
+    ///
+    /// A row has expired when its `date_done` is longer ago than --result-expires, or than what is
+    /// said of its state or its task's name. Celeriac and Django go on writing meanwhile: a batch
+    /// holds its locks only while it is deleted, rows that somebody else has locked are left for
+    /// the next time, and so is what has become newer. Several at once, and Celery's own cleanup,
+    /// do not disturb each other.
+    ///
+    /// SIGTERM and SIGINT end it after the batch that it is at, with 0; the next one goes on with
+    /// what is left. It exits with 1 when the database does not answer when it begins, or not for
+    /// 10 minutes afterwards, or refuses, and with 2 when a setting is wrong.
+    Cleanup {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        #[command(flatten)]
+        arguments: cleanup::Arguments,
     },
 
     /// Shows, replays or deletes the messages that could not be stored.
@@ -155,6 +173,9 @@ fn main() -> ExitCode {
         Command::Migrate { settings, arguments } => {
             settings.check().map(|config| migrate::run(&arguments, &config))
         }
+        Command::Cleanup { settings, arguments } => {
+            settings.check().map(|config| cleanup::run(&arguments, &config))
+        }
         Command::Dead { settings, action } => {
             settings.check().map(|config| dead::run(action, &config))
         }
@@ -201,6 +222,19 @@ fn command_line() -> clap::Command {
             ]),
         )
         .mut_subcommand("migrate", show(&["database", "database_file", "time_zone"]))
+        .mut_subcommand(
+            "cleanup",
+            show(&[
+                "database",
+                "database_file",
+                "result_expires",
+                "result_expires_by_state",
+                "result_expires_by_task",
+                "cleanup_batch",
+                "cleanup_pause",
+                "time_zone",
+            ]),
+        )
         .mut_subcommand("dead", show(&["broker", "broker_file", "dead_queue"]))
         .mut_subcommand("dead", |dead| dead.mut_args(|setting| setting.global(true)))
         .mut_subcommand(

@@ -8,18 +8,22 @@
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use celeriac::config::{DatabaseKind, DatabaseUrl};
+use celeriac::expiry::{Age, Expiry};
 use celeriac::group_result::GroupResult;
 use celeriac::row::Row;
 use celeriac::state::State;
 use celeriac::store::{
-    Catalog, Effect, ErrorClass, Mysql, Postgres, Sqlite, Store, StoreError, Written,
+    Catalog, Cleaner, Database, Effect, ErrorClass, Job, Mysql, Next, Postgres, Sqlite, Store,
+    StoreError, Written,
 };
 use celeriac::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use futures_util::FutureExt;
+use glob::Pattern;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -146,6 +150,20 @@ impl TestDatabase {
                 }
             }
         }
+    }
+
+    /// What deletes the rows of a job, over a connection of its own.
+    fn cleaner(&self, job: Job) -> Box<dyn Cleaner> {
+        self.cleaner_in(Tz::UTC, job)
+    }
+
+    fn cleaner_in(&self, time_zone: Tz, job: Job) -> Box<dyn Cleaner> {
+        let store = match self.store_in(time_zone) {
+            AnyStore::Postgres(store) => Database::Postgres(store),
+            AnyStore::Mysql(store) => Database::Mysql(store),
+            AnyStore::Sqlite(store) => Database::Sqlite(store),
+        };
+        store.into_cleaner(job)
     }
 
     fn store(&self) -> AnyStore {
@@ -771,6 +789,257 @@ async fn naive_times_are_in_the_projects_zone(database: &mut TestDatabase) {
     assert_eq!(row.outcome.date_done, at(7) + shift);
 }
 
+// Cleaning up -----------------------------------------------------------------------------------
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// A job at the time `at(0)` for rows that are older than a day.
+fn job(expiry: Expiry) -> Job {
+    Job { expiry, batch: 3, dry_run: false, alone: false, now: at(0) }
+}
+
+fn expiry(others: Age) -> Expiry {
+    Expiry::new(Vec::new(), Vec::new(), others)
+}
+
+/// Lets a cleaner work to its end; the rows of tasks and of groups that it told of.
+async fn finish(cleaner: &mut dyn Cleaner) -> Result<(u64, u64), StoreError> {
+    let mut deleted = (0, 0);
+    loop {
+        let step = cleaner.step().await?;
+        if step.of_groups {
+            deleted.1 += step.deleted;
+        } else {
+            deleted.0 += step.deleted;
+        }
+        if step.next == Next::Over {
+            let found = cleaner.found();
+            let told =
+                |of| found.iter().filter(move |(kind, _)| kind.is_group == of).map(|(_, n)| n);
+            let told = (told(false).sum::<u64>(), told(true).sum::<u64>());
+            // Those of steps before are told too, and those that were only counted.
+            assert!(told.0 >= deleted.0 && told.1 >= deleted.1, "{told:?} {deleted:?}");
+            return Ok(told);
+        }
+        assert_eq!(step.next, Next::More);
+    }
+}
+
+/// So many microseconds before `at(0)` less a day.
+fn aged(task_id: &str, status: &str, microseconds: i64) -> TaskResult {
+    result(task_id, status, -86_400_000_000 - microseconds)
+}
+
+fn group_aged(group_id: &str, microseconds: i64) -> GroupResult {
+    GroupResult {
+        group_id: group_id.to_owned(),
+        content_type: "application/json".to_owned(),
+        content_encoding: "utf-8".to_owned(),
+        result: None,
+        date_created: at(0),
+        date_done: at(-86_400_000_000 - microseconds),
+    }
+}
+
+async fn what_has_expired_is_deleted_and_nothing_else(database: &mut TestDatabase) {
+    let mut store = database.store();
+    // In every state, with and without a name, around the limits of one and of three days.
+    let tasks = vec![
+        (Pattern::new("shop.audit.*").expect("a pattern"), None),
+        (Pattern::new("shop.report").expect("a pattern"), Some(3 * DAY)),
+    ];
+    let states = vec![("FAILURE".to_owned(), Some(3 * DAY)), ("STARTED".to_owned(), None)];
+    let expiry = Expiry::new(tasks, states, Some(DAY));
+    let names =
+        [None, Some("shop.pay"), Some("shop.report"), Some("shop.audit.x"), Some("SHOP.REPORT")];
+    let mut expected = Vec::new();
+    let mut ids = Vec::new();
+    for status in ["SUCCESS", "FAILURE", "STARTED", "failure", "PROGRESS"] {
+        for name in names {
+            for days in [1, 3] {
+                for microseconds in [-1, 0, 1] {
+                    let id = format!("{}: {status} {name:?} {days} {microseconds}", ids.len());
+                    let mut row = aged(&id, status, (days - 1) * 86_400_000_000 + microseconds);
+                    row.description.task_name = name.map(str::to_owned);
+                    store.store_tasks(&[&row]).await.expect("stored");
+                    let kept_days = match (name, status) {
+                        (Some("shop.audit.x"), _) => 99,
+                        (Some("shop.report"), _) | (_, "FAILURE") => 3,
+                        (_, "STARTED") => 99,
+                        _ => 1,
+                    };
+                    if (days, microseconds) <= (kept_days, 0) {
+                        expected.push(id.clone());
+                    }
+                    ids.push(id);
+                }
+            }
+        }
+    }
+    for (id, microseconds) in [("older", 1), ("just", 0), ("newer", -1)] {
+        store.store_group(&group_aged(id, microseconds)).await.expect("stored");
+    }
+    let deleted = (ids.len() - expected.len()) as u64;
+    // Counting changes nothing.
+    let mut counting = database.cleaner(Job { dry_run: true, ..job(expiry.clone()) });
+    assert_eq!(finish(&mut *counting).await.expect("counted"), (deleted, 1));
+    assert!(database.row(&ids[0]).await.is_some() && database.group("older").await.is_some());
+
+    let mut cleaner = database.cleaner(job(expiry.clone()));
+    assert!(cleaner.count().await.expect("counted") >= deleted);
+    assert_eq!(finish(&mut *cleaner).await.expect("deleted"), (deleted, 1));
+    let mut left = Vec::new();
+    for id in &ids {
+        if database.row(id).await.is_some() {
+            left.push(id.clone());
+        }
+    }
+    assert_eq!(left, expected);
+    for (id, is_left) in [("older", false), ("just", true), ("newer", true)] {
+        assert_eq!(database.group(id).await.is_some(), is_left, "{id}");
+    }
+    // Nothing is left to do.
+    let again = finish(&mut *database.cleaner(job(expiry))).await;
+    assert_eq!(again.expect("nothing to do"), (0, 0));
+}
+
+async fn many_rows_of_one_moment_are_read_page_by_page(database: &mut TestDatabase) {
+    let mut store = database.store();
+    let rows: Vec<_> = (0..5_200)
+        .map(|number| {
+            aged(&number.to_string(), if number % 2 == 0 { "SUCCESS" } else { "RETRY" }, 1)
+        })
+        .collect();
+    for rows in rows.chunks(1_000) {
+        store.store_tasks(&rows.iter().collect::<Vec<_>>()).await.expect("stored");
+    }
+    let states = vec![("RETRY".to_owned(), None)];
+    let expiry = Expiry::new(Vec::new(), states, Some(DAY));
+    let mut cleaner = database.cleaner(Job { batch: 2_500, ..job(expiry) });
+    assert_eq!(cleaner.count().await.expect("counted"), 5_200);
+    assert_eq!(finish(&mut *cleaner).await.expect("deleted"), (2_600, 0));
+    assert!(database.row("5198").await.is_none() && database.row("5199").await.is_some());
+}
+
+async fn what_has_become_newer_stays(database: &mut TestDatabase) {
+    let mut store = database.store();
+    for id in ["a", "b", "c"] {
+        store.store_tasks(&[&aged(id, "RETRY", 1)]).await.expect("stored");
+    }
+    let mut cleaner = database.cleaner(job(expiry(Some(DAY))));
+    let step = cleaner.step().await.expect("read");
+    assert_eq!((step.read, step.deleted), (3, 0));
+    // Between the look and the deletion the task comes to its end.
+    store.store_tasks(&[&result("b", "SUCCESS", 0)]).await.expect("stored");
+    assert_eq!(cleaner.step().await.expect("deleted").deleted, 2);
+    assert_eq!(database.row("b").await.map(|row| row.outcome.status), Some(State::Success));
+    assert!(database.row("a").await.is_none());
+}
+
+async fn a_locked_row_is_left_and_nobody_waits(database: &mut TestDatabase) {
+    let mut store = database.store();
+    for id in ["a", "b", "c"] {
+        store.store_tasks(&[&aged(id, "SUCCESS", 1)]).await.expect("stored");
+    }
+    let expiry = expiry(Some(DAY));
+    let is_sqlite = matches!(database.kind, DatabaseKind::Sqlite);
+    if is_sqlite {
+        // There is one lock, which is waited for; nobody has it between two steps.
+        let mut cleaner = database.cleaner(Job { batch: 1, ..job(expiry) });
+        cleaner.step().await.expect("read");
+        cleaner.step().await.expect("deleted");
+        database.execute("pragma busy_timeout = 0; begin immediate; commit").await;
+        assert_eq!(finish(&mut *cleaner).await.expect("deleted"), (3, 0));
+        return;
+    }
+    database
+        .execute(
+            "begin; select * from django_celery_results_taskresult where task_id = 'b' for update",
+        )
+        .await;
+    let mut cleaner = database.cleaner(job(expiry.clone()));
+    let done = tokio::time::timeout(Duration::from_millis(900), finish(&mut *cleaner)).await;
+    assert_eq!(done.expect("nobody is waited for").expect("deleted"), (2, 0));
+    database.execute("commit").await;
+    assert_eq!(finish(&mut *database.cleaner(job(expiry))).await.expect("deleted"), (1, 0));
+}
+
+async fn one_process_cleans_up_at_a_time(database: &mut TestDatabase) {
+    let alone = || Job { alone: true, ..job(expiry(Some(DAY))) };
+    let mut store = database.store();
+    store.store_tasks(&[&aged("a", "SUCCESS", 1)]).await.expect("stored");
+    let (mut first, mut second) = (database.cleaner(alone()), database.cleaner(alone()));
+    assert_eq!(first.step().await.expect("read").next, Next::More);
+    let is_server = !matches!(database.kind, DatabaseKind::Sqlite);
+    let expected = if is_server { Next::Taken } else { Next::More };
+    assert_eq!(second.step().await.expect("read").next, expected);
+    // One that does not ask for it goes on.
+    assert!(finish(&mut *database.cleaner(job(expiry(Some(DAY))))).await.is_ok());
+    first.close().await;
+    assert_ne!(second.step().await.expect("read").next, Next::Taken);
+}
+
+async fn a_cleanup_that_is_broken_off_goes_on_where_it_was(database: &mut TestDatabase) {
+    let mut store = database.store();
+    let rows: Vec<_> = (0..60).map(|number| aged(&number.to_string(), "SUCCESS", 1)).collect();
+    store.store_tasks(&rows.iter().collect::<Vec<_>>()).await.expect("stored");
+    let mut cleaner = database.cleaner(job(expiry(Some(DAY))));
+    let (mut broken, mut whole) = (0, 0);
+    // Each step but every fifth ends somewhere in its middle.
+    for number in 0_u64.. {
+        let patience = if number % 5 == 4 { 10_000_000 } else { 200 * (number % 40) };
+        match tokio::time::timeout(Duration::from_micros(patience), cleaner.step()).await {
+            Ok(Ok(step)) if step.next == Next::Over => break,
+            Ok(step) => {
+                step.expect("no error");
+                whole += 1;
+            }
+            Err(_) => broken += 1,
+        }
+    }
+    assert!(broken > 3 && whole > 3, "{broken} {whole}");
+    assert!(database.row("0").await.is_none() && database.row("59").await.is_none());
+}
+
+async fn a_cleanup_keeps_to_the_projects_zone(database: &mut TestDatabase) {
+    let zone = Tz::Europe__Paris;
+    let mut store = database.store_in(zone);
+    for (id, microseconds) in [("older", 1), ("just", 0)] {
+        store.store_tasks(&[&aged(id, "SUCCESS", microseconds)]).await.expect("stored");
+    }
+    let mut cleaner = database.cleaner_in(zone, job(expiry(Some(DAY))));
+    assert_eq!(finish(&mut *cleaner).await.expect("deleted"), (1, 0));
+    assert!(database.row("just").await.is_some());
+}
+
+async fn a_cleanup_without_its_tables_says_so(database: &mut TestDatabase) {
+    database.execute("drop table django_celery_results_groupresult").await;
+    let mut store = database.store();
+    store.store_tasks(&[&aged("a", "SUCCESS", 1)]).await.expect("stored");
+    let done = finish(&mut *database.cleaner(job(expiry(Some(DAY))))).await;
+    assert_eq!(done.expect("the tasks are there"), (1, 0));
+    database.execute("drop table django_celery_results_taskresult").await;
+    let error = database.cleaner(job(expiry(Some(DAY)))).step().await.expect_err("no table");
+    assert_eq!(error.class, ErrorClass::Setup);
+    assert!(error.to_string().contains("manage.py migrate"), "{error}");
+}
+
+async fn rows_that_others_refer_to_are_named_with_the_fix(database: &mut TestDatabase) {
+    let mut store = database.store();
+    store.store_tasks(&[&aged("a", "SUCCESS", 1)]).await.expect("stored");
+    database
+        .execute(
+            "create table note (task integer, \
+             foreign key (task) references django_celery_results_taskresult (id))",
+        )
+        .await;
+    database.execute("insert into note select id from django_celery_results_taskresult").await;
+    let error = finish(&mut *database.cleaner(job(expiry(Some(DAY))))).await.expect_err("refused");
+    assert_eq!(error.class, ErrorClass::Setup, "{error}");
+    assert!(error.to_string().contains("ON DELETE CASCADE"), "{error}");
+    assert!(database.row("a").await.is_some());
+}
+
 /// Runs a test on a database of its own, and drops that whatever comes of the test.
 async fn with_database(
     kind: DatabaseKind,
@@ -818,6 +1087,15 @@ suite!([
     a_refused_row_is_poison_and_leaves_the_connection_usable,
     writers_side_by_side_agree,
     naive_times_are_in_the_projects_zone,
+    what_has_expired_is_deleted_and_nothing_else,
+    many_rows_of_one_moment_are_read_page_by_page,
+    what_has_become_newer_stays,
+    a_locked_row_is_left_and_nobody_waits,
+    one_process_cleans_up_at_a_time,
+    a_cleanup_that_is_broken_off_goes_on_where_it_was,
+    a_cleanup_keeps_to_the_projects_zone,
+    a_cleanup_without_its_tables_says_so,
+    rows_that_others_refer_to_are_named_with_the_fix,
 ]);
 
 #[tokio::test]

@@ -8,6 +8,7 @@ import ssl
 import sys
 import sysconfig
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -67,8 +68,8 @@ def execute(arguments: list[str], env: Mapping[str, str]) -> None:
 def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
     """This process's environment, and in it what the daemon is to know of the settings.
 
-    Broker and database go into the variables that a configuration file wins over. The database is
-    that of `alias`, or where Django's router writes results.
+    Broker, database and `result_expires` go into the variables that a configuration file wins
+    over. The database is that of `alias`, or where Django's router writes results.
     """
     from django.conf import settings
     from django.db import connections
@@ -99,6 +100,8 @@ def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
             made["PGPASSFILE"] = os.fspath(passfile)
     if "CELERIAC_ACCEPT_CONTENT" not in env and (accepted := accept_content(app)):
         made["CELERIAC_ACCEPT_CONTENT"] = accepted
+    if "CELERIAC_RESULT_EXPIRES" not in env and (expires := result_expires(app)):
+        env["CELERY_RESULT_EXPIRES"] = expires
     made.update(security(app, env))
     return {**made, **env}
 
@@ -173,6 +176,37 @@ def security(app: Celery, env: Mapping[str, str]) -> dict[str, str]:
         names += ["security_key", "security_certificate"]
     found = {f"CELERIAC_{name.upper()}": _configured(app, name) for name in names}
     return {variable: os.fspath(value) for variable, value in found.items() if value}
+
+
+# What expires -----------------------------------------------------------------------------------
+
+
+def result_expires(app: Celery) -> str | None:
+    """Celery's setting in seconds, which 0 or None turn off; None where no setting says anything."""
+    from celery.app.defaults import DEFAULTS
+    from django.conf import settings
+
+    default = DEFAULTS["result_expires"]
+    value = app.conf.result_expires
+    if value == default:
+        # No Celery app was made when Django's settings were imported.
+        old_name = getattr(settings, "CELERY_TASK_RESULT_EXPIRES", default)
+        value = getattr(settings, "CELERY_RESULT_EXPIRES", old_name)
+    if value == default:
+        # The program's own.
+        return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    try:
+        seconds = float(value or 0)
+    except (TypeError, ValueError):
+        seconds = -1
+    if not 0 <= seconds < float("inf"):
+        raise SettingsError(
+            f"result_expires is {value!r}, which is no number of seconds: correct it, or set "
+            "CELERIAC_RESULT_EXPIRES"
+        )
+    return f"{seconds:f}" if seconds else "never"
 
 
 # The broker -----------------------------------------------------------------------------------

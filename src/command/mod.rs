@@ -2,6 +2,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod check;
+pub(crate) mod cleanup;
 pub(crate) mod completion;
 pub(crate) mod dead;
 pub(crate) mod exit;
@@ -169,6 +170,13 @@ fn print(bytes: &[u8]) {
 /// where `eprintln` would panic.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Text of others without what would move about a terminal.
+fn printable(text: &str) -> String {
+    let moves =
+        |c: char| c.is_control() || matches!(c, '\u{200E}'..='\u{202E}' | '\u{2060}'..='\u{206F}');
+    text.chars().map(|c| if moves(c) { '\u{FFFD}' } else { c }).collect()
 }
 
 /// Makes a file that must not be there yet, for its owner alone: it will hold arguments and results.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use celeriac::cleanup;
 use celeriac::config::Config;
 use celeriac::lane;
 use celeriac::listener::Listener;
@@ -39,6 +40,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         max_wait = ?config.max_wait,
         prefetch = config.prefetch,
         time_zone = %config.time_zone,
+        cleanup_every = ?config.cleanup.every,
         listen = ?config.listen,
         "starting"
     );
@@ -60,6 +62,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     if let Some(listener) = listener {
         tokio::spawn(listener.serve(Arc::clone(&telemetry), shutdown.clone()));
         tokio::spawn(queue_depth::watch(Arc::clone(&config), Arc::clone(&telemetry)));
+    }
+    if let Some(every) = config.cleanup.every {
+        let (config, telemetry) = (Arc::clone(&config), Arc::clone(&telemetry));
+        tokio::spawn(cleanup::watch(config, every, telemetry, shutdown.clone()));
     }
     wait_for(lanes).await?;
     let Counts { messages, rows_read, rows_written, dead } = telemetry.counts();

@@ -2,10 +2,11 @@
 //!
 //! A setting has one name: `--max-rows` on the command line, `CELERIAC_MAX_ROWS` in the
 //! environment, `max-rows` in the TOML file. The command line wins over the environment, and that
-//! over the file. `CELERY_BROKER_URL` and `DATABASE_URL` come after the file: they are there for
-//! others as well.
+//! over the file. `CELERY_BROKER_URL`, `DATABASE_URL` and `CELERY_RESULT_EXPIRES` come after the
+//! file: they are there for others as well.
 
 mod broker_url;
+mod cleanup;
 mod database_url;
 mod secret;
 mod security;
@@ -21,6 +22,7 @@ use chrono_tz::Tz;
 use serde::{Deserialize, Deserializer};
 
 pub use self::broker_url::{BrokerUrl, TlsFiles};
+pub use self::cleanup::Cleanup;
 pub use self::database_url::{DatabaseKind, DatabaseUrl};
 use self::secret::Secret;
 pub use self::secret::SettingsByLayer;
@@ -323,6 +325,56 @@ pub struct Settings {
     #[arg(long, value_name = "ZONE", env = "CELERIAC_TIME_ZONE")]
     time_zone: Option<String>,
 
+    /// How long rows are kept after their `date_done`, such as 12h or 30days. Celery's
+    /// `result_expires`.
+    ///
+    /// A number is one of seconds, and 0 or never keeps them for ever. `celeriac cleanup` deletes
+    /// what has expired, and `celeriac run` with --cleanup-every. Without this setting
+    /// `CELERY_RESULT_EXPIRES` counts.
+    ///
+    /// Default: 1day
+    #[arg(long, value_name = "DURATION", env = "CELERIAC_RESULT_EXPIRES")]
+    #[serde(deserialize_with = "text")]
+    result_expires: Option<String>,
+
+    /// Other ages for tasks in some states, with commas between them: FAILURE=30days,STARTED=never.
+    ///
+    /// Default: none
+    #[arg(long, value_name = "LIST", env = "CELERIAC_RESULT_EXPIRES_BY_STATE")]
+    result_expires_by_state: Option<String>,
+
+    /// Other ages for some tasks, whatever their state, with commas between them:
+    /// shop.tasks.report=90days,shop.audit.*=never.
+    ///
+    /// A name counts before a pattern, a longer pattern before a shorter one, and each of them
+    /// before the state.
+    ///
+    /// Default: none
+    #[arg(long, value_name = "LIST", env = "CELERIAC_RESULT_EXPIRES_BY_TASK")]
+    result_expires_by_task: Option<String>,
+
+    /// How many expired rows are deleted together, 1 to 65535. Their locks are held for so long.
+    ///
+    /// Default: 1000
+    #[arg(long, value_name = "NUMBER", env = "CELERIAC_CLEANUP_BATCH")]
+    #[serde(deserialize_with = "text")]
+    cleanup_batch: Option<String>,
+
+    /// The pause after each batch of expired rows, which leaves the database to others.
+    ///
+    /// Default: 100ms
+    #[arg(long, value_name = "DURATION", env = "CELERIAC_CLEANUP_PAUSE")]
+    cleanup_pause: Option<String>,
+
+    /// How often `celeriac run` deletes expired rows, such as 6h or 1day, or never.
+    ///
+    /// The first time is within a tenth of that. Of several daemons on one database, one does it at
+    /// a time.
+    ///
+    /// Default: never
+    #[arg(long, value_name = "DURATION", env = "CELERIAC_CLEANUP_EVERY")]
+    cleanup_every: Option<String>,
+
     /// Where metrics and health are told over HTTP, as an address and a port: `/metrics`, `/live`
     /// and `/ready`.
     ///
@@ -377,6 +429,8 @@ pub struct Config {
     pub prefetch: u16,
     /// The zone of times in columns without one.
     pub time_zone: Tz,
+    /// What expires, and how it is deleted.
+    pub cleanup: Cleanup,
     /// Where metrics and health are told, if anywhere.
     pub listen: Option<SocketAddr>,
     /// How log lines look.
@@ -486,6 +540,15 @@ impl Settings {
             max_wait: or(self.max_wait, other.max_wait),
             prefetch: or(self.prefetch, other.prefetch),
             time_zone: or(self.time_zone, other.time_zone),
+            result_expires: or(self.result_expires, other.result_expires),
+            result_expires_by_state: or(
+                self.result_expires_by_state,
+                other.result_expires_by_state,
+            ),
+            result_expires_by_task: or(self.result_expires_by_task, other.result_expires_by_task),
+            cleanup_batch: or(self.cleanup_batch, other.cleanup_batch),
+            cleanup_pause: or(self.cleanup_pause, other.cleanup_pause),
+            cleanup_every: or(self.cleanup_every, other.cleanup_every),
             listen: or(self.listen, other.listen),
             log_format: or(self.log_format, other.log_format),
             log_level: or(self.log_level, other.log_level),
@@ -498,6 +561,7 @@ impl Settings {
         Self {
             broker: variable("CELERY_BROKER_URL"),
             database: variable("DATABASE_URL"),
+            result_expires: variable("CELERY_RESULT_EXPIRES"),
             ..Self::default()
         }
     }
@@ -592,6 +656,14 @@ impl Settings {
             max_wait: duration("max-wait", self.max_wait.as_deref(), Duration::from_millis(20))?,
             prefetch,
             time_zone: time_zone(self.time_zone.as_deref())?,
+            cleanup: cleanup::check(&cleanup::Texts {
+                result_expires: self.result_expires.as_deref(),
+                by_state: self.result_expires_by_state.as_deref(),
+                by_task: self.result_expires_by_task.as_deref(),
+                batch: self.cleanup_batch.as_deref(),
+                pause: self.cleanup_pause.as_deref(),
+                every: self.cleanup_every.as_deref(),
+            })?,
             listen: listen(self.listen.as_deref())?,
             log_format: match self.log_format.as_deref() {
                 None | Some("text") => LogFormat::Text,
@@ -862,6 +934,12 @@ mod tests {
             max_wait: Some(default("max_wait")),
             prefetch: None,
             time_zone: Some(default("time_zone")),
+            result_expires: Some(default("result_expires")),
+            result_expires_by_state: None,
+            result_expires_by_task: None,
+            cleanup_batch: Some(default("cleanup_batch")),
+            cleanup_pause: Some(default("cleanup_pause")),
+            cleanup_every: Some(default("cleanup_every")),
             listen: None,
             log_format: Some(default("log_format")),
             log_level: Some(default("log_level")),
@@ -878,8 +956,17 @@ mod tests {
         let shared = Settings::from_shared_environment(|name| match name {
             "CELERY_BROKER_URL" => Some("amqp://shared//".to_owned()),
             "DATABASE_URL" => Some("postgres://shared/n".to_owned()),
+            "CELERY_RESULT_EXPIRES" => Some("0".to_owned()),
             _ => None,
         });
+        let expires = |settings: Settings| {
+            let expiry = settings.check().expect("all are good").cleanup.expiry;
+            expiry.rules()[expiry.of_groups()].age
+        };
+        assert_eq!(expires(shared.clone()), None);
+        assert_eq!(expires(Settings::default()), Some(Duration::from_hours(24)));
+        let written = settings("result-expires = 60").or(shared.clone());
+        assert_eq!(expires(written), Some(Duration::from_mins(1)));
         let config = flags.or(file).or(shared).check().expect("all are good");
         assert_eq!((config.lanes, config.results_queue.as_str()), (2, "r"));
         assert_eq!((config.limits.max_rows, config.prefetch), (7, 14));

@@ -4,8 +4,8 @@ use crate::config::{Config, DatabaseKind};
 use crate::finding::Finding;
 use crate::row::Row;
 use crate::store::{
-    Catalog, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, Written, inspect,
-    migrate,
+    Catalog, Cleaner, Job, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, Written,
+    cleanup, inspect, migrate,
 };
 
 /// One of the databases.
@@ -53,6 +53,16 @@ impl Database {
             Self::Postgres(store) => migrate::run(store.database(), length, report).await,
             Self::Mysql(store) => migrate::run(store.database(), length, report).await,
             Self::Sqlite(store) => migrate::run(store.database(), length, report).await,
+        }
+    }
+
+    /// What deletes expired rows, over a connection that it opens when it begins.
+    #[must_use]
+    pub fn into_cleaner(self, job: Job) -> Box<dyn Cleaner> {
+        match self {
+            Self::Postgres(store) => cleanup::cleaner(store, job),
+            Self::Mysql(store) => cleanup::cleaner(store, job),
+            Self::Sqlite(store) => cleanup::cleaner(store, job),
         }
     }
 

@@ -1,6 +1,8 @@
-//! Writing rows to the database: one contract, one file per database. And making its tables.
+//! Writing rows to the database: one contract, one file per database. And making its tables, and
+//! deleting what has expired.
 
 mod catalog;
+mod cleanup;
 mod database;
 mod inspect;
 mod migrate;
@@ -13,6 +15,7 @@ mod upsert;
 use std::fmt;
 
 pub use self::catalog::{Catalog, Column};
+pub use self::cleanup::{Cleaner, Found, Job, Kind, Next, Step};
 pub use self::database::Database;
 pub use self::migrate::{Migrated, Tables};
 pub use self::mysql::Mysql;

@@ -141,6 +141,11 @@ impl<D: Database> SqlStore<D> {
         &self.database
     }
 
+    /// The same, without the connection.
+    pub(super) fn into_database(self) -> D {
+        self.database
+    }
+
     async fn session(&mut self) -> Result<&mut Session<D::Connection>, StoreError> {
         if self.session.is_none() {
             let connecting = patiently::<D, _>(self.database.connect());

@@ -13,6 +13,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 use serde_json::json;
 
+use super::cleanup::{self, Cleanup};
 use super::lane::Lane;
 use super::process::Process;
 use crate::version::{COMMIT, VERSION};
@@ -102,6 +103,7 @@ pub(super) struct Families {
 pub struct Telemetry {
     registry: Registry,
     families: Families,
+    cleanup: cleanup::Families,
     lanes: Mutex<Vec<Arc<Lane>>>,
 }
 
@@ -133,8 +135,9 @@ impl Telemetry {
     pub fn new() -> Self {
         let mut registry = Registry::default();
         let families = Families::register(&mut registry);
+        let cleanup = cleanup::Families::register(&mut registry);
         registry.register_collector(Box::new(Process::new()));
-        Self { registry, families, lanes: Mutex::default() }
+        Self { registry, families, cleanup, lanes: Mutex::default() }
     }
 
     /// Adds a lane by its name, which takes the messages of a queue.
@@ -142,6 +145,11 @@ impl Telemetry {
         let lane = Arc::new(Lane::new(name, queue, &self.families));
         self.lanes().push(Arc::clone(&lane));
         lane
+    }
+
+    /// Counts what the schedule of cleanups does.
+    pub fn cleanup(&self) -> Cleanup {
+        Cleanup::new(&self.cleanup)
     }
 
     /// Sets how many messages are ready in a queue and how many consumers it has; nothing where
@@ -347,7 +355,7 @@ const SECONDS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
 
-fn add<M>(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, M>
+pub(super) fn add<M>(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, M>
 where
     M: Default,
     Family<Labels, M>: Metric,
@@ -378,7 +386,7 @@ mod tests {
 
     use super::*;
     use crate::store::{Effect, Written};
-    use crate::telemetry::STUCK_AFTER;
+    use crate::telemetry::{Outcome, STUCK_AFTER};
 
     const README: &str = include_str!("../../README.md");
 
@@ -389,6 +397,7 @@ mod tests {
         let tasks = Effect { rows: 1, statements: 1, stale: Some(1) };
         lane.end_write(&[], &Ok(Written { tasks, ..Written::default() }), Duration::ZERO);
         telemetry.set_depth("results", "results", Some((1, 1)));
+        telemetry.cleanup().end(Outcome::Done);
         telemetry
     }
 

@@ -4,6 +4,7 @@
 //! WARN is for what heals or can be mended without loss, ERROR for what needs somebody. Batches
 //! are logged at DEBUG, messages at TRACE, and no argument, result or password at any level.
 
+mod cleanup;
 mod lane;
 mod metrics;
 mod process;
@@ -15,6 +16,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
+pub use self::cleanup::{Cleanup, Outcome};
 pub(crate) use self::lane::reason;
 pub use self::lane::{Lane, STUCK_AFTER};
 pub use self::metrics::{Counts, Health, REASONS, Telemetry};

@@ -1,0 +1,94 @@
+//! What the schedule of cleanups tells of itself.
+
+use std::sync::atomic::AtomicU64;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::metrics::{Labels, add};
+use crate::store::{GROUPS, TASKS};
+
+const ROWS: &str = "celeriac_cleanup_rows";
+const RUNS: &str = "celeriac_cleanup_runs";
+const LAST_SUCCESS: &str = "celeriac_cleanup_last_success_timestamp_seconds";
+
+/// What is counted of cleanups.
+pub(super) struct Families {
+    rows: Family<Labels, Counter>,
+    runs: Family<Labels, Counter>,
+    last_success: Family<Labels, Gauge<f64, AtomicU64>>,
+}
+
+impl Families {
+    /// Makes the metrics known under their names.
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let runs = "Times that expired rows were to be deleted, by what came of it";
+        let last_success = "When the last of them came to its end, since 1970";
+        Self {
+            rows: add(registry, ROWS, "Expired rows deleted, by table"),
+            runs: add(registry, RUNS, runs),
+            last_success: add(registry, LAST_SUCCESS, last_success),
+        }
+    }
+}
+
+/// What has come of a cleanup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All that had expired was deleted.
+    Done,
+    /// It broke off; the log says why.
+    Failed,
+    /// Another daemon was at it.
+    Elsewhere,
+}
+
+/// The metrics of the cleanups of a process.
+#[derive(Debug)]
+pub struct Cleanup {
+    tasks: Counter,
+    groups: Counter,
+    runs: Family<Labels, Counter>,
+    /// Has no sample before the first success.
+    last_success: Family<Labels, Gauge<f64, AtomicU64>>,
+}
+
+impl Cleanup {
+    pub(super) fn new(families: &Families) -> Self {
+        let rows =
+            |table: &str| families.rows.get_or_create_owned(&vec![("table", table.to_owned())]);
+        let (tasks, groups) = (rows(TASKS), rows(GROUPS));
+        for outcome in [Outcome::Done, Outcome::Failed, Outcome::Elsewhere] {
+            drop(families.runs.get_or_create(&labels(outcome)));
+        }
+        let last_success = families.last_success.clone();
+        Self { tasks, groups, runs: families.runs.clone(), last_success }
+    }
+
+    /// Rows were deleted from the table of tasks and from that of groups.
+    pub(crate) fn delete(&self, tasks: u64, groups: u64) {
+        self.tasks.inc_by(tasks);
+        self.groups.inc_by(groups);
+    }
+
+    /// A cleanup has come to its end.
+    pub(crate) fn end(&self, outcome: Outcome) {
+        self.runs.get_or_create(&labels(outcome)).inc();
+        if outcome == Outcome::Done {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.last_success.get_or_create(&Labels::new()).set(now.as_secs_f64());
+        }
+    }
+}
+
+fn labels(outcome: Outcome) -> Labels {
+    let outcome = match outcome {
+        Outcome::Done => "done",
+        Outcome::Failed => "failed",
+        Outcome::Elsewhere => "elsewhere",
+    };
+    vec![("outcome", outcome.to_owned())]
+}
