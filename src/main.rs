@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use celeriac::telemetry::Causes;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::command::{SettingsArgs, capture, dead, migrate, replay, run};
+use crate::command::{SettingsArgs, capture, dead, health, migrate, replay, run};
 
 /// Puts the results of Celery tasks into a Django project's database.
 #[derive(Parser)]
@@ -95,6 +95,19 @@ enum Command {
         #[command(flatten)]
         arguments: replay::Arguments,
     },
+
+    /// Asks a daemon that runs how it is, at its `--listen` address.
+    ///
+    /// It exits with 0 when every lane consumes its queue and has a database that takes writes (or,
+    /// with `--live`, when none is stuck), and else with 1 and the reason. That is what the health
+    /// check of a container, a probe of Kubernetes or a script asks. It takes the same settings as
+    /// the daemon; where that listens on every address, as 0.0.0.0, the loopback is asked.
+    Health {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        #[command(flatten)]
+        arguments: health::Arguments,
+    },
 }
 
 /// The stack of each thread, in bytes; it is taken from memory only as far as it is used. lapin
@@ -127,6 +140,10 @@ fn main() -> ExitCode {
         Command::Replay { settings, arguments } => {
             settings.check().map(|config| replay::run(&arguments, &config))
         }
+        // Docker keeps 2 for itself.
+        Command::Health { settings, arguments } => {
+            Ok(settings.check().and_then(|config| health::run(&arguments, &config)))
+        }
     };
     match done {
         Ok(Ok(status)) => status,
@@ -143,6 +160,7 @@ fn command_line() -> clap::Command {
     };
     Cli::command()
         .mut_subcommand("migrate", show(&["database", "time_zone"]))
+        .mut_subcommand("health", show(&["listen"]))
         .mut_subcommand("dead", show(&["broker", "dead_queue"]))
         .mut_subcommand("dead", |dead| dead.mut_args(|setting| setting.global(true)))
         .mut_subcommand(

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{listen_for_signals, print};
+use super::{listen_for_signals, print, printable};
 
 /// The most letters, and the most bytes of them, that are sent back together.
 const MAX_TOGETHER: usize = 200;
@@ -270,12 +270,6 @@ fn table(letters: &[DeadLetter]) -> String {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     });
     lines.collect::<Vec<_>>().join("\n")
-}
-
-fn printable(text: &str) -> String {
-    let moves =
-        |c: char| c.is_control() || matches!(c, '\u{200E}'..='\u{202E}' | '\u{2060}'..='\u{206F}');
-    text.chars().map(|c| if moves(c) { '\u{FFFD}' } else { c }).collect()
 }
 
 async fn show(

@@ -2,6 +2,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod dead;
+pub(crate) mod health;
 pub(crate) mod migrate;
 mod progress;
 pub(crate) mod replay;
@@ -116,6 +117,13 @@ fn print(line: &str) {
         #[expect(clippy::exit, reason = "what was not printed is still where it was")]
         std::process::exit(i32::from(!is_closed));
     }
+}
+
+/// A text from the wire as it may be printed: without characters that move the cursor.
+fn printable(text: &str) -> String {
+    let moves =
+        |c: char| c.is_control() || matches!(c, '\u{200E}'..='\u{202E}' | '\u{2060}'..='\u{206F}');
+    text.chars().map(|c| if moves(c) { '\u{FFFD}' } else { c }).collect()
 }
 
 /// Makes a file that must not be there yet, for its owner alone: it will hold arguments and results.
