@@ -147,7 +147,9 @@ mod tests {
     fn the_reason_names_the_lane_and_its_side() {
         let down = |reason: &str| json!({ "up": false, "reason": reason });
         let up = || json!({ "up": true });
-        let lane = |name, broker, database| json!({ "lane": name, "broker": broker, "database": database });
+        let lane = |name, broker, database| -> Value {
+            json!({ "lane": name, "broker": broker, "database": database })
+        };
         let answer = json!({ "ready": false, "lanes": [
             lane("1", up(), down("is\u{1b}[2J full")),
             lane("2", up(), up()),
