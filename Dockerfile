@@ -43,7 +43,8 @@ COPY integration/requirements/wheel.txt ./
 RUN /venv/bin/pip install --no-cache-dir --requirement wheel.txt
 COPY pyproject.toml README.md LICENSE-APACHE LICENSE-MIT ./
 COPY python/ python/
-RUN /venv/bin/maturin build --release --locked --out /dist
+# With the options of the program above, which Cargo then takes as it is.
+RUN /venv/bin/maturin build --release --locked --strip false --out /dist
 
 FROM scratch AS wheel
 COPY --from=build-wheel /dist/ /
@@ -51,7 +52,7 @@ COPY --from=build-wheel /dist/ /
 
 FROM python:3.13.14-slim-trixie AS site
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-RUN useradd --uid 65532 --no-create-home site
+RUN groupadd --gid 65532 site && useradd --uid 65532 --gid site --no-create-home site
 WORKDIR /site
 COPY integration/compose/requirements.txt ./
 RUN pip install --no-cache-dir --requirement requirements.txt

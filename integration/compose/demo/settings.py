@@ -44,6 +44,7 @@ TEMPLATES = [
 ]
 STATIC_URL = "static/"
 USE_TZ = True
+TIME_ZONE = "UTC"
 
 # DATABASE_ENGINE, DATABASE_NAME and so on.
 DATABASES = {
