@@ -11,7 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::command::exit::{self, Exit};
 use crate::command::{
-    SettingsArgs, capture, check, cleanup, completion, dead, man, migrate, replay, run, say,
+    SettingsArgs, capture, check, cleanup, completion, dead, health, man, migrate, replay, run, say,
 };
 
 /// Puts the results of Celery tasks into a Django project's database.
@@ -135,6 +135,19 @@ enum Command {
         arguments: replay::Arguments,
     },
 
+    /// Asks a daemon that runs how it is, at its `--listen` address.
+    ///
+    /// It exits with 0 when every lane consumes its queue and has a database that takes writes (or,
+    /// with `--live`, when none is stuck), and else with 1 and the reason. That is what the health
+    /// check of a container, a probe of Kubernetes or a script asks. It takes the same settings as
+    /// the daemon; where that listens on every address, as 0.0.0.0, the loopback is asked.
+    Health {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        #[command(flatten)]
+        arguments: health::Arguments,
+    },
+
     /// Prints what a shell needs to complete the command line.
     ///
     /// Bash: `celeriac completion bash > /usr/share/bash-completion/completions/celeriac`; zsh: as
@@ -184,6 +197,10 @@ fn main() -> ExitCode {
         }
         Command::Replay { settings, arguments } => {
             settings.check().map(|config| replay::run(&arguments, &config))
+        }
+        // Docker keeps 2 for itself.
+        Command::Health { settings, arguments } => {
+            Ok(settings.check().and_then(|config| health::run(&arguments, &config)))
         }
         Command::Completion(arguments) => Ok(Ok(completion::run(&arguments, &command_line()))),
         Command::Man(arguments) => Ok(man::run(&arguments, command_line())),
@@ -235,6 +252,7 @@ fn command_line() -> clap::Command {
                 "time_zone",
             ]),
         )
+        .mut_subcommand("health", show(&["listen"]))
         .mut_subcommand("dead", show(&["broker", "broker_file", "dead_queue"]))
         .mut_subcommand("dead", |dead| dead.mut_args(|setting| setting.global(true)))
         .mut_subcommand(

@@ -89,7 +89,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// The crates that only these modules may name.
 const KEPT_IN: &[(&str, &[&str])] = &[
-    ("hyper", &["listener"]),
+    ("hyper", &["command", "listener"]),
     ("lapin", &["ack", "check", "dead_queue", "publish", "queue_depth", "source", "tap"]),
     ("prometheus_client", &["telemetry"]),
     ("sqlx", &["store"]),

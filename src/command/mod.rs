@@ -6,6 +6,7 @@ pub(crate) mod cleanup;
 pub(crate) mod completion;
 pub(crate) mod dead;
 pub(crate) mod exit;
+pub(crate) mod health;
 pub(crate) mod man;
 pub(crate) mod migrate;
 mod progress;
@@ -172,7 +173,7 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Text of others without what would move about a terminal.
+/// A text from the wire as it may be printed: without characters that move the cursor.
 fn printable(text: &str) -> String {
     let moves =
         |c: char| c.is_control() || matches!(c, '\u{200E}'..='\u{202E}' | '\u{2060}'..='\u{206F}');
