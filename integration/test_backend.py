@@ -1104,6 +1104,8 @@ def test_the_command_hands_everything_on(manage: Any) -> None:
 def test_variables_of_the_user_win(manage: Any) -> None:
     theirs = {name: "theirs" for name in ("CELERIAC_BROKER", "CELERIAC_DATABASE")}
     assert given(manage("run", settings="DATABASES = {}", **theirs)) == theirs
+    files = {f"{name}_FILE": "/run/secrets/theirs" for name in theirs}
+    assert given(manage("run", settings="DATABASES = {}", **files)) == files
     settings = "CELERY_RESULT_BACKEND = 'celeriac://?queue=ours'"
     told = given(manage("run", settings=settings, CELERIAC_RESULTS_QUEUE="theirs"))
     assert told["CELERIAC_RESULTS_QUEUE"] == "theirs"

@@ -6,13 +6,16 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import amqp
 import pytest
 
 import events
 import results
-from broker import DEAD, EVENTS, Broker
+from broker import DEAD, EVENTS, EXCHANGE, RESULTS, Broker
+from command import fail, succeed
 from daemon import REPOSITORY, Daemon
 from database import Database, Databases
 from pipeline import Pipeline
@@ -91,6 +94,33 @@ def test_rights_at_the_broker(
             daemon.kill()
             if index == 0:
                 broker.declare(DEAD)
+
+
+def test_rights_of_workers_and_commands(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    broker = Broker(rabbitmq.create())
+    with broker_user(rabbitmq, broker.url) as give:
+        # GIVEN a worker that comes first, THEN it makes and binds everything and publishes
+        worker = Broker(give(*broker_rights("worker")))
+        for queue in (DEAD, RESULTS):
+            worker.declare(queue)
+        with worker.channel() as channel:
+            channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
+            channel.queue_bind(RESULTS, EXCHANGE, RESULTS)
+            message = results.result(results.new_id()).to_amqp()
+            channel.basic_publish(message, exchange=EXCHANGE, routing_key=RESULTS, mandatory=True)
+        assert broker.depth(RESULTS) == 1
+        # THEN it cannot read what others have published there
+        broker.publish(results.result(results.new_id()), queue=DEAD)
+        with pytest.raises(amqp.AccessRefused):
+            worker.take(DEAD)
+        # THEN whoever looks at dead letters and records messages needs no more than it says
+        configure, write, read = broker_rights("celeriac")
+        own = "|^amq\\.gen-.*$"
+        url = give(configure + own, write + own, read + own + "|^celeriac\\.dead$")
+        [letter] = succeed("dead", "list", "--json", "--broker", url).splitlines()
+        file = tmp_path / "capture.jsonl"
+        succeed("capture", file, "--duration", "1s", "--broker", url)
+        assert ADVICE in fail("dead", "list", "--broker", give(configure, write, read))
 
 
 # The databases ------------------------------------------------------------------------------

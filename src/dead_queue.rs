@@ -81,7 +81,13 @@ impl DeadQueue {
     async fn get(&self) -> Result<Option<Message>, SourceError> {
         let options = BasicGetOptions::default();
         let got = self.channel.basic_get(self.queue.clone(), options).await;
-        let got = got.map_err(SourceError::Lost)?;
+        let got = got.map_err(|error| {
+            if source::is_protocol_error(&error, &[403]) {
+                SourceError::Queue { queue: self.queue.to_string(), source: error }
+            } else {
+                SourceError::Lost(error)
+            }
+        })?;
         Ok(got.map(|BasicGetMessage { delivery, .. }| source::message_from(delivery)))
     }
 
