@@ -21,6 +21,7 @@ COPY migrations/ migrations/
 COPY src/ src/
 # What `celeriac --version` shows: git log -1 --abbrev=7 --date=short --format='%h %cd'
 ARG CELERIAC_COMMIT
+ENV CELERIAC_COMMIT=$CELERIAC_COMMIT
 # Cargo goes by the time of a file, and the files of a checkout may be older than the stand-ins.
 RUN touch src/main.rs src/lib.rs && cargo build --locked --release
 
