@@ -147,7 +147,7 @@ pub(super) trait Cleanup: Database {
     /// What locks the rows that a query gives and passes over those that are locked.
     const LOCKING: &str;
 
-    /// Whether rows are locked by the index on their key, as those who write them do. InnoDB locks
+    /// Whether rows are locked by the index on their key, as those who write them do. MySQL locks
     /// the index before the row, and in another order it would find deadlocks.
     const LOCKS_BY_KEY: bool = false;
 
