@@ -665,16 +665,7 @@ impl Settings {
                 every: self.cleanup_every.as_deref(),
             })?,
             listen: listen(self.listen.as_deref())?,
-            log_format: match self.log_format.as_deref() {
-                None | Some("text") => LogFormat::Text,
-                Some("json") => LogFormat::Json,
-                Some(other) => {
-                    return Err(ConfigError::new(
-                        "log-format",
-                        format!("{other:?} is not a format: write text or json"),
-                    ));
-                }
-            },
+            log_format: log_format(self.log_format.as_deref())?,
             log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),
             warnings,
         })
@@ -813,6 +804,17 @@ fn time_zone(text: Option<&str>) -> Result<Tz, ConfigError> {
             format!("{text:?} is not a time zone: write Django's TIME_ZONE, such as Europe/Paris"),
         )
     })
+}
+
+fn log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {
+    match text {
+        None | Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        Some(other) => Err(ConfigError::new(
+            "log-format",
+            format!("{other:?} is not a format: write text or json"),
+        )),
+    }
 }
 
 fn listen(text: Option<&str>) -> Result<Option<SocketAddr>, ConfigError> {
