@@ -57,6 +57,24 @@ class Message:
         return amqp.Message(self.body, application_headers=self.headers, **self.properties)
 
 
+class Raw(str):
+    """A text that a client sends as these bytes, whatever they are."""
+
+    bytes: bytes
+
+    def __new__(cls, sent: bytes) -> Raw:
+        made = super().__new__(cls, "?" * len(sent))
+        made.bytes = sent
+        return made
+
+    def encode(self, *_: object) -> bytes:
+        return self.bytes
+
+
+#: A property that is no text, which hardly any client can read.
+UNREADABLE = {"content_type": Raw(b"\xff\xfe/json")}
+
+
 def connect(url: str, *, confirm: bool = True) -> amqp.Connection:
     parts = urlsplit(url)
     connection = amqp.Connection(

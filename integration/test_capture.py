@@ -18,7 +18,7 @@ import pytest
 
 import events
 import results
-from broker import DEAD, EVENT_EXCHANGE, EXCHANGE, RESULTS, Broker, Message
+from broker import DEAD, EVENT_EXCHANGE, EXCHANGE, RESULTS, UNREADABLE, Broker, Message
 from command import celeriac, fail, succeed
 from conftest import ENGINES
 from daemon import Daemon, binary
@@ -232,3 +232,55 @@ def test_a_reader_that_goes_away_ends_a_dry_run_in_peace(tmp_path: Path) -> None
         ["bash", "-o", "pipefail", "-c", command], env=clean_environment(), capture_output=True
     )
     assert (done.returncode, done.stdout[:1], b"panic" in done.stderr) == (0, b"{", False)
+
+
+def test_a_message_that_cannot_be_read_ends_a_capture_with_the_reason(
+    rabbitmq: RabbitMQ, tmp_path: Path
+) -> None:
+    broker = Broker(rabbitmq.create())
+    broker.declare(DEAD)
+    for message in (Message(b"[1]"), Message(b"[2]", dict(UNREADABLE)), Message(b"[3]")):
+        broker.publish(message, queue=DEAD)
+    file = tmp_path / "drained.jsonl"
+    told = fail("capture", file, "--drain", DEAD, "--broker", broker.url)
+    assert "has properties that cannot be read" in told and "dead purge --unreadable" in told
+    # What came before it may be in the file and in the queue.
+    assert [body(line) for line in lines(file)] in ([b"[1]"], [])
+
+    file = tmp_path / "tap.jsonl"
+    with broker.channel() as channel:
+        channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
+    command = [binary(), "capture", file, "--broker", broker.url]
+    process = subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE)
+    wait_until(file.exists, "the capture to begin", 15)
+    with broker.channel() as channel:
+        channel.basic_publish(Message(b"[1]").to_amqp(), EXCHANGE, RESULTS)
+        wait_until(lambda: len(lines(file)) == 1, "a message in the file", 15)
+        channel.basic_publish(Message(b"[2]", dict(UNREADABLE)).to_amqp(), EXCHANGE, RESULTS)
+    _, words = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "begin another capture" in words.decode()
+
+
+@pytest.mark.parametrize("engine", ["sqlite"])
+def test_dead_letters_are_captured_under_their_own_exchange(
+    rabbitmq: RabbitMQ,
+    databases: Databases,
+    make_daemon: Callable[..., Daemon],
+    tmp_path: Path,
+    engine: str,
+) -> None:
+    """So that a replay takes events for events."""
+    broker, database = Broker(rabbitmq.create()), databases.migrated(engine)
+    daemon = make_daemon(broker.url, database.url, "--events", "--max-body-size", "20")
+    daemon.start()
+    daemon.wait_for_consuming(2)
+    event = events.message(events.event("task-started", "late"))
+    with broker.channel() as channel:
+        channel.basic_publish(event.to_amqp(), EVENT_EXCHANGE, "task.started")
+    wait_until(lambda: broker.exists(DEAD) and broker.depth(DEAD) == 1, "a dead letter", 15)
+    file = tmp_path / "letters.jsonl"
+    succeed("capture", file, "--drain", DEAD, "--broker", broker.url)
+    assert lines(file)[0]["exchange"] == EVENT_EXCHANGE
+    succeed("replay", file, "--database", database.url)
+    assert database.statuses() == {"late": "STARTED"}

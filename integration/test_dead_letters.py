@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import results
-from broker import DEAD, RESULTS, Broker, Message
+from broker import DEAD, RESULTS, UNREADABLE, Broker, Message
 from command import celeriac, fail, succeed
 from daemon import Daemon, binary
 from database import Databases
@@ -285,3 +285,41 @@ def test_without_the_queue_there_is_nothing_to_look_at(rabbitmq: RabbitMQ) -> No
     nobody = broker.url.replace("guest:guest", "guest:wrong")
     refused = fail("dead", "list", "--broker", nobody)
     assert "cannot connect" in refused and "wrong" not in refused
+
+
+def test_a_letter_that_cannot_be_read_hides_the_others_until_it_is_deleted(
+    dead: Pipeline,
+) -> None:
+    # GIVEN letters of which two cannot be read, as RabbitMQ puts them there itself
+    broker, at = dead.broker, ("--broker", dead.broker.url)
+    for name in ("fourth", "fifth"):
+        broker.publish(Message(b"{}", dict(UNREADABLE)), queue=DEAD)
+        broker.publish(Message(b"[1", results.properties(name)), queue=DEAD)
+    assert broker.depth(DEAD) == 7
+
+    # THEN those before them are listed, and every command says what is in the way and ends
+    listed_all = celeriac("dead", "list", *at)
+    assert listed_all.returncode == 1
+    assert all(name in listed_all.stdout.decode() for name in ("first", "second", "third"))
+    assert "3 of 7 dead letters; 4 were not looked at" in listed_all.stderr.decode()
+    for command in [
+        ("list", "--json"),
+        ("show", "nobody"),
+        ("replay", "--reason", "undecodable"),
+        ("purge", "--reason", "unstorable", "--yes"),
+    ]:
+        told = fail("dead", *command, *at)
+        assert "cannot be read" in told and "dead purge --unreadable" in told, command
+
+    # WHEN they are deleted, which asks first
+    assert "add --yes" in fail("dead", "purge", "--unreadable", *at)
+    wait_until(lambda: broker.depth(DEAD) >= 5, "the letters to be back", 15)
+    done = celeriac("dead", "purge", "--unreadable", "--yes", *at)
+    assert (done.returncode, done.stderr.decode()) == (0, "2 dead letters were deleted\n")
+    assert "0 dead letters" in celeriac(
+        "dead", "purge", "--unreadable", "--yes", *at
+    ).stderr.decode()
+
+    # THEN no other is gone
+    names = [letter["correlation_id"] for letter in listed(dead)]
+    assert names == ["fifth", "first", "fourth", "second", "third"]

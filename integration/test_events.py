@@ -21,7 +21,17 @@ from kombu.serialization import loads
 
 import events
 import results
-from broker import DEAD, EVENT_EXCHANGE, EVENTS, EXCHANGE, QUEUES, RESULTS, Broker, Message
+from broker import (
+    DEAD,
+    EVENT_EXCHANGE,
+    EVENTS,
+    EXCHANGE,
+    QUEUES,
+    RESULTS,
+    UNREADABLE,
+    Broker,
+    Message,
+)
 from conftest import ENGINES
 from daemon import Daemon
 from database import TABLE, Databases
@@ -692,6 +702,20 @@ def test_bad_message_of_events(
     [letter] = listener.broker.take(DEAD)
     assert letter.headers["x-celeriac-reason"] == reason
     assert letter.body == message.body
+
+
+def test_events_that_cannot_be_read_cost_only_themselves(listener: Pipeline) -> None:
+    ids = [results.new_id() for _ in range(6)]
+    messages = [events.message(received(task_id)) for task_id in ids]
+    # WHEN two messages among others have a property that is no text
+    for at in (4, 2):
+        messages.insert(at, Message(b"[]", dict(UNREADABLE)))
+    listener.broker.publish_many((EVENTS, message) for message in messages)
+    # THEN the others are stored, and the log says what was left out
+    listener.wait_for_rows(dict.fromkeys(ids, "RECEIVED"))
+    told = "an event with properties that cannot be read was left out"
+    wait_until(lambda: listener.daemon.output().count(told) == 2, "two words of it", 15)
+    wait_until(lambda: listener.broker.depth(EVENTS) == 0, "an empty queue", 15)
 
 
 def test_ten_thousand_events_in_one_list(listener: Pipeline) -> None:

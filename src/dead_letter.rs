@@ -50,6 +50,18 @@ pub struct Death<'death> {
     pub time: DateTime<Utc>,
 }
 
+/// A message as it was published, as far as a dead letter tells: under its own exchange and routing
+/// key, by which `celeriac replay` knows results from events. Any other message stays as it is.
+#[must_use]
+pub fn as_published(message: Message) -> Message {
+    let letter = DeadLetter::of(&message);
+    Message {
+        exchange: letter.exchange.unwrap_or(message.exchange),
+        routing_key: letter.routing_key.unwrap_or(message.routing_key),
+        ..message
+    }
+}
+
 /// The properties and headers of the dead letter that a message becomes: its own, made persistent
 /// and without an expiry, and those that say how it died.
 #[must_use]

@@ -16,6 +16,7 @@ use crate::dead_letter;
 use crate::message::Message;
 use crate::publish::{Outgoing, PublishError, Publisher};
 use crate::source::{self, SourceError};
+use crate::unreadable::{self, Ending};
 
 /// How many acknowledgements may be on their way. Where there are more than 32, the channel of a
 /// quorum queue holds some back, and forgets them when it is closed (`rabbit_fifo_client`, 3.10).
@@ -24,6 +25,7 @@ const MAX_UNSETTLED: usize = 16;
 /// A look at the dead-letter queue, over a connection of its own.
 pub struct DeadQueue {
     connection: Connection,
+    ending: Ending,
     channel: Channel,
     queue: ShortString,
     /// Letters that came while acknowledgements were waited for.
@@ -42,13 +44,15 @@ impl DeadQueue {
     pub async fn open(config: &Config) -> Result<Option<Self>, SourceError> {
         let connection = source::connect(&config.brokers, "celeriac dead").await?;
         let failed = |source| SourceError::Queue { queue: config.dead_queue.clone(), source };
+        let ending = Ending::of(&connection);
         let channel = connection.create_channel().await.map_err(failed)?;
         let queue = ShortString::try_new(config.dead_queue.as_str()).unwrap_or_default();
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         match channel.queue_declare(queue.clone(), options, FieldTable::default()).await {
             Ok(declared) => {
                 let remaining = declared.message_count();
-                Ok(Some(Self { connection, channel, queue, ahead: VecDeque::new(), remaining }))
+                let ahead = VecDeque::new();
+                Ok(Some(Self { connection, ending, channel, queue, ahead, remaining }))
             }
             Err(error) if source::is_protocol_error(&error, &[404]) => Ok(None),
             Err(error) => Err(failed(error)),
@@ -78,10 +82,10 @@ impl DeadQueue {
         Ok(next)
     }
 
-    async fn get(&self) -> Result<Option<Message>, SourceError> {
+    async fn get(&mut self) -> Result<Option<Message>, SourceError> {
         let options = BasicGetOptions::default();
-        let got = self.channel.basic_get(self.queue.clone(), options).await;
-        let got = got.map_err(|error| {
+        let getting = self.channel.basic_get(self.queue.clone(), options);
+        let got = self.ending.unless(getting).await?.map_err(|error| {
             if source::is_protocol_error(&error, &[403]) {
                 SourceError::Queue { queue: self.queue.to_string(), source: error }
             } else {
@@ -105,7 +109,8 @@ impl DeadQueue {
             }
             // The queue takes one command after the other, so when it answers this one it has done
             // the others.
-            self.ahead.extend(self.get().await?);
+            let next = self.get().await?;
+            self.ahead.extend(next);
         }
         Ok(())
     }
@@ -128,6 +133,45 @@ impl DeadQueue {
     pub async fn close(self) -> Result<(), SourceError> {
         self.channel.close(200, ShortString::default()).await.map_err(SourceError::Lost)?;
         self.connection.close(200, ShortString::default()).await.map_err(SourceError::Lost)
+    }
+}
+
+/// Deletes the letters whose properties cannot be read, which stand in the way of those behind them.
+/// Gives their number.
+///
+/// Those before the first of them are held by one connection, so that another finds it at the head of
+/// the queue.
+///
+/// # Errors
+///
+/// When the broker cannot be reached or does not let us use the queue.
+pub async fn purge_unreadable(config: &Config) -> Result<u32, PublishError> {
+    let mut purged = 0;
+    loop {
+        let Some(before) = readable_before_another(config).await? else { return Ok(purged) };
+        let Some(mut holder) = DeadQueue::open(config).await? else { return Ok(purged) };
+        for _ in 0..before {
+            holder.next().await?;
+        }
+        purged += u32::from(unreadable::discard_head(&config.brokers, &config.dead_queue).await?);
+        holder.close().await?;
+    }
+}
+
+/// How many letters stand before the first one that cannot be read; nothing where all can be.
+async fn readable_before_another(config: &Config) -> Result<Option<u32>, SourceError> {
+    let Some(mut queue) = DeadQueue::open(config).await? else { return Ok(None) };
+    let mut readable = 0;
+    loop {
+        match queue.next().await {
+            Ok(Some(_)) => readable += 1,
+            Ok(None) => {
+                queue.close().await?;
+                return Ok(None);
+            }
+            Err(error) if error.is_unreadable() => return Ok(Some(readable)),
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::pipeline::{self, End, Pace, Reading};
 use crate::source::{Session, SourceError};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Causes, Lane, reason};
+use crate::unreadable;
 
 /// A session that lasted so long was a good one: the waits begin anew after it.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
@@ -88,9 +89,11 @@ pub async fn run<S: Store>(
                          one until the broker gives it up"
                     );
                 }
-                is_careful = true;
+                let was_careful = std::mem::replace(&mut is_careful, true);
                 careful_sessions += 1;
-                if careful_sessions <= MAX_CAREFUL_SESSIONS {
+                if was_careful && events.is_some() {
+                    discard_event(config, queue, telemetry, &mut backoff, shutdown).await
+                } else if careful_sessions <= MAX_CAREFUL_SESSIONS {
                     tokio::time::sleep(CAREFUL_DELAY).await;
                     true
                 } else {
@@ -125,6 +128,29 @@ pub async fn run<S: Store>(
         };
         if !goes_on {
             return;
+        }
+    }
+}
+
+/// Leaves out the event that stands at the head of its queue and cannot be read: a classic queue never
+/// gives it up. Says whether to go on.
+async fn discard_event(
+    config: &Config,
+    queue: &str,
+    telemetry: &Lane,
+    backoff: &mut Backoff,
+    shutdown: &CancellationToken,
+) -> bool {
+    match unreadable::discard_head(&config.brokers, queue).await {
+        Ok(true) => {
+            telemetry.skip_event();
+            tracing::warn!(queue, "an event with properties that cannot be read was left out");
+            true
+        }
+        Ok(false) => true,
+        Err(error) => {
+            let problem = "an event with properties that cannot be read is still in its queue";
+            backoff.wait(problem, &error, shutdown).await.is_continue()
         }
     }
 }

@@ -24,6 +24,7 @@
 //! - [`capture`]: messages in a file, for `celeriac capture` and `celeriac replay`; [`tap`] is where
 //!   they come from.
 //! - [`dead_queue`]: the dead-letter queue as `celeriac dead` looks at it.
+//! - `unreadable`: messages that lapin cannot read, and how to get past them.
 //! - [`check`]: trying both sides without changing anything; each [`finding`] is told as it is made.
 //! - [`cleanup`]: deleting expired rows, once or by a schedule; [`expiry`] is how long rows are kept.
 //! - [`telemetry`]: how it logs, what it counts, and how its lanes are.
@@ -39,7 +40,7 @@
 //!   daemons: the law is in [`merge`], and once more, in SQL, in `store/upsert.rs`.
 //! - Lanes share nothing, and nothing is kept between two sessions with the broker.
 //! - lapin is named only in `source.rs`, `publish.rs`, `ack.rs`, `dead_queue.rs`,
-//!   `queue_depth.rs`, `tap.rs` and under `check/`, sqlx only under `store/`; [`decode`], [`state`],
+//!   `queue_depth.rs`, `tap.rs`, `unreadable.rs` and under `check/`, sqlx only under `store/`; [`decode`], [`state`],
 //!   [`task_result`], [`group_result`], [`row`], [`merge`], [`batch`] and [`expiry`] have no clock,
 //!   no I/O and no log.
 //! - No byte from the wire is executed, and no argument, result or password is logged.
@@ -73,4 +74,5 @@ pub mod store;
 pub mod tap;
 pub mod task_result;
 pub mod telemetry;
+mod unreadable;
 pub mod version;

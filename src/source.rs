@@ -98,7 +98,8 @@ pub enum SourceError {
 impl SourceError {
     /// Whether a message has come that lapin cannot read: one whose short texts are not UTF-8, or
     /// whose headers are larger than a frame (501, `FRAME_ERROR`).
-    pub(crate) fn is_unreadable(&self) -> bool {
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
         match self {
             Self::Lost(error) => match error.kind() {
                 lapin::ErrorKind::ParsingError(_) => true,

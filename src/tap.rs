@@ -8,10 +8,12 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
+use tokio::sync::Mutex;
 
 use crate::config::Config;
 use crate::message::{Message, Value};
 use crate::source::{self, SourceError};
+use crate::unreadable::Ending;
 
 /// RabbitMQ's exchange with copies of all messages of a virtual host, while `rabbitmqctl trace_on`
 /// is in force (<https://www.rabbitmq.com/docs/firehose>).
@@ -43,6 +45,7 @@ pub fn firehose(queue: &str) -> (String, String) {
 /// A consumer over a connection of its own.
 pub struct Tap {
     connection: Connection,
+    ending: Mutex<Ending>,
     channel: Channel,
     consumer: Consumer,
     waiting: u32,
@@ -56,6 +59,7 @@ impl Tap {
     /// When the broker cannot be reached, or has no such exchange or queue.
     pub async fn open(config: &Config, origin: &Origin) -> Result<Self, SourceError> {
         let connection = source::connect(&config.brokers, "celeriac capture").await?;
+        let ending = Mutex::new(Ending::of(&connection));
         let channel = connection.create_channel().await.map_err(SourceError::Lost)?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(SourceError::Lost)?;
         let (queue, waiting) = match origin {
@@ -75,7 +79,7 @@ impl Tap {
             .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
             .await
             .map_err(|source| SourceError::Queue { queue: queue.as_str().to_owned(), source })?;
-        Ok(Self { connection, channel, consumer, waiting })
+        Ok(Self { connection, ending, channel, consumer, waiting })
     }
 
     /// How many messages the queue had when it was opened.
@@ -101,7 +105,11 @@ impl Tap {
     /// When the connection is lost; the messages of a queue are then in it again.
     pub async fn acknowledge(&self, last_delivery_tag: u64) -> Result<(), SourceError> {
         let options = BasicAckOptions { multiple: true };
-        self.channel.basic_ack(last_delivery_tag, options).await.map_err(SourceError::Lost)
+        match self.channel.basic_ack(last_delivery_tag, options).await {
+            Ok(()) => Ok(()),
+            // Whatever ended the connection is the reason, and this only its consequence.
+            Err(error) => Err(self.ending.lock().await.reason_for(error).await),
+        }
     }
 
     /// Ends the tap. What was not acknowledged is in its queue again.

@@ -48,12 +48,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("config", &["batch", "decode", "expiry"]),
     ("dead_letter", &["batch", "message"]),
-    ("dead_queue", &["config", "dead_letter", "message", "publish", "source"]),
+    ("dead_queue", &["config", "dead_letter", "message", "publish", "source", "unreadable"]),
     ("decode", &["group_result", "message", "row", "state", "task_result"]),
     ("expiry", &[]),
     ("finding", &[]),
     ("group_result", &[]),
-    ("lane", &["backoff", "config", "decode", "pipeline", "source", "store", "telemetry"]),
+    (
+        "lane",
+        &[
+            "backoff",
+            "config",
+            "decode",
+            "pipeline",
+            "publish",
+            "source",
+            "store",
+            "telemetry",
+            "unreadable",
+        ],
+    ),
     ("lib", &[]),
     ("listener", &["telemetry"]),
     ("main", &["command", "telemetry", "version"]),
@@ -81,16 +94,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("source", &["ack", "config", "message", "telemetry"]),
     ("state", &[]),
     ("store", &["batch", "config", "expiry", "finding", "group_result", "row", "task_result"]),
-    ("tap", &["config", "message", "source"]),
+    ("tap", &["config", "message", "source", "unreadable"]),
     ("task_result", &["state"]),
     ("telemetry", &["batch", "config", "row", "store", "version"]),
+    ("unreadable", &["config", "message", "publish", "source"]),
     ("version", &[]),
 ];
 
 /// The crates that only these modules may name.
 const KEPT_IN: &[(&str, &[&str])] = &[
     ("hyper", &["command", "listener"]),
-    ("lapin", &["ack", "check", "dead_queue", "publish", "queue_depth", "source", "tap"]),
+    (
+        "lapin",
+        &["ack", "check", "dead_queue", "publish", "queue_depth", "source", "tap", "unreadable"],
+    ),
     ("prometheus_client", &["telemetry"]),
     ("sqlx", &["store"]),
 ];

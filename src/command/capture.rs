@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use celeriac::capture;
 use celeriac::config::Config;
+use celeriac::dead_letter;
 use celeriac::message::Message;
+use celeriac::source::SourceError;
 use celeriac::tap::{self, Origin, Tap};
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
@@ -125,9 +127,9 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             match message {
                 Some(Ok(message)) => {
                     taken_bytes += message.body.len();
-                    taken.push(message);
+                    taken.push(dead_letter::as_published(message));
                 }
-                Some(Err(error)) => failure = Some(error.into()),
+                Some(Err(error)) => failure = Some(explained(error, is_drain)),
                 None => failure = Some(anyhow::anyhow!("the broker has ended the consumer")),
             }
             if failure.is_none() && taken.len() < room && taken_bytes < MAX_UNWRITTEN_BYTES {
@@ -137,9 +139,11 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         drop(messages);
         if let Some(last) = taken.last() {
             recording.write(&taken)?;
-            tap.acknowledge(last.delivery_tag).await?;
             recorded += taken.len() as u64;
             progress.set(recorded);
+            if let Err(error) = tap.acknowledge(last.delivery_tag).await {
+                failure = Some(explained(error, is_drain));
+            }
         }
         if failure.is_some() {
             break failure;
@@ -153,6 +157,24 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     match failure {
         Some(failure) => Err(failure),
         None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// An error with what to do, where a message that cannot be read has ended the connection.
+fn explained(error: SourceError, is_drain: bool) -> anyhow::Error {
+    let is_unreadable = error.is_unreadable();
+    let error = anyhow::Error::from(error);
+    match (is_unreadable, is_drain) {
+        (false, _) => error,
+        (true, false) => error.context(
+            "a message has come whose properties cannot be read, and with it the private queue is \
+             gone: begin another capture, in a new file",
+        ),
+        (true, true) => error.context(
+            "the next message of the queue has properties that cannot be read, and those behind it \
+             cannot be reached: take it out with another client (of dead letters, with `celeriac \
+             dead purge --unreadable`)",
+        ),
     }
 }
 

@@ -6,13 +6,14 @@ use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use celeriac::capture;
 use celeriac::config::Config;
-use celeriac::dead_letter::DeadLetter;
-use celeriac::dead_queue::{DeadQueue, Reviver};
+use celeriac::dead_letter::{self, DeadLetter};
+use celeriac::dead_queue::{self, DeadQueue, Reviver};
 use celeriac::message::Message;
 use celeriac::publish::PublishError;
+use celeriac::source::SourceError;
 use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -77,6 +78,11 @@ pub(crate) enum Action {
         /// All of them.
         #[arg(long)]
         all: bool,
+
+        /// Those whose properties cannot be read: nothing else can be done with them, and they keep
+        /// the letters behind them from being looked at.
+        #[arg(long, conflicts_with_all = ["all", "reason", "id", "older_than", "newer_than"])]
+        unreadable: bool,
 
         /// Deletes without asking.
         #[arg(long)]
@@ -151,9 +157,9 @@ pub(crate) async fn run(action: Action, config: &Config) -> anyhow::Result<ExitC
     let shutdown = CancellationToken::new();
     listen_for_signals(shutdown.clone())?;
     match &action {
-        Action::Replay { selection, all } | Action::Purge { selection, all, .. } => {
-            selection.require(*all)?;
-        }
+        Action::Replay { selection, all }
+        | Action::Purge { selection, all, unreadable: false, .. } => selection.require(*all)?,
+        Action::Purge { .. } => {}
         Action::List { .. } | Action::Show { .. } => {}
     }
     let Some(queue) = DeadQueue::open(config).await? else {
@@ -169,6 +175,20 @@ pub(crate) async fn run(action: Action, config: &Config) -> anyhow::Result<ExitC
         }
         Action::Show { id, body, json } => show(queue, &id, body, json, &shutdown).await,
         Action::Replay { selection, .. } => replay(queue, config, &selection, &shutdown).await,
+        Action::Purge { unreadable: true, yes, .. } => {
+            queue.close().await?;
+            let question = format!(
+                "Delete the dead letters in {} whose properties cannot be read?",
+                config.dead_queue
+            );
+            confirm(yes, &question, &shutdown).await?;
+            let purged = tokio::select! {
+                purged = dead_queue::purge_unreadable(config) => purged?,
+                () = shutdown.cancelled() => bail!("interrupted"),
+            };
+            say(&format!("{purged} dead letters were deleted"));
+            Ok(ExitCode::SUCCESS)
+        }
         Action::Purge { selection, yes, .. } => {
             purge(queue, config, &selection, yes, &shutdown).await
         }
@@ -191,10 +211,7 @@ impl<'shutdown> Look<'shutdown> {
 
     async fn next(&mut self) -> anyhow::Result<Option<(DeadLetter, Message)>> {
         let message = tokio::select! {
-            message = self.queue.next() => message.context(
-                "the next dead letter cannot be read; where it has damaged properties, only the \
-                 management page of RabbitMQ or `celeriac dead purge --all` can remove it",
-            )?,
+            message = self.queue.next() => message.map_err(explained)?,
             () = self.shutdown.cancelled() => None,
         };
         let Some(message) = message else { return Ok(None) };
@@ -213,6 +230,19 @@ impl<'shutdown> Look<'shutdown> {
     }
 }
 
+/// An error with the remedy, where a letter is in the way.
+fn explained(error: SourceError) -> anyhow::Error {
+    let is_unreadable = error.is_unreadable();
+    let error = anyhow::Error::from(error);
+    if !is_unreadable {
+        return error;
+    }
+    error.context(
+        "the next dead letter has properties that cannot be read, and those behind it cannot be \
+         reached: `celeriac dead purge --unreadable` deletes such letters, and no others",
+    )
+}
+
 async fn list(
     queue: DeadQueue,
     selection: &Selection,
@@ -223,8 +253,16 @@ async fn list(
     let total = queue.remaining();
     let mut look = Look::begin(queue, shutdown);
     let mut letters = Vec::new();
+    let mut failure = None;
     while limit == 0 || letters.len() < limit {
-        let Some((letter, _)) = look.next().await? else { break };
+        let letter = match look.next().await {
+            Ok(Some((letter, _))) => letter,
+            Ok(None) => break,
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        };
         if !selection.has(&letter, look.now) {
             continue;
         }
@@ -234,16 +272,26 @@ async fn list(
         letters.push(letter);
     }
     let unseen = look.queue.remaining();
-    look.end().await?;
+    // A connection that has failed cannot be closed in good order.
+    match failure {
+        Some(_) => look.progress.end(),
+        None => look.end().await?,
+    }
     if !json {
         letters.sort_by_key(|letter| letter.time);
         print_line(&table(&letters));
     }
     let mut summary = format!("{} of {total} dead letters", letters.len());
     if unseen > 0 {
-        let _ = write!(summary, "; {unseen} were not looked at: list more with --limit 0");
+        let _ = write!(summary, "; {unseen} were not looked at");
+        if failure.is_none() {
+            summary.push_str(": list more with --limit 0");
+        }
     }
     say(&summary);
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
     selection.require_found(letters.len())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -298,10 +346,7 @@ async fn show(
     if body {
         print(&message.body);
     } else if json {
-        // As it was published, so that `celeriac replay` knows results from events.
-        let exchange = letter.exchange.unwrap_or_default();
-        let routing_key = letter.routing_key.unwrap_or_default();
-        print_line(&capture::write(&Message { exchange, routing_key, ..message }));
+        print_line(&capture::write(&dead_letter::as_published(message)));
     } else {
         print_line(&description(&letter, &message));
     }
@@ -315,7 +360,7 @@ fn description(letter: &DeadLetter, message: &Message) -> String {
     let mut text = String::new();
     let mut add = |name: &str, value: &serde_json::Value| {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let _ = writeln!(text, "{name:28}{}", printable(&value));
+        let _ = writeln!(text, "{name:28} {}", printable(&value));
     };
     let told = serde_json::to_value(letter).unwrap_or_default();
     for (name, value) in told.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {

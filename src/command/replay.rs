@@ -56,6 +56,10 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
     listen_for_signals(shutdown.clone())?;
+    // Before the first of them is stored.
+    for path in arguments.files.iter().filter(|path| path.as_os_str() != "-") {
+        File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    }
     if arguments.dry_run {
         replay(arguments, config, Printer::default(), &shutdown).await
     } else {

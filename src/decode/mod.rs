@@ -222,7 +222,7 @@ impl Body<'_> {
         // (`SKIP_DECODE` in `kombu/serialization.py`, 5.7.0).
         let is_utf8 = ["utf-8", "utf8", "us-ascii", "ascii", "binary", "ascii-8bit"]
             .iter()
-            .any(|name| name.eq_ignore_ascii_case(&self.content_encoding));
+            .any(|name| name.eq_ignore_ascii_case(&self.content_encoding.replace('_', "-")));
         if is_utf8 {
             Ok(&self.bytes)
         } else {
@@ -255,15 +255,16 @@ pub enum DecodeError {
     NotAccepted(String),
     /// The serializer is not one that Celeriac reads.
     #[error(
-        "the content type {0:?} is not supported: use json, msgpack, yaml, pickle or auth as serializer"
+        "the content type {0:?} is not supported: use json, msgpack, yaml, pickle or auth as serializer, or, with celeriac://, name it in accept-content"
     )]
     UnsupportedContentType(String),
     /// The charset is not one that Celeriac reads.
     #[error("the content encoding {0:?} is not supported: use utf-8")]
     UnsupportedContentEncoding(String),
     /// The body is compressed or encoded in a way that Celeriac does not know.
-    #[error("the header `{header}` names {} that is not supported: use gzip, bzip2, lzma, zstd or brotli for compression, base64 for body_encoding",
-        .name.as_ref().map_or_else(|| "something".to_owned(), |name| format!("{name:?}")))]
+    #[error("the header `{header}` names {} that is not supported: use {}",
+        .name.as_ref().map_or_else(|| "something".to_owned(), |name| format!("{name:?}")),
+        if *.header == "body_encoding" { "base64" } else { "gzip, bzip2, lzma, zstd or brotli" })]
     UnsupportedCompression {
         /// The header that says so.
         header: &'static str,

@@ -61,7 +61,10 @@ fn first_value(body: &[u8], position: usize, max_depth: usize) -> Result<Packed<
     match value_length(bytes, max_depth) {
         Ok(length) if length <= bytes.len() => Ok(Packed(&bytes[..length])),
         Err(Unread::TooDeep) => Err(DecodeError::TooDeep { limit: max_depth }),
-        _ => Err(malformed("a value is cut off or of no known kind", position)),
+        _ => Err(malformed(
+            "a value is cut off, of no known kind or a text that is not UTF-8",
+            position,
+        )),
     }
 }
 
@@ -224,10 +227,23 @@ fn value_length(bytes: &[u8], max_depth: usize) -> Result<usize, Unread> {
             0xDE => (2, 2 * number(2)?),
             0xDF => (4, 2 * number(4)?),
         };
+        let length_width = match marker {
+            0xA0..=0xBF => Some(0),
+            0xD9 => Some(1),
+            0xDA => Some(2),
+            0xDB => Some(4),
+            _ => None,
+        };
+        let begin = position;
         position = usize::try_from(bytes_after)
             .ok()
             .and_then(|bytes| position.checked_add(bytes))
             .ok_or(Unread::Malformed)?;
+        // kombu reads texts strictly (`raw=False`), and so does whoever reads the column.
+        if let Some(width) = length_width {
+            let text = bytes.get(begin + width..position).ok_or(Unread::Malformed)?;
+            std::str::from_utf8(text).map_err(|_| Unread::Malformed)?;
+        }
         if values_after > 0 {
             if open.len() == max_depth {
                 return Err(Unread::TooDeep);
@@ -290,6 +306,24 @@ mod tests {
             assert_eq!(read.outcome.result.as_deref(), Some(column));
             assert_eq!(read.outcome.meta.as_deref(), Some("gahjaGlsZHJlbpA="));
             assert_eq!(read.outcome.traceback, None);
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_not_utf_8_is_refused_as_by_kombu() {
+        for text in [
+            &b"\xa2\xff\xfe"[..],
+            b"\xd9\x01\xff",
+            b"\xda\x00\x01\xff",
+            b"\xdb\x00\x00\x00\x01\xff",
+            b"\x92\x01\xa1\xff",
+            b"\x81\xa1\xff\x01",
+        ] {
+            let refused = decode(&message(five_members(text)));
+            assert!(matches!(refused, Err(DecodeError::Malformed { .. })), "{text:?}");
+        }
+        for text in [&b"\xa2\xc3\xa9"[..], b"\xd9\x02\xc3\xa9", b"\xc4\x01\xff"] {
+            assert!(decode(&message(five_members(text))).is_ok(), "{text:?}");
         }
     }
 

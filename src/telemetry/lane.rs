@@ -172,6 +172,11 @@ impl Lane {
         self.dead_letters.get_or_create(&labels(&self.queue, "reason", reason)).inc();
     }
 
+    /// An event was left out that never became a message.
+    pub(crate) fn skip_event(&self) {
+        self.events_skipped.inc();
+    }
+
     /// A batch was stored and acknowledged.
     pub(crate) fn settle(&self, batch: &Batch, duration: Duration) {
         self.messages_acknowledged.inc_by(batch.len() as u64);

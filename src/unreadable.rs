@@ -1,0 +1,116 @@
+//! Messages that lapin cannot read: those whose short texts are not UTF-8, or whose headers are larger
+//! than a frame. The connection is lost with each delivery of one, so nobody can acknowledge it, and it
+//! stands at the head of its queue for ever, unless the queue has a delivery limit.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use lapin::options::BasicGetOptions;
+use lapin::types::ShortString;
+use lapin::{Connection, Event};
+
+use crate::config::BrokerUrl;
+use crate::message::Message;
+use crate::publish::{Outgoing, PublishError, Publisher};
+use crate::source::{self, SourceError};
+
+/// What these connections are called.
+const CONNECTION: &str = "celeriac unreadable messages";
+
+/// How long the broker may take to give a message.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long after an error its reason may come.
+const REASON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What ends a connection. lapin leaves a `basic.get` without an answer when the answer cannot be
+/// read, and tells only here.
+pub(crate) struct Ending(Pin<Box<dyn Stream<Item = Event> + Send>>);
+
+impl Ending {
+    /// To be made before anything is asked of the connection.
+    pub(crate) fn of(connection: &Connection) -> Self {
+        Self(Box::pin(connection.events_listener()))
+    }
+
+    /// Waits for an answer of the connection, or for its end.
+    ///
+    /// # Errors
+    ///
+    /// When the connection ends first, or the broker does not answer in time.
+    pub(crate) async fn unless<T>(
+        &mut self,
+        answer: impl Future<Output = Result<T, lapin::Error>>,
+    ) -> Result<Result<T, lapin::Error>, SourceError> {
+        tokio::select! {
+            error = self.wait() => Err(error),
+            answer = answer => Ok(answer),
+            () = tokio::time::sleep(PATIENCE) => {
+                Err(SourceError::Silent { broker: "the broker".to_owned() })
+            }
+        }
+    }
+
+    /// What ended the connection, where that shows at once, and else this error.
+    pub(crate) async fn reason_for(&mut self, error: lapin::Error) -> SourceError {
+        let reason = tokio::time::timeout(REASON_PATIENCE, self.wait()).await;
+        reason.unwrap_or(SourceError::Lost(error))
+    }
+
+    async fn wait(&mut self) -> SourceError {
+        while let Some(event) = self.0.next().await {
+            if let Event::Error(error) = event {
+                return SourceError::Lost(error);
+            }
+        }
+        SourceError::Cancelled
+    }
+}
+
+/// What stood at the head of a queue, and no longer does.
+enum Head {
+    Unreadable,
+    Readable(Box<Message>),
+    Nothing,
+}
+
+/// Takes the message at the head of a queue away if it cannot be read, for good. Says whether it was
+/// so. One that can be read is put back at the queue's end.
+///
+/// # Errors
+///
+/// When the broker cannot be reached or does not let us, or a message that was taken may not have been
+/// put back.
+pub(crate) async fn discard_head(brokers: &[BrokerUrl], queue: &str) -> Result<bool, PublishError> {
+    // Before anything is taken that may have to be put back.
+    let publisher = Publisher::open(brokers, CONNECTION).await?;
+    match take(brokers, queue).await? {
+        Head::Unreadable => Ok(true),
+        Head::Nothing => Ok(false),
+        Head::Readable(message) => {
+            let Message { body, properties, headers, .. } = *message;
+            let outgoing = Outgoing { body: &body, properties, headers };
+            publisher.publish(queue, std::iter::once(outgoing)).await?;
+            Ok(false)
+        }
+    }
+}
+
+async fn take(brokers: &[BrokerUrl], queue: &str) -> Result<Head, SourceError> {
+    let connection = source::connect(brokers, CONNECTION).await?;
+    let mut ending = Ending::of(&connection);
+    let failed = |source| SourceError::Queue { queue: queue.to_owned(), source };
+    let channel = connection.create_channel().await.map_err(failed)?;
+    let name = ShortString::try_new(queue).unwrap_or_default();
+    // Acknowledged by being delivered: whoever cannot read it has no number to do so by.
+    let options = BasicGetOptions { no_ack: true };
+    let got = match ending.unless(channel.basic_get(name, options)).await {
+        Ok(got) => got.map_err(failed)?,
+        Err(error) if error.is_unreadable() => return Ok(Head::Unreadable),
+        Err(error) => return Err(error),
+    };
+    let _ = connection.close(200, ShortString::default()).await;
+    Ok(got
+        .map_or(Head::Nothing, |got| Head::Readable(Box::new(source::message_from(got.delivery)))))
+}
