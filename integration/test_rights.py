@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ from urllib.parse import urlsplit
 
 import amqp
 import pytest
+from celery import Celery
 
 import events
 import results
-from broker import DEAD, EVENTS, EXCHANGE, RESULTS, Broker
-from command import fail, succeed
+from broker import DEAD, EVENTS, RESULTS, Broker
+from command import celeriac, fail, succeed
 from daemon import REPOSITORY, Daemon
 from database import Database, Databases
 from pipeline import Pipeline
@@ -100,14 +102,10 @@ def test_rights_of_workers_and_commands(rabbitmq: RabbitMQ, tmp_path: Path) -> N
     broker = Broker(rabbitmq.create())
     with broker_user(rabbitmq, broker.url) as give:
         # GIVEN a worker that comes first, THEN it makes and binds everything and publishes
-        worker = Broker(give(*broker_rights("worker")))
-        for queue in (DEAD, RESULTS):
-            worker.declare(queue)
-        with worker.channel() as channel:
-            channel.exchange_declare(EXCHANGE, "direct", durable=True, auto_delete=False)
-            channel.queue_bind(RESULTS, EXCHANGE, RESULTS)
-            message = results.result(results.new_id()).to_amqp()
-            channel.basic_publish(message, exchange=EXCHANGE, routing_key=RESULTS, mandatory=True)
+        url = give(*broker_rights("worker"))
+        worker = Broker(url)
+        app = Celery("test", broker=url, backend="celeriac://", set_as_current=False)
+        app.backend.store_result("task", 1, "SUCCESS")
         assert broker.depth(RESULTS) == 1
         # THEN it cannot read what others have published there
         broker.publish(results.result(results.new_id()), queue=DEAD)
@@ -121,6 +119,16 @@ def test_rights_of_workers_and_commands(rabbitmq: RabbitMQ, tmp_path: Path) -> N
         file = tmp_path / "capture.jsonl"
         succeed("capture", file, "--duration", "1s", "--broker", url)
         assert ADVICE in fail("dead", "list", "--broker", give(configure, write, read))
+        private = r"|^celeriac\.results\.check-.*$"
+        url = give(configure + private, write + private, read + private)
+        told = celeriac("check", "--events", "--json", "--broker", url).stdout.decode()
+        found = [json.loads(line) for line in told.splitlines()]
+        levels = {one["level"] for one in found if one["subject"] in ("broker", "message")}
+        # One dead letter is there.
+        assert [one["text"] for one in found if one["level"] == "warning"] == [
+            "1 messages could not be stored and are in celeriac.dead"
+        ]
+        assert levels == {"ok", "warning"}
 
 
 # The databases ------------------------------------------------------------------------------
@@ -197,3 +205,16 @@ def test_rights_in_the_database(
                 lambda: broker.depth("celeriac.results") == 0, "the message to be stored", 40
             )
             assert daemon.stop() == 0
+        # WHEN old rows are to go, THEN that needs one right more
+        cleanup = ("cleanup", "--result-expires", "1s", "--database", url)
+        assert "DELETE" in fail(*cleanup)
+        [statement] = re.findall(r"grant delete on .* to celeriac(?:@'%')?", SECURITY)[
+            slice(0, 1) if engine == "postgresql" else slice(1, 2)
+        ]
+        statement = re.sub(r"\bto celeriac(@'%')?$", f"to {name}", statement)
+        statement = statement.replace(" shop.", f" {schema}.")
+        database.execute(statement)
+        if engine == "mariadb":
+            database.execute(statement.replace("_taskresult", "_groupresult"))
+        succeed(*cleanup)
+        assert database.count() == 0

@@ -18,7 +18,7 @@ use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
 use sqlx::Connection;
 
-use super::sql::{Database, SqlStore, patiently};
+use super::sql::{Database, GRANT, SqlStore, patiently};
 use super::{ErrorClass, GROUPS, StoreError, TASKS};
 use crate::expiry::Expiry;
 
@@ -159,9 +159,6 @@ pub(super) trait Cleanup: Database {
 
     /// A time before all that Django writes.
     fn beginning() -> Self::Time;
-
-    /// Whether the message of an error, with its code at the end, says that a right is missing.
-    fn lacks_right(message: &str) -> bool;
 
     /// This moment by the database's clock.
     fn now(
@@ -514,7 +511,7 @@ fn explained<D: Cleanup>(error: StoreError) -> StoreError {
                 error.message
             ),
         ),
-        ErrorClass::Setup if D::lacks_right(&error.message) => {
+        ErrorClass::Setup if error.message.ends_with(GRANT) => {
             StoreError::new(ErrorClass::Setup, format!("{}; {}", error.message, D::RIGHTS))
         }
         _ => error,

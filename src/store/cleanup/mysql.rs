@@ -39,11 +39,6 @@ impl Cleanup for MysqlDatabase {
         "0001-01-01 00:00:00.000000".to_owned()
     }
 
-    /// The code is that of many errors.
-    fn lacks_right(message: &str) -> bool {
-        message.contains(" command denied to user ")
-    }
-
     async fn now(connection: &mut MySqlConnection) -> Result<DateTime<Utc>, sqlx::Error> {
         let now: NaiveDateTime =
             sqlx::query_scalar("select utc_timestamp(6)").fetch_one(connection).await?;

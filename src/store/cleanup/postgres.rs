@@ -41,11 +41,6 @@ impl Cleanup for PostgresDatabase {
             .and_utc()
     }
 
-    /// `insufficient_privilege`.
-    fn lacks_right(message: &str) -> bool {
-        message.ends_with("(42501)")
-    }
-
     async fn now(connection: &mut PgConnection) -> Result<DateTime<Utc>, sqlx::Error> {
         sqlx::query_scalar("select clock_timestamp()").fetch_one(connection).await
     }

@@ -31,10 +31,6 @@ impl Cleanup for SqliteDatabase {
         String::new()
     }
 
-    fn lacks_right(_message: &str) -> bool {
-        false
-    }
-
     /// It has no clock but ours.
     async fn now(_connection: &mut SqliteConnection) -> Result<DateTime<Utc>, sqlx::Error> {
         Ok(Utc::now())
