@@ -159,8 +159,7 @@ pub(crate) async fn run(action: Action, config: &Config) -> anyhow::Result<ExitC
     match &action {
         Action::Replay { selection, all }
         | Action::Purge { selection, all, unreadable: false, .. } => selection.require(*all)?,
-        Action::Purge { .. } => {}
-        Action::List { .. } | Action::Show { .. } => {}
+        Action::Purge { .. } | Action::List { .. } | Action::Show { .. } => {}
     }
     let Some(queue) = DeadQueue::open(config).await? else {
         say(&format!(
