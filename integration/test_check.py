@@ -360,6 +360,12 @@ def test_rights_in_postgresql(broker: Broker, databases: Databases) -> None:
         told = check.only("error", "message")
         assert "permission denied" in told, lacking
         assert database.count() == 0
+    with role(database, *all_rights) as limited:
+        told = of(broker, limited, "--cleanup-every", "1day").only("warning", "message")
+        assert "--cleanup-every cannot delete expired rows: permission denied" in told
+    with role(database, *all_rights, f"delete on {TABLE}") as limited:
+        assert of(broker, limited, "--cleanup-every", "1day").says("its row could be deleted")
+    assert database.count() == 0
 
 
 def test_what_postgresql_would_lose(broker: Broker, databases: Databases) -> None:

@@ -234,6 +234,7 @@ fn command_line() -> clap::Command {
                 "event_exchange",
                 "events_max_length",
                 "events_ttl",
+                "cleanup_every",
                 "time_zone",
                 "listen",
             ]),

@@ -63,7 +63,7 @@ pub(super) async fn check(
     };
     if is_storable {
         let rows: Vec<_> = rows.iter().collect();
-        database.rehearse(&rows, report).await;
+        database.rehearse(&rows, config.cleanup.every.is_some(), report).await;
     }
 }
 

@@ -91,12 +91,15 @@ impl Database {
         }
     }
 
-    /// Writes rows in a transaction that is undone, and reports how that went.
-    pub async fn rehearse(&self, rows: &[&Row], report: &mut dyn FnMut(Finding)) {
+    /// Writes rows in a transaction that is undone, deletes them in another one where that is asked
+    /// for, and reports how that went.
+    pub async fn rehearse(&self, rows: &[&Row], delete: bool, report: &mut dyn FnMut(Finding)) {
         match self {
-            Self::Postgres(store) => inspect::rehearse(store.database(), rows, report).await,
-            Self::Mysql(store) => inspect::rehearse(store.database(), rows, report).await,
-            Self::Sqlite(store) => inspect::rehearse(store.database(), rows, report).await,
+            Self::Postgres(store) => {
+                inspect::rehearse(store.database(), rows, delete, report).await;
+            }
+            Self::Mysql(store) => inspect::rehearse(store.database(), rows, delete, report).await,
+            Self::Sqlite(store) => inspect::rehearse(store.database(), rows, delete, report).await,
         }
     }
 }

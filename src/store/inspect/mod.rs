@@ -51,12 +51,14 @@ pub(super) trait Inspect: Migrate {
     /// Whether a write can be undone. Where it cannot, none is tried.
     async fn can_undo(connection: &mut Self::Connection) -> Result<bool, sqlx::Error>;
 
-    /// Writes rows twice, as new ones and as ones that are there, and undoes it.
+    /// Writes rows twice, as new ones and as ones that are there, deletes them where that is asked
+    /// for, and undoes it.
     async fn rehearse(
         &self,
         connection: &mut Self::Connection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
+        delete: bool,
     ) -> Result<(), sqlx::Error>;
 }
 
@@ -177,13 +179,16 @@ fn standing(standing: Result<Standing, StoreError>) -> Finding {
     }
 }
 
-/// Writes rows and undoes it.
+/// Writes rows and undoes it, and once more with deleting them where that is asked for.
 pub(super) async fn rehearse<D: Inspect>(
     database: &D,
     rows: &[&Row],
+    delete: bool,
     report: &mut dyn FnMut(Finding),
 ) {
-    report(match rehearsed(database, rows).await {
+    let written = rehearsed(database, rows, false).await;
+    let is_good = matches!(written, Ok(Some(_)));
+    report(match written {
         Ok(Some(duration)) => {
             let milliseconds = duration.as_millis();
             let text = format!(
@@ -205,12 +210,24 @@ pub(super) async fn rehearse<D: Inspect>(
             }
         }
     });
+    if delete && is_good {
+        report(match rehearsed(database, rows, true).await {
+            Ok(_) => {
+                Finding::ok(Subject::Message, "its row could be deleted, as --cleanup-every asks")
+            }
+            Err(error) => {
+                let text = format!("--cleanup-every cannot delete expired rows: {}", error.message);
+                Finding::warning(Subject::Message, text)
+            }
+        });
+    }
 }
 
 /// How long it took; nothing where a write could not be undone and so was not tried.
 async fn rehearsed<D: Inspect>(
     database: &D,
     rows: &[&Row],
+    delete: bool,
 ) -> Result<Option<Duration>, StoreError> {
     let mut connection = look(database).await?;
     if !patiently::<D, _>(D::can_undo(&mut connection)).await? {
@@ -226,7 +243,7 @@ async fn rehearsed<D: Inspect>(
     let tasks: Vec<_> = tasks.collect();
     let statement = database.tasks_statement(&catalog).into();
     let began = Instant::now();
-    patiently::<D, _>(database.rehearse(&mut connection, &statement, &tasks)).await?;
+    patiently::<D, _>(database.rehearse(&mut connection, &statement, &tasks, delete)).await?;
     let duration = began.elapsed();
     // In good order, so that the server's log has no connection that was lost.
     let _ = connection.close().await;

@@ -123,10 +123,17 @@ impl Inspect for MysqlDatabase {
         connection: &mut MySqlConnection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
+        delete: bool,
     ) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin().await?;
         for _ in 0..2 {
             self.upsert_tasks(&mut transaction, statement, rows).await?;
+        }
+        for row in rows.iter().filter(|_| delete) {
+            sqlx::query("delete from django_celery_results_taskresult where task_id = ?")
+                .bind(row.task_id.as_str())
+                .execute(&mut *transaction)
+                .await?;
         }
         transaction.rollback().await
     }

@@ -89,10 +89,17 @@ impl Inspect for PostgresDatabase {
         connection: &mut PgConnection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
+        delete: bool,
     ) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin().await?;
         for _ in 0..2 {
             self.upsert_tasks(&mut transaction, statement, rows).await?;
+        }
+        for row in rows.iter().filter(|_| delete) {
+            sqlx::query("delete from django_celery_results_taskresult where task_id = $1")
+                .bind(row.task_id.as_str())
+                .execute(&mut *transaction)
+                .await?;
         }
         transaction.rollback().await
     }

@@ -47,10 +47,17 @@ impl Inspect for SqliteDatabase {
         connection: &mut SqliteConnection,
         statement: &Arc<str>,
         rows: &[&TaskResult],
+        delete: bool,
     ) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin_with("begin immediate").await?;
         for _ in 0..2 {
             self.upsert_tasks_within(&mut transaction, statement, rows).await?;
+        }
+        for row in rows.iter().filter(|_| delete) {
+            sqlx::query("delete from django_celery_results_taskresult where task_id = ?")
+                .bind(row.task_id.as_str())
+                .execute(&mut *transaction)
+                .await?;
         }
         transaction.rollback().await
     }
