@@ -176,7 +176,11 @@ def test_settings_and_flags_are_the_programs() -> None:
     texts = [DOCKERFILE, *(path.read_text() for path in FILES)]
     used = {name for text in texts for name in re.findall(r"CELERIAC_\w+", text)}
     assert {"CELERIAC_BROKER", "CELERIAC_DATABASE", "CELERIAC_LISTEN"} <= used
-    assert used <= variables
+    # One is for the build, and read there.
+    while_building = set(re.findall(r"^ARG (\w+)$", DOCKERFILE, re.MULTILINE))
+    assert while_building == {"CELERIAC_COMMIT"}
+    assert "CELERIAC_COMMIT" in (REPOSITORY / "build.rs").read_text()
+    assert used - while_building <= variables
     # THEN every command and its options are
     commands = [yaml.safe_load(text) for text in re.findall(r"CMD (\[.*\])$", DOCKERFILE, re.M)]
     for path in FILES:
