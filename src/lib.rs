@@ -9,7 +9,6 @@
 //! - [`pipeline`]: the only loop, and the policy for every class of error.
 //! - [`source`]: a session with the broker; what lapin delivers becomes a [`message`]. `diagnosis.rs`
 //!   says how to mend what keeps it, or the database, from being reached.
-//! - `diagnosis`: why a connection has failed, and how to mend it.
 //! - [`message`]: body, properties and headers as plain data.
 //! - [`decode`]: content type → [`row`]s; one file per wire format, of results and of events.
 //! - [`state`]: Celery's states.
