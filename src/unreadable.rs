@@ -60,7 +60,10 @@ impl Ending {
 
     async fn wait(&mut self) -> SourceError {
         while let Some(event) = self.0.next().await {
-            if let Event::Error(error) = event {
+            // A soft error ends a channel, and is the answer to whoever asked on it.
+            if let Event::Error(error) = event
+                && !error.is_amqp_soft_error()
+            {
                 return SourceError::Lost(error);
             }
         }
