@@ -7,15 +7,15 @@
 use std::collections::VecDeque;
 
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions, QueuePurgeOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::options::{BasicAckOptions, BasicGetOptions, QueuePurgeOptions};
+use lapin::types::ShortString;
 use lapin::{Channel, Connection};
 
 use crate::config::Config;
 use crate::dead_letter;
 use crate::message::Message;
 use crate::publish::{Outgoing, PublishError, Publisher};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, short};
 use crate::unreadable::{self, Ending};
 
 /// How many acknowledgements may be on their way. Where there are more than 32, the channel of a
@@ -46,9 +46,8 @@ impl DeadQueue {
         let failed = |source| SourceError::Queue { queue: config.dead_queue.clone(), source };
         let ending = Ending::of(&connection);
         let channel = connection.create_channel().await.map_err(failed)?;
-        let queue = ShortString::try_new(config.dead_queue.as_str()).unwrap_or_default();
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        match channel.queue_declare(queue.clone(), options, FieldTable::default()).await {
+        let queue = short(&config.dead_queue);
+        match source::look_at(&channel, &config.dead_queue).await {
             Ok(declared) => {
                 let remaining = declared.message_count();
                 let ahead = VecDeque::new();

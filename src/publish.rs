@@ -8,7 +8,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection};
 
 use crate::config::BrokerUrl;
 use crate::message::{Headers, Properties, Value};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, short};
 
 /// How long the broker may take to confirm.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,7 +86,7 @@ impl Publisher {
         messages: impl Iterator<Item = Outgoing<'message>>,
     ) -> Result<(), PublishError> {
         let failed = |source| PublishError::Publish { queue: queue.to_owned(), source };
-        let routing_key = ShortString::try_new(queue).unwrap_or_default();
+        let routing_key = short(queue);
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let mut confirmations = Vec::new();
         for Outgoing { body, properties, headers } in messages {

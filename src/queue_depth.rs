@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::Connection;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::ShortString;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::config::{BrokerUrl, Config};
@@ -60,9 +59,7 @@ async fn ask(
     for &(queue, role) in queues {
         // A refusal closes the channel, so each question has one to itself.
         let channel = connection.create_channel().await.map_err(SourceError::Lost)?;
-        let name = ShortString::try_new(queue).unwrap_or_default();
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        match channel.queue_declare(name, options, FieldTable::default()).await {
+        match source::look_at(&channel, queue).await {
             Ok(declared) => {
                 let depth = (declared.message_count(), declared.consumer_count());
                 telemetry.set_depth(queue, role, Some(depth));

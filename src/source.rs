@@ -20,7 +20,9 @@ use lapin::options::{
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind, Queue,
+};
 
 use crate::ack::Acknowledger;
 use crate::config::{BrokerUrl, Config, Events};
@@ -44,12 +46,12 @@ const MAX_DEPTH: usize = 32;
 /// Why there is no session with the broker, or no longer.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// None of the brokers could be reached, or none let us in.
+    /// None of the brokers could be reached, or none let us in, or a file for TLS could not be read.
     #[error("cannot connect to {broker}: {problem}")]
     Connect {
         /// The last broker that was tried.
         broker: String,
-        /// What the broker, or the network, said, and how to mend it.
+        /// What the broker, the network or the system said, and how to mend it.
         problem: String,
     },
     /// A broker said nothing for too long.
@@ -60,14 +62,6 @@ pub enum SourceError {
     Silent {
         /// The broker.
         broker: String,
-    },
-    /// A file for TLS could not be read.
-    #[error("cannot connect to {broker}: {problem}")]
-    TlsFile {
-        /// The broker that it was for.
-        broker: String,
-        /// Which file, why, and how to mend it.
-        problem: String,
     },
     /// A queue could not be declared or consumed.
     #[error("cannot use the queue {queue}{}", fix(source))]
@@ -260,7 +254,7 @@ fn uri(broker: &BrokerUrl) -> AMQPUri {
 
 async fn tls_config(broker: &BrokerUrl) -> Result<OwnedTLSConfig, SourceError> {
     let read = async |name: &str, path: &std::path::Path| {
-        tokio::fs::read(path).await.map_err(|error| SourceError::TlsFile {
+        tokio::fs::read(path).await.map_err(|error| SourceError::Connect {
             broker: broker.to_string(),
             problem: diagnosis::of_file(name, path, &diagnosis::cannot_be_read(&error)),
         })
@@ -360,9 +354,9 @@ pub(crate) async fn declare_and_compare(
     loop {
         // A refusal closes the channel, so each question has one to itself.
         let channel = connection.create_channel().await.map_err(failed)?;
-        let name = ShortString::try_new(queue).unwrap_or_default();
         let options = QueueDeclareOptions::durable();
-        let Err(error) = channel.queue_declare(name, options, arguments.clone().into()).await
+        let Err(error) =
+            channel.queue_declare(short(queue), options, arguments.clone().into()).await
         else {
             let _ = channel.close(200, ShortString::default()).await;
             break;
@@ -372,9 +366,7 @@ pub(crate) async fn declare_and_compare(
         differences.extend(Some(difference).filter(|text| !text.is_empty()));
         if !is_argument {
             let channel = connection.create_channel().await.map_err(failed)?;
-            let name = ShortString::try_new(queue).unwrap_or_default();
-            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            channel.queue_declare(name, options, FieldTable::default()).await.map_err(failed)?;
+            look_at(&channel, queue).await.map_err(failed)?;
             let _ = channel.close(200, ShortString::default()).await;
             break;
         }
@@ -392,7 +384,6 @@ async fn bind(
     routing_key: &str,
 ) -> Result<(), SourceError> {
     let failed = |source| SourceError::Exchange { exchange: exchange.to_owned(), source };
-    let short = |name| ShortString::try_new(name).unwrap_or_default();
     let channel = connection.create_channel().await.map_err(failed)?;
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let declared = channel.exchange_declare(short(exchange), kind, options, FieldTable::default());
@@ -431,6 +422,17 @@ async fn bind(
         Err(error) => return Err(failed(error)),
     }
     Ok(())
+}
+
+/// A name as AMQP has it. One that is too long, which no setting lets pass, becomes empty.
+pub(crate) fn short(name: &str) -> ShortString {
+    ShortString::try_new(name).unwrap_or_default()
+}
+
+/// Asks for a queue without making it: how many messages wait, and how many consumers there are.
+pub(crate) async fn look_at(channel: &Channel, queue: &str) -> Result<Queue, lapin::Error> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(short(queue), options, FieldTable::default()).await
 }
 
 pub(crate) fn is_protocol_error(error: &lapin::Error, codes: &[u16]) -> bool {
@@ -478,10 +480,9 @@ async fn consume(
     let failed = |source| SourceError::Queue { queue: queue.to_owned(), source };
     let channel = connection.create_channel().await.map_err(failed)?;
     channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(failed)?;
-    let queue = ShortString::try_new(queue).unwrap_or_default();
     let options = BasicConsumeOptions::default();
     let consumer = channel
-        .basic_consume(queue, ShortString::default(), options, FieldTable::default())
+        .basic_consume(short(queue), ShortString::default(), options, FieldTable::default())
         .await
         .map_err(failed)?;
     Ok((channel, consumer))

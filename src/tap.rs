@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use crate::config::Config;
 use crate::message::{Message, Value};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, short};
 use crate::unreadable::Ending;
 
 /// RabbitMQ's exchange with copies of all messages of a virtual host, while `rabbitmqctl trace_on`
@@ -64,10 +64,7 @@ impl Tap {
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(SourceError::Lost)?;
         let (queue, waiting) = match origin {
             Origin::Queue(queue) => {
-                let options =
-                    QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-                let declared = channel
-                    .queue_declare(short(queue), options, FieldTable::default())
+                let declared = source::look_at(&channel, queue)
                     .await
                     .map_err(|source| SourceError::Queue { queue: queue.clone(), source })?;
                 (short(queue), declared.message_count())
@@ -198,10 +195,6 @@ fn unwrap_firehose(copy: Message) -> Message {
     message.properties.priority = small("priority");
     message.properties.timestamp = number("timestamp");
     message
-}
-
-fn short(name: &str) -> ShortString {
-    ShortString::try_new(name).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use lapin::{Connection, Event};
 use crate::config::BrokerUrl;
 use crate::message::Message;
 use crate::publish::{Outgoing, PublishError, Publisher};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, short};
 
 /// What these connections are called.
 const CONNECTION: &str = "celeriac unreadable messages";
@@ -105,10 +105,9 @@ async fn take(brokers: &[BrokerUrl], queue: &str) -> Result<Head, SourceError> {
     let mut ending = Ending::of(&connection);
     let failed = |source| SourceError::Queue { queue: queue.to_owned(), source };
     let channel = connection.create_channel().await.map_err(failed)?;
-    let name = ShortString::try_new(queue).unwrap_or_default();
     // Acknowledged by being delivered: whoever cannot read it has no number to do so by.
     let options = BasicGetOptions { no_ack: true };
-    let got = match ending.unless(channel.basic_get(name, options)).await {
+    let got = match ending.unless(channel.basic_get(short(queue), options)).await {
         Ok(got) => got.map_err(failed)?,
         Err(error) if error.is_unreadable() => return Ok(Head::Unreadable),
         Err(error) => return Err(error),

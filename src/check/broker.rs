@@ -13,7 +13,7 @@ use lapin::{Connection, ExchangeKind};
 
 use crate::config::{BrokerUrl, Config};
 use crate::finding::{Finding, Level, Subject};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, short};
 use crate::telemetry::Causes;
 
 /// How long the broker may take for all of it.
@@ -124,9 +124,8 @@ impl Look<'_> {
     ) -> Result<(), SourceError> {
         let &Queue { name, role, is_consumed, .. } = queue;
         let failed = |source| SourceError::Queue { queue: name.to_owned(), source };
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let channel = self.connection.create_channel().await.map_err(failed)?;
-        let found = match channel.queue_declare(short(name), options, FieldTable::default()).await {
+        let found = match source::look_at(&channel, name).await {
             Ok(found) => found,
             Err(error) if source::is_protocol_error(&error, &[404]) => {
                 let text = format!("the queue {name} ({role}) is not there yet");
@@ -286,8 +285,4 @@ fn is_allowed<T>(answer: Result<T, lapin::Error>) -> Result<bool, lapin::Error> 
         Err(error) if source::is_protocol_error(&error, &[404, 406]) => Ok(true),
         Err(error) => Err(error),
     }
-}
-
-fn short(name: &str) -> ShortString {
-    ShortString::try_new(name).unwrap_or_default()
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::FieldTable;
 use serde_json::json;
 
 use crate::config::{BrokerUrl, Config};
@@ -13,7 +13,7 @@ use crate::decode::Decoder;
 use crate::finding::{Finding, Subject};
 use crate::message::{Headers, Message, Properties};
 use crate::publish::{Outgoing, PublishError, Publisher};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, short};
 use crate::store::Database;
 use crate::telemetry::Causes;
 
@@ -79,10 +79,11 @@ async fn send(
     let failed = |source| SourceError::Queue { queue: queue.clone(), source };
     let publisher = Publisher::open(std::slice::from_ref(broker), "celeriac check").await?;
     let channel = publisher.connection().create_channel().await.map_err(failed)?;
-    let name = ShortString::try_new(queue.as_str()).unwrap_or_default();
     let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-    let declared =
-        channel.queue_declare(name, options, FieldTable::default()).await.map_err(failed)?;
+    let declared = channel
+        .queue_declare(short(&queue), options, FieldTable::default())
+        .await
+        .map_err(failed)?;
     // The broker's own, where ours would be too long.
     let name = declared.name().clone();
     let began = Instant::now();
