@@ -209,6 +209,10 @@ impl Database for MysqlDatabase {
         execute(connection, statement, &rows).await
     }
 
+    async fn execute(connection: &mut MySqlConnection, statement: &str) -> Result<(), sqlx::Error> {
+        connection.execute(AssertSqlSafe(statement.to_owned())).await.map(drop)
+    }
+
     /// By number: <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
     /// <https://mariadb.com/kb/en/mariadb-error-codes/>.
     fn classify(error: &dyn DatabaseError) -> ErrorClass {

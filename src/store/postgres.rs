@@ -181,6 +181,10 @@ impl Database for PostgresDatabase {
         Ok(Effect::of(rows.len(), 1, done.rows_affected()))
     }
 
+    async fn execute(connection: &mut PgConnection, statement: &str) -> Result<(), sqlx::Error> {
+        connection.execute(AssertSqlSafe(statement.to_owned())).await.map(drop)
+    }
+
     /// By SQLSTATE: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
     fn classify(error: &dyn DatabaseError) -> ErrorClass {
         let code = error.code().unwrap_or_default();

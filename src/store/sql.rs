@@ -62,6 +62,12 @@ pub trait Database: fmt::Debug + Send + Sync {
         rows: &[&GroupResult],
     ) -> impl Future<Output = Result<Effect, sqlx::Error>> + Send;
 
+    /// Runs a statement without parameters.
+    fn execute(
+        connection: &mut Self::Connection,
+        statement: &str,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
     /// What an error that the database reports asks for.
     fn classify(error: &dyn DatabaseError) -> ErrorClass;
 

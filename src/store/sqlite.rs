@@ -11,7 +11,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use super::sql::{Database, Place, SqlStore};
 use super::upsert::{Law, Syntax};
@@ -175,6 +175,13 @@ impl Database for SqliteDatabase {
         }
         transaction.commit().await?;
         Ok(Effect::of(rows.len(), statements, changed))
+    }
+
+    async fn execute(
+        connection: &mut SqliteConnection,
+        statement: &str,
+    ) -> Result<(), sqlx::Error> {
+        connection.execute(AssertSqlSafe(statement.to_owned())).await.map(drop)
     }
 
     /// By primary result code: <https://www.sqlite.org/rescode.html>.

@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
-use sqlx::Connection;
+use sqlx::{ColumnIndex, Connection, Decode, Row, Type};
 
 use super::sql::{Database, GRANT, SqlStore, patiently};
 use super::{ErrorClass, GROUPS, StoreError, TASKS};
@@ -27,6 +27,9 @@ const PAGE: usize = 5_000;
 
 /// The most kinds of rows that are told apart. States are whatever applications make them.
 const MAX_KINDS: usize = 1_000;
+
+/// What a user needs, where the database says that a right is missing.
+const RIGHTS: &str = "this user needs the rights SELECT, UPDATE and DELETE on the table";
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -118,6 +121,27 @@ pub(super) struct Candidate<T> {
     task_name: Option<String>,
 }
 
+/// What a query for candidates has given.
+fn candidates<R, T>(rows: &[R]) -> Result<Vec<Candidate<T>>, sqlx::Error>
+where
+    R: Row,
+    for<'name> &'name str: ColumnIndex<R>,
+    for<'row> i64: Decode<'row, R::Database> + Type<R::Database>,
+    for<'row> T: Decode<'row, R::Database> + Type<R::Database>,
+    for<'row> String: Decode<'row, R::Database> + Type<R::Database>,
+    for<'row> Option<String>: Decode<'row, R::Database> + Type<R::Database>,
+{
+    let candidate = |row: &R| {
+        Ok(Candidate {
+            id: row.try_get("number")?,
+            date_done: row.try_get("done")?,
+            status: row.try_get("status")?,
+            task_name: row.try_get("task_name")?,
+        })
+    };
+    rows.iter().map(candidate).collect()
+}
+
 /// The rows after one, up to a time.
 pub(super) struct Range<'cleaner, T> {
     after: &'cleaner (T, i64),
@@ -151,9 +175,6 @@ pub(super) trait Cleanup: Database {
     /// the index before the row, and in another order it would find deadlocks.
     const LOCKS_BY_KEY: bool = false;
 
-    /// What a user needs, where the database says that a right is missing.
-    const RIGHTS: &str = "this user needs the rights SELECT, UPDATE and DELETE on the table";
-
     /// A time as it would stand in the column.
     fn time(&self, time: DateTime<Utc>) -> Self::Time;
 
@@ -184,12 +205,6 @@ pub(super) trait Cleanup: Database {
         query: String,
         range: Range<'_, Self::Time>,
     ) -> impl Future<Output = Result<i64, sqlx::Error>> + Send;
-
-    /// Runs a statement without parameters.
-    fn execute(
-        connection: &mut Self::Connection,
-        statement: String,
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
 /// A [`Cleaner`] for one database.
@@ -289,7 +304,7 @@ impl<D: Cleanup> SqlCleaner<D> {
     async fn open(&mut self) -> Result<bool, StoreError> {
         let mut connection = patiently::<D, _>(self.database.connect()).await?;
         for statement in D::SESSION {
-            patiently::<D, _>(D::execute(&mut connection, (*statement).to_owned())).await?;
+            patiently::<D, _>(D::execute(&mut connection, statement)).await?;
         }
         if self.job.alone && !patiently::<D, _>(D::try_lock(&mut connection)).await? {
             let _ = connection.close().await;
@@ -382,7 +397,7 @@ impl<D: Cleanup> SqlCleaner<D> {
         );
         let range = Range { after: &self.after, before };
         let rows = patiently::<D, _>(D::read(connection, query, Some(range))).await;
-        let rows = rows.map_err(explained::<D>)?;
+        let rows = rows.map_err(explained)?;
         self.is_read = rows.len() < PAGE;
         let expired: Vec<_> =
             rows.iter().filter_map(|row| Some((row.id, law.expired(table, row)?))).collect();
@@ -420,18 +435,18 @@ impl<D: Cleanup> SqlCleaner<D> {
             law.as_ref().and_then(|law| Some((row.id, law.expired(table, row)?)))
         };
         let work = async {
-            D::execute(connection, D::BEGIN.to_owned()).await?;
+            D::execute(connection, D::BEGIN).await?;
             let rows = D::read(connection, query, None).await?;
             let expired: Vec<_> = rows.iter().filter_map(expired).collect();
             if !expired.is_empty() {
                 let ids = join(expired.iter().map(|&(id, _)| id));
                 let statement = format!("delete from {} where id in ({ids})", table.name());
-                D::execute(connection, statement).await?;
+                D::execute(connection, &statement).await?;
             }
-            D::execute(connection, "commit".to_owned()).await?;
+            D::execute(connection, "commit").await?;
             Ok(expired)
         };
-        let deleted = patiently::<D, _>(work).await.map_err(explained::<D>)?;
+        let deleted = patiently::<D, _>(work).await.map_err(explained)?;
         self.expired.drain(..batch);
         let count = deleted.len() as u64;
         for (_, kind) in deleted {
@@ -453,7 +468,7 @@ impl<D: Cleanup> SqlCleaner<D> {
             let query = format!("select count(*) from {} where {}", table.name(), condition::<D>());
             let range = Range { after: &self.after, before };
             let rows = patiently::<D, _>(D::count(&mut connection, query, range)).await;
-            count += rows.map_err(explained::<D>)?.unsigned_abs();
+            count += rows.map_err(explained)?.unsigned_abs();
         }
         self.connection = Some(connection);
         Ok(count)
@@ -500,7 +515,7 @@ fn join(ids: impl Iterator<Item = i64>) -> String {
 
 /// What to do about an error that somebody has to mend. None of the rows is at fault where they
 /// cannot be deleted: others refer to them.
-fn explained<D: Cleanup>(error: StoreError) -> StoreError {
+fn explained(error: StoreError) -> StoreError {
     match error.class {
         ErrorClass::Poison => StoreError::new(
             ErrorClass::Setup,
@@ -512,7 +527,7 @@ fn explained<D: Cleanup>(error: StoreError) -> StoreError {
             ),
         ),
         ErrorClass::Setup if error.message.ends_with(GRANT) => {
-            StoreError::new(ErrorClass::Setup, format!("{}; {}", error.message, D::RIGHTS))
+            StoreError::new(ErrorClass::Setup, format!("{}; {}", error.message, RIGHTS))
         }
         _ => error,
     }

@@ -1,10 +1,10 @@
 //! How MySQL and MariaDB spell a cleanup.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
+use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
-use sqlx::{AssertSqlSafe, Executor, Row};
 
-use super::{Candidate, Cleanup, Range};
+use super::{Candidate, Cleanup, Range, candidates};
 use crate::store::mysql::MysqlDatabase;
 
 impl Cleanup for MysqlDatabase {
@@ -68,17 +68,7 @@ impl Cleanup for MysqlDatabase {
             }
             None => query,
         };
-        let rows = query.fetch_all(connection).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Candidate {
-                    id: row.try_get("number")?,
-                    date_done: row.try_get("done")?,
-                    status: row.try_get("status")?,
-                    task_name: row.try_get("task_name")?,
-                })
-            })
-            .collect()
+        candidates(&query.fetch_all(connection).await?)
     }
 
     async fn count(
@@ -89,12 +79,5 @@ impl Cleanup for MysqlDatabase {
         let Range { after: (time, id), before } = range;
         let query = sqlx::query_scalar(AssertSqlSafe(query)).persistent(false);
         query.bind(time).bind(time).bind(id).bind(before).fetch_one(connection).await
-    }
-
-    async fn execute(
-        connection: &mut MySqlConnection,
-        statement: String,
-    ) -> Result<(), sqlx::Error> {
-        connection.execute(AssertSqlSafe(statement)).await.map(drop)
     }
 }

@@ -1,10 +1,10 @@
 //! How PostgreSQL spells a cleanup.
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Executor, Row};
 
-use super::{Candidate, Cleanup, Range};
+use super::{Candidate, Cleanup, Range, candidates};
 use crate::store::postgres::PostgresDatabase;
 
 /// The lock's number: `celeriad` in ASCII, one above that of `celeriac migrate`.
@@ -60,17 +60,7 @@ impl Cleanup for PostgresDatabase {
             Some(Range { after: (time, id), before }) => query.bind(time).bind(id).bind(before),
             None => query,
         };
-        let rows = query.fetch_all(connection).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Candidate {
-                    id: row.try_get("number")?,
-                    date_done: row.try_get("done")?,
-                    status: row.try_get("status")?,
-                    task_name: row.try_get("task_name")?,
-                })
-            })
-            .collect()
+        candidates(&query.fetch_all(connection).await?)
     }
 
     async fn count(
@@ -81,9 +71,5 @@ impl Cleanup for PostgresDatabase {
         let Range { after: (time, id), before } = range;
         let query = sqlx::query_scalar(AssertSqlSafe(query)).persistent(false);
         query.bind(time).bind(id).bind(before).fetch_one(connection).await
-    }
-
-    async fn execute(connection: &mut PgConnection, statement: String) -> Result<(), sqlx::Error> {
-        connection.execute(AssertSqlSafe(statement)).await.map(drop)
     }
 }

@@ -1,10 +1,10 @@
 //! How SQLite spells a cleanup. Writers take turns, so there is nothing to lock or to pass over.
 
 use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{AssertSqlSafe, Executor, Row};
 
-use super::{Candidate, Cleanup, Range};
+use super::{Candidate, Cleanup, Range, candidates};
 use crate::store::sqlite::SqliteDatabase;
 
 impl Cleanup for SqliteDatabase {
@@ -51,17 +51,7 @@ impl Cleanup for SqliteDatabase {
             Some(Range { after: (time, id), before }) => query.bind(time).bind(id).bind(before),
             None => query,
         };
-        let rows = query.fetch_all(connection).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Candidate {
-                    id: row.try_get("number")?,
-                    date_done: row.try_get("done")?,
-                    status: row.try_get("status")?,
-                    task_name: row.try_get("task_name")?,
-                })
-            })
-            .collect()
+        candidates(&query.fetch_all(connection).await?)
     }
 
     async fn count(
@@ -72,12 +62,5 @@ impl Cleanup for SqliteDatabase {
         let Range { after: (time, id), before } = range;
         let query = sqlx::query_scalar(AssertSqlSafe(query)).persistent(false);
         query.bind(time).bind(id).bind(before).fetch_one(connection).await
-    }
-
-    async fn execute(
-        connection: &mut SqliteConnection,
-        statement: String,
-    ) -> Result<(), sqlx::Error> {
-        connection.execute(AssertSqlSafe(statement)).await.map(drop)
     }
 }

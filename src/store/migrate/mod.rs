@@ -70,10 +70,6 @@ pub(super) trait Migrate: Database {
     /// Reads what is there.
     async fn state(connection: &mut Self::Connection) -> Result<State, sqlx::Error>;
 
-    /// Runs a statement.
-    async fn execute(connection: &mut Self::Connection, statement: &str)
-    -> Result<(), sqlx::Error>;
-
     /// This moment as Django writes it.
     fn now(&self) -> String;
 

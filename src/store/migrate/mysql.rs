@@ -1,9 +1,9 @@
 //! The catalog and the lock of MySQL and MariaDB.
 
 use chrono::Utc;
+use sqlx::Row;
 use sqlx::error::DatabaseError;
 use sqlx::mysql::{MySqlConnection, MySqlDatabaseError};
-use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::migration::{self, Migrations};
 use super::plan::{APP, State};
@@ -120,10 +120,6 @@ impl Migrate for MysqlDatabase {
                 None
             };
         Ok(State { recorded, tables, attached: Vec::new() })
-    }
-
-    async fn execute(connection: &mut MySqlConnection, statement: &str) -> Result<(), sqlx::Error> {
-        connection.execute(AssertSqlSafe(statement.to_owned())).await.map(drop)
     }
 
     fn now(&self) -> String {

@@ -1,9 +1,9 @@
 //! PostgreSQL's catalog and lock.
 
 use chrono::Utc;
+use sqlx::Row;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::migration::{self, Migrations};
 use super::plan::{APP, State};
@@ -31,7 +31,7 @@ impl Migrate for PostgresDatabase {
 
     async fn lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let statement = format!("SELECT pg_advisory_xact_lock({LOCK})");
-        connection.execute(AssertSqlSafe(statement)).await.map(drop)
+        Self::execute(connection, &statement).await
     }
 
     async fn state(connection: &mut PgConnection) -> Result<State, sqlx::Error> {
@@ -103,10 +103,6 @@ impl Migrate for PostgresDatabase {
             None
         };
         Ok(State { recorded, tables, attached: Vec::new() })
-    }
-
-    async fn execute(connection: &mut PgConnection, statement: &str) -> Result<(), sqlx::Error> {
-        connection.execute(AssertSqlSafe(statement.to_owned())).await.map(drop)
     }
 
     fn now(&self) -> String {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::Utc;
 use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
+use sqlx::{ConnectOptions, Row};
 
 use super::migration::{self, Migrations};
 use super::plan::{APP, State};
@@ -127,13 +127,6 @@ impl Migrate for SqliteDatabase {
                 None
             };
         Ok(State { recorded, tables, attached })
-    }
-
-    async fn execute(
-        connection: &mut SqliteConnection,
-        statement: &str,
-    ) -> Result<(), sqlx::Error> {
-        connection.execute(AssertSqlSafe(statement.to_owned())).await.map(drop)
     }
 
     fn now(&self) -> String {
