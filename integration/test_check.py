@@ -18,6 +18,7 @@ from daemon import Daemon
 from database import TABLE, Database, Databases
 from pipeline import Pipeline
 from services import MariaDB, PostgreSQL, RabbitMQ, free_port, unique_name
+from test_backend import another_user
 
 
 class Check:
@@ -177,18 +178,6 @@ def test_a_queue_with_other_arguments(broker: Broker, databases: Databases) -> N
     assert broker.depth(RESULTS) == 1
 
 
-@contextmanager
-def user_with(rabbitmq: RabbitMQ, broker: Broker, *rights: str) -> Iterator[Broker]:
-    """The virtual host as a user sees it who has these patterns: configure, write, read."""
-    name, vhost = unique_name(), urlsplit(broker.url).path[1:]
-    rabbitmq.control("add_user", name, "password")
-    try:
-        rabbitmq.control("set_permissions", "-p", vhost, name, *rights)
-        yield Broker(other(broker.url, user=name, password="password"))
-    finally:
-        rabbitmq.control("delete_user", name)
-
-
 #: All that the daemon needs.
 CONFIGURE = r"^celeriac(\..+)?$"
 WRITE = r"^(celeriac\..+|amq\.default)$"
@@ -243,8 +232,8 @@ def test_rights(
         daemon = make_daemon(broker.url, database.url)
         daemon.start_consuming()
         assert daemon.stop() == 0
-    with user_with(rabbitmq, broker, *rights) as limited:
-        check = of(limited, database)
+    with another_user(rabbitmq, broker, *rights) as limited:
+        check = of(Broker(limited), database)
     found = [one for one in check.findings if one["level"] != "ok"]
     assert [one["level"] for one in found] == levels[is_made], found
     told = " ".join(f"{one['text']} {one['fix']}" for one in found)
