@@ -9,10 +9,11 @@
 use std::fmt;
 use std::io::Read;
 
-use celeriac::capture;
 use celeriac::decode::{
-    Accept, Certificate, CertificateStore, Decoded, Decoder, EventPolicy, Kind, Security, Signer,
+    Accept, Certificate, CertificateStore, Decoded, Decoder, EventPolicy, Security, Signer,
+    SourceKind,
 };
+use celeriac::message::capture;
 use celeriac::message::{Message, Properties, Value};
 use chrono::DateTime;
 use divan::Bencher;
@@ -280,7 +281,7 @@ fn decode(bencher: Bencher<'_, '_>, decoder: &Decoder, case: &Case, kind: Kind<'
 
 #[divan::bench(args = results_of(&SERIALIZERS))]
 fn a_result(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &decoder(None), case, Kind::Results);
+    decode(bencher, &decoder(None), case, SourceKind::Results);
 }
 
 #[divan::bench(args = results_of(&[JSON]))]
@@ -299,22 +300,22 @@ fn c_peer_rmp_serde(bencher: Bencher<'_, '_>, case: &Case) {
 
 #[divan::bench(args = lists_of_events())]
 fn d_list_of_24_events(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &decoder(None), case, Kind::Events);
+    decode(bencher, &decoder(None), case, SourceKind::Events);
 }
 
 #[divan::bench(args = captured("kombu-compression"))]
 fn e_compressed_result(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &decoder(None), case, Kind::Results);
+    decode(bencher, &decoder(None), case, SourceKind::Results);
 }
 
 #[divan::bench(args = signed())]
 fn f_signed_result(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &decoder(None), case, Kind::Results);
+    decode(bencher, &decoder(None), case, SourceKind::Results);
 }
 
 #[divan::bench(args = signed())]
 fn g_signed_result_whose_columns_are_signed(bencher: Bencher<'_, '_>, case: &Case) {
     let key = include_bytes!("../tests/data/golden/worthless-test-key.pem");
     let signer = Signer::from_pem(key, &certificate()).expect("the key of the certificate");
-    decode(bencher, &decoder(Some(signer)), case, Kind::Results);
+    decode(bencher, &decoder(Some(signer)), case, SourceKind::Results);
 }

@@ -10,13 +10,15 @@ use std::time::Duration;
 use chrono::Utc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
 
-use crate::backoff::Backoff;
 use crate::config::{Cleanup, Config};
-use crate::expiry::{Expiry, Subject};
-use crate::state::State;
+use crate::diagnosis::Causes;
+use crate::retry::Backoff;
+use crate::row::expiry::{Expiry, Subject};
+use crate::row::state::State;
 use crate::store::{Cleaner, Database, ErrorClass, Found, Job, Next, Step, StoreError};
-use crate::telemetry::{self, Causes, Outcome, Telemetry};
+use crate::telemetry::{self, Outcome, Telemetry};
 
 /// How long a cleanup that has begun tries again before it gives up.
 const PATIENCE: Duration = Duration::from_mins(10);
@@ -74,7 +76,8 @@ pub async fn run(
                 if !may_pass || backoff.elapsed() > PATIENCE {
                     return Err(error);
                 }
-                if backoff.wait("the cleanup waits", &error, shutdown).await.is_break() {
+                if backoff.wait(Level::WARN, "the cleanup waits", &error, shutdown).await.is_break()
+                {
                     break;
                 }
                 continue;

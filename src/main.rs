@@ -5,7 +5,7 @@ mod command;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use celeriac::telemetry::Causes;
+use celeriac::diagnosis::Causes;
 use celeriac::version::VERSION_AND_COMMIT;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -295,6 +295,3 @@ fn fail(error: &anyhow::Error, exit: Exit) -> ExitCode {
     say(&format!("celeriac: {}", Causes(error)));
     exit.into()
 }
-
-#[cfg(test)]
-mod reference;

@@ -9,11 +9,12 @@ use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use celeriac::capture;
 use celeriac::decode::{Accept, Certificate, Decoder, EventPolicy, Security};
+use celeriac::message::DeliveryId;
+use celeriac::message::capture;
 use celeriac::message::{self, Message, Properties};
 use celeriac::row::Row;
-use celeriac::task_result::TaskResult;
+use celeriac::row::task_result::TaskResult;
 use chrono::{DateTime, TimeDelta};
 use flate2::read::GzDecoder;
 use serde_json::Value;
@@ -37,7 +38,7 @@ fn messages(capture: &str) -> Vec<Message> {
                 exchange: String::new(),
                 routing_key: "zoo.results".to_owned(),
                 redelivered: false,
-                delivery_tag: number,
+                delivery_id: DeliveryId(number),
                 received_at: DateTime::UNIX_EPOCH
                     + TimeDelta::milliseconds(i64::try_from(number).expect("small")),
             }

@@ -1,164 +1,134 @@
-//! Who may know whom: the walls between the stages, checked in the source.
+//! Which folder may name which: the walls between the rooms, read from the tokens of every source
+//! file, code of tests included.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-/// The modules that each module may name. A folder is one module.
-const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("ack", &["batch", "config", "dead_letter", "message", "publish", "source"]),
-    ("backoff", &["store", "telemetry"]),
-    ("batch", &["merge", "message", "row"]),
-    ("capture", &["message"]),
-    ("cleanup", &["backoff", "config", "expiry", "state", "store", "telemetry"]),
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+/// The rooms that each room may name: the folders and files at the top of `src/`.
+const MAY_NAME: &[(&str, &[&str])] = &[
+    ("version", &[]),
+    ("row", &[]),
+    ("diagnosis", &[]),
+    ("message", &[]),
+    ("retry", &["diagnosis"]),
+    ("decode", &["message", "row"]),
+    ("config", &["decode", "diagnosis", "row"]),
+    ("broker", &["config", "diagnosis", "message"]),
+    ("store", &["config", "diagnosis", "row"]),
+    ("telemetry", &["config", "diagnosis", "message", "row", "store", "version"]),
+    ("check", &["broker", "config", "decode", "diagnosis", "message", "store"]),
+    ("cleanup", &["config", "diagnosis", "retry", "row", "store", "telemetry"]),
     (
-        "check",
-        &["config", "decode", "finding", "message", "publish", "source", "store", "telemetry"],
+        "pipeline",
+        &[
+            "broker",
+            "config",
+            "decode",
+            "diagnosis",
+            "message",
+            "retry",
+            "row",
+            "store",
+            "telemetry",
+        ],
     ),
     (
         "command",
         &[
-            "ack",
-            "batch",
-            "capture",
+            "broker",
             "check",
             "cleanup",
             "config",
-            "dead_letter",
-            "dead_queue",
             "decode",
-            "expiry",
-            "finding",
-            "group_result",
-            "lane",
-            "listener",
+            "diagnosis",
             "message",
             "pipeline",
-            "publish",
-            "queue_depth",
             "row",
-            "service",
-            "source",
             "store",
-            "tap",
-            "task_result",
             "telemetry",
             "version",
         ],
     ),
-    ("config", &["batch", "decode", "diagnosis", "expiry"]),
-    ("dead_letter", &["batch", "message"]),
-    ("dead_queue", &["config", "dead_letter", "message", "publish", "source", "unreadable"]),
-    ("decode", &["group_result", "message", "row", "state", "task_result"]),
-    ("diagnosis", &["config"]),
-    ("expiry", &[]),
-    ("finding", &[]),
-    ("group_result", &[]),
-    (
-        "lane",
-        &[
-            "backoff",
-            "config",
-            "decode",
-            "pipeline",
-            "publish",
-            "source",
-            "store",
-            "telemetry",
-            "unreadable",
-        ],
-    ),
+    ("main", &["command", "diagnosis", "version"]),
     ("lib", &[]),
-    ("listener", &["telemetry"]),
-    ("main", &["command", "telemetry", "version"]),
-    ("merge", &["group_result", "row", "state", "task_result"]),
-    ("message", &[]),
-    (
-        "pipeline",
-        &[
-            "ack",
-            "backoff",
-            "batch",
-            "decode",
-            "message",
-            "publish",
-            "row",
-            "source",
-            "store",
-            "telemetry",
-        ],
-    ),
-    ("publish", &["config", "message", "source"]),
-    ("queue_depth", &["config", "source", "telemetry"]),
-    ("reference", &["config"]),
-    ("row", &["group_result", "task_result"]),
-    ("service", &["telemetry"]),
-    ("source", &["ack", "config", "diagnosis", "message", "telemetry"]),
-    ("state", &[]),
-    (
-        "store",
-        &[
-            "batch",
-            "config",
-            "diagnosis",
-            "expiry",
-            "finding",
-            "group_result",
-            "row",
-            "task_result",
-        ],
-    ),
-    ("tap", &["config", "message", "source", "unreadable"]),
-    ("task_result", &["state"]),
-    ("telemetry", &["batch", "config", "row", "store", "version"]),
-    ("unreadable", &["config", "message", "publish", "source"]),
-    ("version", &[]),
 ];
 
-/// The crates that only these modules may name.
-const KEPT_IN: &[(&str, &[&str])] = &[
-    ("hyper", &["command", "listener"]),
-    (
-        "lapin",
-        &["ack", "check", "dead_queue", "publish", "queue_depth", "source", "tap", "unreadable"],
-    ),
-    ("prometheus_client", &["telemetry"]),
+/// Libraries, and the folders outside of which they may not be named.
+const LIBRARIES: &[(&str, &[&str])] = &[
+    ("lapin", &["broker/rabbitmq"]),
     ("sqlx", &["store"]),
+    ("clap", &["config", "command", "main"]),
+    ("hyper", &["telemetry", "command"]),
+    ("prometheus_client", &["telemetry"]),
+    ("rmp_serde", &["decode"]),
+    ("rsa", &["decode"]),
 ];
 
-/// Modules without a clock, without I/O, without a log and without anything asynchronous.
-const PURE: &[&str] = &[
-    "batch",
-    "capture",
-    "dead_letter",
-    "decode",
-    "expiry",
-    "finding",
-    "group_result",
-    "merge",
-    "message",
-    "row",
-    "state",
-    "task_result",
+/// Rooms without a clock, input, output or a log.
+const PURE: &[&str] = &["decode", "row"];
+
+/// What a pure room does not name.
+const IMPURE: &[&[&str]] = &[
+    &["tokio"],
+    &["tracing"],
+    &["fastrand"],
+    &["async"],
+    &["Utc", "now"],
+    &["Local", "now"],
+    &["Instant"],
+    &["SystemTime"],
+    &["std", "fs"],
+    &["std", "env"],
+    &["std", "net"],
+    &["std", "process"],
+    &["std", "thread"],
 ];
 
-/// What a pure module does not contain.
-const IMPURE: &[&str] = &[
-    "tokio",
-    "tracing",
-    "async ",
-    ".await",
-    "Utc::now",
-    "Instant",
-    "SystemTime",
-    "std::fs",
-    "std::env",
-    "std::net",
-];
+/// Where a path stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In the code.
+    Code,
+    /// In a `pub use`.
+    Reexport,
+    /// In a module of tests.
+    Test,
+}
 
-/// Every source file: the module that it belongs to, and its text without tests and comments.
-fn sources() -> Vec<(String, String)> {
+/// A path as its names from the left, and where it stands.
+type Found = Vec<(Vec<String>, Place)>;
+
+/// A source file: its path under `src/`, without the extension, and every path that it names.
+struct Source {
+    path: String,
+    /// All paths.
+    paths: BTreeSet<Vec<String>>,
+    /// Those that stand outside modules of tests.
+    product_paths: BTreeSet<Vec<String>>,
+    /// Those that are only passed on with `pub use`.
+    reexports: BTreeSet<Vec<String>>,
+}
+
+impl Source {
+    fn room(&self) -> &str {
+        self.path.split('/').next().expect("a name")
+    }
+
+    /// The module that the file is, as names from the crate's root.
+    fn module(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.path.split('/').map(str::to_owned).collect();
+        if names.last().is_some_and(|name| name == "mod") {
+            names.pop();
+        }
+        names
+    }
+}
+
+fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut folders = vec![root.clone()];
     let mut files = Vec::<PathBuf>::new();
@@ -168,68 +138,310 @@ fn sources() -> Vec<(String, String)> {
             if path.is_dir() { folders.push(path) } else { files.push(path) }
         }
     }
-    files
-        .into_iter()
-        .map(|path| {
-            let relative = path.strip_prefix(&root).expect("it is under src").with_extension("");
-            let module = relative.iter().next().expect("a name").to_string_lossy().into_owned();
-            let text = std::fs::read_to_string(&path).expect("it is text");
-            let code = text.split("#[cfg(test)]").next().expect("the part before the tests");
-            let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-            (module, code.collect::<Vec<_>>().join("\n"))
-        })
-        .collect()
+    let sources = files.iter().map(|file| {
+        let path = file.strip_prefix(&root).expect("it is under src").with_extension("");
+        let text = std::fs::read_to_string(file).expect("it is text");
+        source(path.to_str().expect("UTF-8"), &text)
+    });
+    sources.collect()
 }
 
-/// The modules of this crate that a text names.
-fn imports(code: &str) -> BTreeSet<&str> {
-    let after = |prefix| code.split(prefix).skip(1);
-    after("crate::")
-        .chain(after("celeriac::"))
-        .map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(rest))
-        .filter(|module| !module.is_empty())
-        .collect()
+fn source(path: &str, text: &str) -> Source {
+    let tokens: TokenStream = text.parse().expect("it is Rust");
+    let mut source = Source {
+        path: path.to_owned(),
+        paths: BTreeSet::new(),
+        product_paths: BTreeSet::new(),
+        reexports: BTreeSet::new(),
+    };
+    let module = source.module();
+    let mut found = Found::new();
+    collect(tokens, &module, Place::Code, &mut found);
+    for (path, place) in found {
+        match place {
+            Place::Code => drop(source.product_paths.insert(path.clone())),
+            Place::Reexport => drop(source.reexports.insert(path.clone())),
+            Place::Test => {}
+        }
+        source.paths.insert(path);
+    }
+    source
+}
+
+/// Collects every path of a token stream. `crate`, `celeriac`, `self` and `super` become names from
+/// the crate's root, so that each of our own modules is named as `crate, room, …`.
+fn collect(tokens: TokenStream, module: &[String], place: Place, found: &mut Found) {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let mut at = 0;
+    let mut is_marked_test = false;
+    while at < tokens.len() {
+        match &tokens[at] {
+            TokenTree::Ident(word) if *word == "mod" => {
+                // `mod name { … }`: paths in it are relative to it.
+                if let (Some(TokenTree::Ident(name)), Some(TokenTree::Group(body))) =
+                    (tokens.get(at + 1), tokens.get(at + 2))
+                    && body.delimiter() == Delimiter::Brace
+                {
+                    let inner = [module, &[name.to_string()]].concat();
+                    let place = if is_marked_test { Place::Test } else { place };
+                    collect(body.stream(), &inner, place, found);
+                    at += 3;
+                } else {
+                    at += 2;
+                }
+                is_marked_test = false;
+            }
+            TokenTree::Ident(word) if *word == "pub" => {
+                at += 1;
+                // `pub(super)` names no module that is used.
+                if let Some(TokenTree::Group(group)) = tokens.get(at)
+                    && group.delimiter() == Delimiter::Parenthesis
+                {
+                    at += 1;
+                }
+                if let Some(TokenTree::Ident(word)) = tokens.get(at)
+                    && *word == "use"
+                {
+                    let place = if place == Place::Code { Place::Reexport } else { place };
+                    at = path(&tokens, at + 1, &mut Vec::new(), module, place, found);
+                }
+            }
+            TokenTree::Ident(_) => {
+                at = path(&tokens, at, &mut Vec::new(), module, place, found);
+            }
+            TokenTree::Group(group) => {
+                let text = group.stream().to_string();
+                if group.delimiter() == Delimiter::Bracket && text.replace(' ', "") == "cfg(test)" {
+                    is_marked_test = true;
+                }
+                collect(group.stream(), module, place, found);
+                at += 1;
+            }
+            TokenTree::Punct(_) | TokenTree::Literal(_) => at += 1,
+        }
+    }
+}
+
+/// Reads one path from `at` on, with every branch of its braces. Gives the place after it.
+fn path(
+    tokens: &[TokenTree],
+    mut at: usize,
+    names: &mut Vec<String>,
+    module: &[String],
+    place: Place,
+    found: &mut Found,
+) -> usize {
+    loop {
+        match tokens.get(at) {
+            Some(TokenTree::Ident(name)) => {
+                names.push(name.to_string());
+                at += 1;
+            }
+            Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
+                let inner: Vec<TokenTree> = group.stream().into_iter().collect();
+                let mut inner_at = 0;
+                while inner_at < inner.len() {
+                    if matches!(inner[inner_at], TokenTree::Ident(_)) {
+                        let mut branch = names.clone();
+                        inner_at = path(&inner, inner_at, &mut branch, module, place, found);
+                    } else {
+                        inner_at += 1;
+                    }
+                }
+                return at + 1;
+            }
+            _ => break,
+        }
+        let is_colon = |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == ':');
+        if is_colon(tokens.get(at)) && is_colon(tokens.get(at + 1)) {
+            at += 2;
+        } else {
+            break;
+        }
+    }
+    if !names.is_empty() {
+        found.push((resolved(names, module), place));
+    }
+    at
+}
+
+/// A path of our own from the crate's root; any other stays as it is.
+fn resolved(names: &[String], module: &[String]) -> Vec<String> {
+    let mut base = match names[0].as_str() {
+        "crate" | "celeriac" => Vec::new(),
+        "self" => module.to_vec(),
+        "super" => module[..module.len().saturating_sub(1)].to_vec(),
+        _ => return names.to_vec(),
+    };
+    for name in &names[1..] {
+        if name == "super" {
+            base.pop();
+        } else if name != "self" {
+            base.push(name.clone());
+        }
+    }
+    [vec!["crate".to_owned()], base].concat()
+}
+
+/// The room that a path leads to, where it is one of ours.
+fn room_of(path: &[String]) -> Option<&str> {
+    let [root, room, ..] = path else { return None };
+    let is_room = MAY_NAME.iter().any(|(name, _)| name == room);
+    (root == "crate" && is_room).then_some(room)
 }
 
 #[test]
-fn modules_name_only_what_they_may() {
+fn rooms_name_only_what_they_may() {
     let sources = sources();
-    assert!(sources.len() > 20, "the files were found");
-    for (module, code) in &sources {
-        let (_, allowed) = MAY_IMPORT
+    for source in &sources {
+        let room = source.room();
+        let (_, allowed) = MAY_NAME
             .iter()
-            .find(|(name, _)| name == module)
-            .unwrap_or_else(|| panic!("src/{module} is new: say in MAY_IMPORT what it may name"));
-        for import in imports(code) {
+            .find(|(name, _)| *name == room)
+            .unwrap_or_else(|| panic!("src/{room} is new: say in MAY_NAME what it may name"));
+        for named in source.paths.iter().filter_map(|path| room_of(path)) {
             assert!(
-                import == module || allowed.contains(&import),
-                "src/{module} names crate::{import}, which it may not"
+                named == room || allowed.contains(&named),
+                "src/{} names crate::{named}, which it may not",
+                source.path
             );
         }
     }
-    for (module, _) in MAY_IMPORT {
-        assert!(sources.iter().any(|(name, _)| name == module), "src/{module} is gone");
+    for (room, _) in MAY_NAME {
+        assert!(sources.iter().any(|source| source.room() == *room), "src/{room} is gone");
     }
 }
 
+/// A room names only rooms that stand before it in the table, so there can be no circle.
 #[test]
-fn libraries_of_the_rims_are_named_only_there() {
-    for (module, code) in sources() {
-        for (library, modules) in KEPT_IN {
-            let is_named = code.contains(&format!("{library}::"));
-            let may = modules.contains(&module.as_str());
-            assert!(may || !is_named, "src/{module} names {library}, which it may not");
+fn rooms_stand_in_an_order() {
+    for (place, (room, named)) in MAY_NAME.iter().enumerate() {
+        for name in *named {
+            let before = MAY_NAME[..place].iter().any(|(before, _)| before == name);
+            assert!(before, "{room} names {name}, which does not stand before it");
         }
     }
 }
 
+/// Files do not import each other in a circle. What a `mod.rs` passes on with `pub use` counts as
+/// the file that has it. Modules of tests do not count.
 #[test]
-fn the_core_is_pure() {
-    for (module, code) in sources() {
-        if PURE.contains(&module.as_str()) {
-            for word in IMPURE {
-                assert!(!code.contains(word), "src/{module} contains {word:?} and should be pure");
+fn files_import_each_other_without_a_circle() {
+    let sources = sources();
+    let modules: BTreeMap<Vec<String>, &str> =
+        sources.iter().map(|source| (source.module(), source.path.as_str())).collect();
+    // The longest beginning of a path that is a module, and the item's name after it.
+    let module_of = |path: &[String]| {
+        let end = (1..path.len()).rev().find(|&end| modules.contains_key(&path[1..=end]))?;
+        Some((modules[&path[1..=end]], path.get(end + 1).cloned()))
+    };
+    let mut passed_on = BTreeMap::new();
+    for source in &sources {
+        for path in &source.reexports {
+            if let Some((file, Some(name))) = module_of(path) {
+                passed_on.insert((source.path.as_str(), name), file);
             }
         }
     }
+    let mut imports = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for source in &sources {
+        for path in source.product_paths.iter().filter(|path| path[0] == "crate") {
+            let Some((mut file, name)) = module_of(path) else { continue };
+            while let Some(&next) = name.clone().and_then(|name| passed_on.get(&(file, name))) {
+                file = next;
+            }
+            if file != source.path {
+                imports.entry(&source.path).or_default().insert(file);
+            }
+        }
+    }
+    for start in imports.keys() {
+        if let Some(circle) = circle_from(start, &imports) {
+            panic!("files import each other in a circle: {}", circle.join(" -> "));
+        }
+    }
+}
+
+/// The shortest way from a file back to itself.
+fn circle_from<'a>(
+    start: &'a str,
+    imports: &BTreeMap<&'a str, BTreeSet<&'a str>>,
+) -> Option<Vec<&'a str>> {
+    let mut ways = VecDeque::from([vec![start]]);
+    let mut reached = BTreeSet::new();
+    while let Some(way) = ways.pop_front() {
+        for &next in imports.get(way[way.len() - 1]).into_iter().flatten() {
+            let way = [way.as_slice(), &[next]].concat();
+            if next == start {
+                return Some(way);
+            }
+            if reached.insert(next) {
+                ways.push_back(way);
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn libraries_are_named_only_where_they_belong() {
+    for source in sources() {
+        for (library, folders) in LIBRARIES {
+            let is_named = source.paths.iter().any(|path| path[0] == *library);
+            let may = folders.iter().any(|folder| {
+                source.path == *folder || source.path.starts_with(&format!("{folder}/"))
+            });
+            assert!(may || !is_named, "src/{} names {library}, which it may not", source.path);
+        }
+    }
+}
+
+#[test]
+fn pure_rooms_are_pure() {
+    for source in sources().iter().filter(|source| PURE.contains(&source.room())) {
+        for words in IMPURE {
+            let is_named = source
+                .product_paths
+                .iter()
+                .any(|path| path.windows(words.len()).any(|part| part == *words));
+            assert!(!is_named, "src/{} names {words:?} and should be pure", source.path);
+        }
+    }
+}
+
+#[test]
+fn the_top_is_small() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let entries = std::fs::read_dir(root).expect("the folder is there").count();
+    assert!(entries <= 18, "src/ has {entries} entries");
+}
+
+/// The walls see every form of a path.
+#[test]
+fn every_form_of_a_path_is_seen() {
+    let named = |path: &str, text: &str| -> BTreeSet<String> {
+        let source = source(path, text);
+        source.paths.iter().filter_map(|path| room_of(path)).map(str::to_owned).collect()
+    };
+    for text in [
+        "use crate::store;",
+        "use crate::{row, store::Store};",
+        "use crate::{row, store::{self, Store}};",
+        "pub(crate) use celeriac::store::*;",
+        "use super::store as other;",
+        "fn f() { crate::store::f(); }",
+        "type T = Vec<crate::store::T>;",
+        "#[cfg(test)] use crate::row; use crate::store;",
+        "#[cfg(test)] mod tests { use crate::store::T; }",
+        "mod inner { use super::super::store::T; }",
+        "macro_rules! m { () => { $crate::store::f() } }",
+    ] {
+        assert!(named("decode", text).contains("store"), "{text}");
+    }
+    assert!(
+        !named("decode", "let crate_store = 1; // crate::store\n\"crate::store\"")
+            .contains("store")
+    );
+    let lapin = source("decode", "fn f(e: lapin::Error) { use ::lapin::Channel; }");
+    assert!(lapin.paths.iter().any(|path| path[0] == "lapin"));
 }

@@ -6,17 +6,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use celeriac::ack::Acknowledge;
-use celeriac::backoff::Backoff;
-use celeriac::batch::{Batch, Limits, Reason};
-use celeriac::decode::{Decoder, Kind};
-use celeriac::message::{Message, Properties};
-use celeriac::pipeline::{self, End, Pace, Reading};
-use celeriac::publish::PublishError;
+use celeriac::broker::{Acknowledge, BrokerError, BrokerErrorClass};
+use celeriac::decode::{Decoder, SourceKind};
+use celeriac::message::dead_letter::Reason;
+use celeriac::message::{DeliveryId, Message, Properties};
+use celeriac::pipeline::batch::{Batch, BatchLimits};
+use celeriac::pipeline::{self, BatchPolicy, End, Reading};
+use celeriac::retry::Backoff;
+use celeriac::row::task_result::TaskResult;
 use celeriac::row::{Key, Row};
-use celeriac::source::SourceError;
 use celeriac::store::{Catalog, ErrorClass, Store, StoreError, Written};
-use celeriac::task_result::TaskResult;
 use celeriac::telemetry::Telemetry;
 use chrono::{DateTime, TimeDelta};
 use futures_util::stream;
@@ -126,18 +125,19 @@ impl Store for World {
 }
 
 impl Acknowledge for World {
-    async fn acknowledge(&self, last_delivery_tag: u64) -> Result<(), SourceError> {
-        self.note(Event::Acknowledged(last_delivery_tag));
+    async fn acknowledge(&self, messages: &[Message]) -> Result<(), BrokerError> {
+        let last = messages.last().expect("a batch has messages");
+        self.note(Event::Acknowledged(last.delivery_id.0));
         Ok(())
     }
 
-    async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), PublishError> {
+    async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), BrokerError> {
         let mut failures = self.dead_failures.lock().expect("not poisoned");
         if *failures > 0 {
             *failures -= 1;
-            return Err(PublishError::Unconfirmed);
+            return Err(BrokerError::new(BrokerErrorClass::Unavailable, "as told"));
         }
-        let letters = letters.iter().map(|(message, reason)| (message.delivery_tag, reason.code));
+        let letters = letters.iter().map(|(message, reason)| (message.delivery_id.0, reason.code));
         self.note(Event::Dead(letters.collect()));
         Ok(())
     }
@@ -166,7 +166,7 @@ fn message(delivery_tag: u64, body: &str) -> Message {
             content_encoding: Some("utf-8".to_owned()),
             ..Properties::default()
         },
-        delivery_tag,
+        delivery_id: DeliveryId(delivery_tag),
         ..Message::new(body.as_bytes().to_vec(), DateTime::UNIX_EPOCH + since)
     }
 }
@@ -174,7 +174,7 @@ fn message(delivery_tag: u64, body: &str) -> Message {
 /// A pipeline that runs beside the test.
 struct Running {
     world: World,
-    sender: mpsc::UnboundedSender<Result<Message, SourceError>>,
+    sender: mpsc::UnboundedSender<Result<Message, BrokerError>>,
     shutdown: CancellationToken,
     sent: u64,
     end: tokio::task::JoinHandle<End>,
@@ -195,14 +195,14 @@ impl Running {
                     }
                     polled => polled,
                 });
-                let pace = Pace {
-                    limits: Limits { max_rows, max_bytes },
+                let policy = BatchPolicy {
+                    limits: BatchLimits { max_rows, max_bytes },
                     max_wait: Duration::from_millis(20),
                 };
                 let decoder = Decoder::default();
                 let lane = Telemetry::new().lane("1", "results");
-                let reading = Reading { decoder: &decoder, kind: Kind::Results, lane: &lane };
-                pipeline::run(messages, reading, &mut store, &acknowledger, pace, &shutdown).await
+                let reading = Reading { decoder: &decoder, kind: SourceKind::Results, lane: &lane };
+                pipeline::run(messages, reading, &mut store, &acknowledger, policy, &shutdown).await
             }
         });
         Self { world, sender, shutdown, sent: 0, end }
@@ -342,7 +342,7 @@ async fn an_outage_that_lasts_gives_the_messages_back() {
     running.world.fail(&[ErrorClass::Outage; 1_000]);
     running.send(&success("a"));
     let end = (&mut running.end).await.expect("no panic");
-    assert!(matches!(end, End::StoreUnfit(error, _) if error.class == ErrorClass::Outage));
+    assert!(matches!(end, End::StoreUnavailable(error, _) if error.class == ErrorClass::Outage));
     assert!(running.world.events().iter().all(|event| matches!(event, Event::Failed(_))));
 }
 
@@ -378,7 +378,7 @@ async fn a_missing_table_gives_the_messages_back() {
     running.world.fail(&[ErrorClass::Setup]);
     running.send(&success("a"));
     let end = (&mut running.end).await.expect("no panic");
-    assert!(matches!(end, End::StoreUnfit(error, _) if error.class == ErrorClass::Setup));
+    assert!(matches!(end, End::StoreUnavailable(error, _) if error.class == ErrorClass::Setup));
     assert_eq!(running.world.events(), [Event::Failed(ErrorClass::Setup)]);
 }
 
@@ -440,10 +440,13 @@ async fn a_lost_session_acknowledges_nothing_more() {
     let mut running = Running::start(world, 100, 1 << 20);
     running.send(&success("a"));
     running.settle().await;
-    running.sender.send(Err(SourceError::Cancelled)).expect("the pipeline runs");
+    running
+        .sender
+        .send(Err(BrokerError::new(BrokerErrorClass::Unavailable, "lost")))
+        .expect("the pipeline runs");
     running.settle().await;
     running.world.writes.add_permits(1);
-    assert!(matches!((&mut running.end).await.expect("no panic"), End::SourceLost(_)));
+    assert!(matches!((&mut running.end).await.expect("no panic"), End::BrokerLost(_)));
     assert!(!running.settle().await.iter().any(|event| matches!(event, Event::Acknowledged(_))));
 }
 
@@ -480,7 +483,7 @@ async fn shutdown_does_not_wait_for_a_database_that_is_down() {
     running.settle().await;
     let begun = tokio::time::Instant::now();
     let (end, world) = running.stop().await;
-    assert!(matches!(end, End::StoreUnfit(..)), "{end:?}");
+    assert!(matches!(end, End::StoreUnavailable(..)), "{end:?}");
     assert!(begun.elapsed() < Duration::from_secs(1));
     assert!(!world.events().iter().any(|event| matches!(event, Event::Acknowledged(_))));
 }

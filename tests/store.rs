@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use celeriac::config::{DatabaseKind, DatabaseUrl};
-use celeriac::expiry::{Age, Expiry};
-use celeriac::group_result::GroupResult;
 use celeriac::row::Row;
-use celeriac::state::State;
+use celeriac::row::expiry::{Age, Expiry};
+use celeriac::row::group_result::GroupResult;
+use celeriac::row::state::State;
+use celeriac::row::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 use celeriac::store::{
     Catalog, Cleaner, Database, Effect, ErrorClass, Job, Mysql, Next, Postgres, Sqlite, Store,
     StoreError, Written,
 };
-use celeriac::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use futures_util::FutureExt;

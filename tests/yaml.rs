@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use celeriac::decode::Decoder;
-use celeriac::message::{Message, Properties};
+use celeriac::message::{DeliveryId, Message, Properties};
 use celeriac::row::Row;
 use chrono::DateTime;
 
@@ -20,7 +20,7 @@ fn columns_are_spelled_as_pyyaml_spells_them() {
                 content_encoding: Some("utf-8".to_owned()),
                 ..Properties::default()
             },
-            delivery_tag: number,
+            delivery_id: DeliveryId(number),
             ..Message::new(pair["body"].clone().expect("a text").into_bytes(), DateTime::UNIX_EPOCH)
         };
         let mut read = Decoder::default().result(&message).expect("every body is good");

@@ -8,12 +8,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use celeriac::capture;
+use celeriac::broker::rabbitmq::tap::{self, Origin, Tap};
+use celeriac::broker::{BrokerError, BrokerErrorClass};
 use celeriac::config::Config;
-use celeriac::dead_letter;
 use celeriac::message::Message;
-use celeriac::source::SourceError;
-use celeriac::tap::{self, Origin, Tap};
+use celeriac::message::capture;
+use celeriac::message::dead_letter;
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -141,7 +141,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             recording.write(&taken)?;
             recorded += taken.len() as u64;
             progress.set(recorded);
-            if let Err(error) = tap.acknowledge(last.delivery_tag).await {
+            if let Err(error) = tap.acknowledge(last.delivery_id).await {
                 failure = Some(explained(error, is_drain));
             }
         }
@@ -161,8 +161,8 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
 }
 
 /// An error with what to do, where a message that cannot be read has ended the connection.
-fn explained(error: SourceError, is_drain: bool) -> anyhow::Error {
-    let is_unreadable = error.is_unreadable();
+fn explained(error: BrokerError, is_drain: bool) -> anyhow::Error {
+    let is_unreadable = error.class == BrokerErrorClass::Unreadable;
     let error = anyhow::Error::from(error);
     match (is_unreadable, is_drain) {
         (false, _) => error,

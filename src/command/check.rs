@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use celeriac::check;
 use celeriac::config::Config;
-use celeriac::finding::{Finding, Level};
+use celeriac::diagnosis::finding::{Finding, Level};
 use celeriac::store::Database;
 
 use super::exit::Exit;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use celeriac::cleanup::{self, End};
 use celeriac::config::Config;
-use celeriac::expiry::{Age, Expiry, Subject};
+use celeriac::row::expiry::{Age, Expiry, Subject};
 use celeriac::store::{Cleaner, Database, Found, Job, Step, StoreError};
 use serde_json::json;
 use tokio::time::Instant;

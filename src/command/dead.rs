@@ -7,13 +7,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::bail;
-use celeriac::capture;
+use celeriac::broker::rabbitmq::dead_queue::{self, DeadQueue, Reviver};
+use celeriac::broker::{BrokerError, BrokerErrorClass};
 use celeriac::config::Config;
-use celeriac::dead_letter::{self, DeadLetter};
-use celeriac::dead_queue::{self, DeadQueue, Reviver};
 use celeriac::message::Message;
-use celeriac::publish::PublishError;
-use celeriac::source::SourceError;
+use celeriac::message::capture;
+use celeriac::message::dead_letter::{self, DeadLetter};
 use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -230,8 +229,8 @@ impl<'shutdown> Look<'shutdown> {
 }
 
 /// An error with the remedy, where a letter is in the way.
-fn explained(error: SourceError) -> anyhow::Error {
-    let is_unreadable = error.is_unreadable();
+fn explained(error: BrokerError) -> anyhow::Error {
+    let is_unreadable = error.class == BrokerErrorClass::Unreadable;
     let error = anyhow::Error::from(error);
     if !is_unreadable {
         return error;
@@ -412,11 +411,11 @@ async fn replay(
                 match reviver.publish(&queue, &letters).await {
                     Ok(()) => {
                         let tags: Vec<_> =
-                            letters.iter().map(|letter| letter.delivery_tag).collect();
+                            letters.iter().map(|letter| letter.delivery_id).collect();
                         look.queue.remove(&tags).await?;
                         replayed += letters.len();
                     }
-                    Err(PublishError::Refused { .. }) => {
+                    Err(error) if error.class == BrokerErrorClass::Refused => {
                         // A publisher is not used again after an error.
                         reviver = Reviver::open(config).await?;
                         refused.insert(queue, letters.len());
@@ -463,7 +462,7 @@ async fn purge(
     let mut chosen = Vec::new();
     while let Some((letter, message)) = look.next().await? {
         if selection.has(&letter, look.now) {
-            chosen.push(message.delivery_tag);
+            chosen.push(message.delivery_id);
         }
     }
     if shutdown.is_cancelled() {

@@ -10,6 +10,8 @@ pub(crate) mod health;
 pub(crate) mod man;
 pub(crate) mod migrate;
 mod progress;
+#[cfg(test)]
+mod reference;
 pub(crate) mod replay;
 pub(crate) mod run;
 

@@ -9,19 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, bail};
-use celeriac::ack::Acknowledge;
-use celeriac::batch::Reason;
-use celeriac::capture;
+use celeriac::broker::{Acknowledge, BrokerError};
 use celeriac::config::Config;
-use celeriac::decode::Kind;
-use celeriac::group_result::GroupResult;
+use celeriac::decode::SourceKind;
 use celeriac::message::Message;
-use celeriac::pipeline::{self, End, Pace, Reading};
-use celeriac::publish::PublishError;
+use celeriac::message::capture;
+use celeriac::message::dead_letter::{Reason, UNSTORABLE};
+use celeriac::pipeline::{self, BatchPolicy, End, Reading};
 use celeriac::row::Row;
-use celeriac::source::SourceError;
+use celeriac::row::group_result::GroupResult;
+use celeriac::row::task_result::TaskResult;
 use celeriac::store::{Catalog, Database, Effect, Store, StoreError, Written};
-use celeriac::task_result::TaskResult;
 use celeriac::telemetry::{Counts, Telemetry};
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::{StreamExt, stream};
@@ -75,8 +73,8 @@ async fn replay<S: Store>(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let report = Arc::new(Report::new(arguments, shutdown.clone())?);
-    let (sender, mut receiver) = mpsc::channel(config.limits.max_rows);
-    let room = Room::new(config.limits.max_bytes);
+    let (sender, mut receiver) = mpsc::channel(config.max_rows);
+    let room = Room::new(config.max_bytes);
     // A thread of its own: reading standard input cannot be broken off.
     let feeder = std::thread::spawn({
         let (files, report) = (arguments.files.clone(), Arc::clone(&report));
@@ -92,18 +90,17 @@ async fn replay<S: Store>(
     let lane = telemetry.lane("replay", "");
     let reading = Reading {
         decoder: &config.decoder,
-        kind: Kind::ByExchange(&config.event_exchange),
+        kind: SourceKind::ByExchange(&config.event_exchange),
         lane: &lane,
     };
-    let pace = Pace { limits: config.limits, max_wait: config.max_wait };
-    let end = pipeline::run(messages, reading, &mut store, &*report, pace, shutdown).await;
+    let policy = BatchPolicy::of(config);
+    let end = pipeline::run(messages, reading, &mut store, &*report, policy, shutdown).await;
     report.end();
     report.summarize(&telemetry.counts(), arguments.dry_run);
     match end {
         End::Stopped => {}
-        End::StoreUnfit(error, _) => bail!("the database cannot be written: {error}"),
-        End::SourceLost(error) => return Err(error.into()),
-        End::DeadLettersUnfit(error) => return Err(error.into()),
+        End::StoreUnavailable(error, _) => bail!("the database cannot be written: {error}"),
+        End::BrokerLost(error) | End::DeadLettersFailed(error) => return Err(error.into()),
     }
     if let Some(failure) = lock(&report.failure).take() {
         return Err(failure);
@@ -314,7 +311,7 @@ impl Report {
 
     fn summarize(&self, counts: &Counts, is_dry_run: bool) {
         let Counts { messages, rows_read, rows_written, dead } = counts;
-        let unstorable = dead.get("unstorable").copied().unwrap_or_default();
+        let unstorable = dead.get(UNSTORABLE).copied().unwrap_or_default();
         let merged = rows_read.saturating_sub(rows_written + unstorable);
         let would_be = if is_dry_run { "would be written" } else { "written" };
         let mut summary = format!(
@@ -345,14 +342,14 @@ impl Report {
 }
 
 impl Acknowledge for Report {
-    async fn acknowledge(&self, _last_delivery_tag: u64) -> Result<(), SourceError> {
+    async fn acknowledge(&self, _messages: &[Message]) -> Result<(), BrokerError> {
         lock(&self.progress).set(self.bytes.load(Ordering::Relaxed));
         Ok(())
     }
 
-    async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), PublishError> {
+    async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), BrokerError> {
         for (message, reason) in letters {
-            self.tell(message.delivery_tag, &format!("{}: {}", reason.code, reason.error));
+            self.tell(message.delivery_id.0, &format!("{}: {}", reason.code, reason.error));
             if let Some((path, file)) = &self.keep {
                 let line = capture::write(message);
                 if let Err(error) = writeln!(lock(file), "{line}") {

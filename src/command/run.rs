@@ -4,13 +4,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use celeriac::broker::rabbitmq::{RabbitMq, queue_depth};
 use celeriac::cleanup;
 use celeriac::config::Config;
-use celeriac::lane;
-use celeriac::listener::Listener;
-use celeriac::queue_depth;
-use celeriac::service;
+use celeriac::decode::SourceKind;
+use celeriac::pipeline::{BatchPolicy, Reading, lane};
 use celeriac::store::Database;
+use celeriac::telemetry::http::Listener;
+use celeriac::telemetry::systemd;
 use celeriac::telemetry::{Counts, Telemetry};
 use celeriac::version::{COMMIT, VERSION};
 use tokio::task::JoinSet;
@@ -35,8 +36,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         accept_content = ?config.decoder.accept,
         limits = ?config.decoder.limits,
         lanes = config.lanes,
-        max_rows = config.limits.max_rows,
-        max_bytes = config.limits.max_bytes,
+        max_rows = config.max_rows,
+        max_bytes = config.max_bytes,
         max_wait = ?config.max_wait,
         prefetch = config.prefetch,
         time_zone = %config.time_zone,
@@ -58,10 +59,13 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     listen_for_signals(shutdown.clone())?;
     let lanes = run_lanes(&config, &telemetry, &shutdown)?;
     // These end with the process, so that the last of the lanes can still be watched.
-    tokio::spawn(service::watch(Arc::clone(&telemetry), shutdown.clone()));
+    tokio::spawn(systemd::watch(Arc::clone(&telemetry), shutdown.clone()));
     if let Some(listener) = listener {
         tokio::spawn(listener.serve(Arc::clone(&telemetry), shutdown.clone()));
-        tokio::spawn(queue_depth::watch(Arc::clone(&config), Arc::clone(&telemetry)));
+        let telemetry = Arc::clone(&telemetry);
+        tokio::spawn(queue_depth::watch(Arc::clone(&config), move |queue, role, depth| {
+            telemetry.set_depth(queue, role, depth.map(|depth| (depth.messages, depth.consumers)));
+        }));
     }
     if let Some(every) = config.cleanup.every {
         let (config, telemetry) = (Arc::clone(&config), Arc::clone(&telemetry));
@@ -83,15 +87,22 @@ fn run_lanes(
     // Events have a lane of their own, so that no result ever stands behind them.
     let of_events = config.events.is_some().then_some(None);
     for number in (1..=config.lanes).map(Some).chain(of_events) {
-        let store = Database::new(config).context("database")?;
-        let events = config.events.as_ref().filter(|_| number.is_none());
-        let queue = events.map_or(&config.results_queue, |events| &events.queue);
+        let mut store = Database::new(config).context("database")?;
+        let (mut broker, kind, queue) = match (number, &config.events) {
+            (None, Some(events)) => {
+                (RabbitMq::events(Arc::clone(config)), SourceKind::Events, &events.queue)
+            }
+            _ => {
+                (RabbitMq::results(Arc::clone(config)), SourceKind::Results, &config.results_queue)
+            }
+        };
         let name = number.map_or_else(|| "events".to_owned(), |number| number.to_string());
         let telemetry = telemetry.lane(&name, queue);
         let (config, shutdown) = (Arc::clone(config), shutdown.clone());
         let lane = async move {
-            let events = config.events.as_ref().filter(|_| number.is_none());
-            lane::run(&config, events, store, &telemetry, &shutdown).await;
+            let reading = Reading { decoder: &config.decoder, kind, lane: &telemetry };
+            let policy = BatchPolicy::of(&config);
+            lane::run(&mut broker, &mut store, reading, policy, &shutdown).await;
         };
         let span = number.map(|number| tracing::info_span!("lane", number));
         lanes.spawn(lane.instrument(span.unwrap_or_else(|| tracing::info_span!("events"))));

@@ -1,10 +1,11 @@
 //! The broker's URL, read as kombu reads it (`kombu/utils/url.py`, `url_to_parts`, 5.7.0).
 
 use std::fmt;
-use std::path::PathBuf;
 
 use percent_encoding::percent_decode_str;
 use url::Url;
+
+use crate::diagnosis::TlsFiles;
 
 /// Where a broker is and how to log in. Its `Debug` and `Display` never show the password.
 #[derive(Clone, PartialEq, Eq)]
@@ -27,17 +28,6 @@ pub struct BrokerUrl {
     pub heartbeat: u16,
     /// Parameters that mean nothing to Celeriac.
     pub ignored: Vec<String>,
-}
-
-/// The files that TLS may need, in PEM format.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The authorities that may have signed the server's certificate, besides the system's.
-    pub ca: Option<PathBuf>,
-    /// The client's certificate and what it was signed with.
-    pub certificate: Option<PathBuf>,
-    /// The client's private key.
-    pub key: Option<PathBuf>,
 }
 
 /// How often a connection is probed, in seconds, where the URL says nothing. A broker that is

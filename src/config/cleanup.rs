@@ -5,7 +5,7 @@ use std::time::Duration;
 use glob::Pattern;
 
 use super::{ConfigError, whole};
-use crate::expiry::{Age, Expiry};
+use crate::row::expiry::{Age, Expiry};
 
 /// How expired rows are deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,12 +21,11 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use serde::{Deserialize, Deserializer};
 
-pub use self::broker_url::{BrokerUrl, TlsFiles};
+pub use self::broker_url::BrokerUrl;
 pub use self::cleanup::Cleanup;
 pub use self::database_url::{DatabaseKind, DatabaseUrl};
 use self::secret::Secret;
 pub use self::secret::SettingsByLayer;
-use crate::batch::Limits;
 use crate::decode::{Accept, Decoder, EventPolicy, WireLimits};
 use crate::diagnosis::cannot_be_read;
 
@@ -420,7 +419,9 @@ pub struct Config {
     /// How many lanes there are for results, at least 1. Events have one of their own.
     pub lanes: usize,
     /// What one batch may hold.
-    pub limits: Limits,
+    pub max_rows: usize,
+    /// The most bytes in a batch.
+    pub max_bytes: usize,
     /// How messages are read.
     pub decoder: Decoder,
     /// How long a batch may gather under load.
@@ -648,10 +649,8 @@ impl Settings {
             event_exchange,
             events: has_events.then_some(events),
             lanes: usize::from(lanes),
-            limits: Limits {
-                max_rows: usize::from(max_rows),
-                max_bytes: size("max-bytes", self.max_bytes.as_deref(), 4 << 20)?,
-            },
+            max_rows: usize::from(max_rows),
+            max_bytes: size("max-bytes", self.max_bytes.as_deref(), 4 << 20)?,
             decoder,
             max_wait: duration("max-wait", self.max_wait.as_deref(), Duration::from_millis(20))?,
             prefetch,
@@ -886,7 +885,7 @@ mod tests {
         assert_eq!(config.results_queue, "celeriac.results");
         assert_eq!(config.exchange, "celeriac");
         assert_eq!(config.dead_queue, "celeriac.dead");
-        assert_eq!(config.limits, Limits { max_rows: 1_000, max_bytes: 4 << 20 });
+        assert_eq!((config.max_rows, config.max_bytes), (1_000, 4 << 20));
         assert_eq!(config.max_wait, Duration::from_millis(20));
         assert_eq!((config.lanes, config.prefetch), (1, 2_000));
         assert_eq!(config.time_zone, Tz::UTC);
@@ -971,7 +970,7 @@ mod tests {
         assert_eq!(expires(written), Some(Duration::from_mins(1)));
         let config = flags.or(file).or(shared).check().expect("all are good");
         assert_eq!((config.lanes, config.results_queue.as_str()), (2, "r"));
-        assert_eq!((config.limits.max_rows, config.prefetch), (7, 14));
+        assert_eq!((config.max_rows, config.prefetch), (7, 14));
         assert_eq!(config.brokers[0].host, "shared");
         assert_eq!(config.database.to_string(), "mysql://h/n");
     }

@@ -8,12 +8,12 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 
-use crate::decode::json_text::{self, Members};
+use crate::decode::format::json_text::{self, Members};
 use crate::decode::result_meta::{self, Text};
 use crate::decode::{DecodeError, WireLimits, json};
-use crate::group_result::GroupResult;
-use crate::state::State;
-use crate::task_result::{Description, Outcome, TaskResult};
+use crate::row::group_result::GroupResult;
+use crate::row::state::State;
+use crate::row::task_result::{Description, Outcome, TaskResult};
 
 /// The content type of a state of a task.
 pub(super) const TASK: &str = "application/vnd.celeriac.task-result+json";

@@ -18,8 +18,8 @@ use crate::decode::result_meta::{Text, Value, to_microseconds};
 use crate::decode::{DecodeError, Decoded};
 use crate::message::Message;
 use crate::row::Row;
-use crate::state::State;
-use crate::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
+use crate::row::state::State;
+use crate::row::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 
 /// How far the clock of a worker may be ahead of ours.
 const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
@@ -315,7 +315,7 @@ mod tests {
             exchange: "celeryev".to_owned(),
             routing_key: "task.multi".to_owned(),
             redelivered: false,
-            delivery_tag: 1,
+            delivery_id: crate::message::DeliveryId::default(),
             received_at: DateTime::from_timestamp(NOW, 0).expect("in range"),
         }
     }

@@ -3,24 +3,20 @@
 //! Each wire format has a file of its own. Nothing here guesses a format from the bytes, and
 //! nothing is executed: what is not accepted or too large is refused before it is read.
 
-mod accept;
-mod auth;
 mod columns;
-mod compression;
+mod envelope;
 mod event;
-mod json;
-mod json_text;
-mod msgpack;
-mod pickle;
+mod format;
 mod result_meta;
-mod yaml;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-pub use self::accept::Accept;
-pub use self::auth::{Certificate, CertificateStore, Digest, Security, Signer};
+pub use self::envelope::accept::Accept;
+pub use self::envelope::auth::{Certificate, CertificateStore, Digest, Security, Signer};
+use self::envelope::{accept, auth, compression};
 pub use self::event::EventPolicy;
+use self::format::{json, msgpack, pickle, yaml};
 use crate::message::{Message, Value};
 use crate::row::Row;
 
@@ -82,7 +78,7 @@ pub struct Decoder {
 
 /// What the messages of a source are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind<'config> {
+pub enum SourceKind<'config> {
     /// Messages of result backends.
     Results,
     /// Messages of event dispatchers.
@@ -91,7 +87,7 @@ pub enum Kind<'config> {
     ByExchange(&'config str),
 }
 
-impl Kind<'_> {
+impl SourceKind<'_> {
     /// Whether a message of the source is one of an event dispatcher.
     #[must_use]
     pub fn is_events(self, message: &Message) -> bool {
@@ -126,7 +122,7 @@ impl Decoder {
     /// # Errors
     ///
     /// When the message can never be read, with a reason that stays true however often it is tried.
-    pub fn decode(&self, message: &Message, kind: Kind<'_>) -> Result<Decoded, DecodeError> {
+    pub fn decode(&self, message: &Message, kind: SourceKind<'_>) -> Result<Decoded, DecodeError> {
         if kind.is_events(message) { self.events(message) } else { self.result(message) }
     }
 

@@ -11,8 +11,8 @@ use chrono::{DateTime, Datelike, NaiveDateTime, Utc};
 
 use crate::decode::DecodeError;
 use crate::message::Message;
-use crate::state::State;
-use crate::task_result::{Description, Outcome, TaskResult};
+use crate::row::state::State;
+use crate::row::task_result::{Description, Outcome, TaskResult};
 
 /// The value of a member, still in the form of its serializer.
 pub(super) trait Value<'body>: Copy {

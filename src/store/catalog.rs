@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 
 use super::{ErrorClass, GROUPS, StoreError, TASKS};
-use crate::batch::Reason;
-use crate::group_result::GroupResult;
 use crate::row::Row;
-use crate::task_result::TaskResult;
+use crate::row::group_result::GroupResult;
+use crate::row::task_result::TaskResult;
 
 /// The columns of every version of django-celery-results since 2.0.
 const REQUIRED: [&str; 13] = [
@@ -160,16 +159,16 @@ impl Catalog {
     /// # Errors
     ///
     /// When the id cannot be a key of the table, or the table of groups cannot be written.
-    pub fn fit(&self, row: &mut Row) -> Result<bool, Reason> {
+    pub fn fit(&self, row: &mut Row) -> Result<bool, String> {
         match row {
             Row::Task(result) => self.fit_task(result),
             Row::Group(result) => self.fit_group(result),
         }
     }
 
-    fn fit_group(&self, result: &mut GroupResult) -> Result<bool, Reason> {
+    fn fit_group(&self, result: &mut GroupResult) -> Result<bool, String> {
         if let Some(problem) = &self.groups_problem {
-            return Err(unstorable(problem.clone()));
+            return Err(problem.clone());
         }
         self.check_key("group_id", &result.group_id, self.max_chars.group_id)?;
         let fitted = result.result.as_deref().and_then(|text| self.fitted(text, None));
@@ -179,22 +178,20 @@ impl Catalog {
     }
 
     /// Refuses an id that cannot be a key, because a part of it would be another one's.
-    fn check_key(&self, name: &str, id: &str, max_chars: Option<usize>) -> Result<(), Reason> {
+    fn check_key(&self, name: &str, id: &str, max_chars: Option<usize>) -> Result<(), String> {
         if let Some(max_chars) = max_chars
             && is_longer(id, max_chars)
         {
             let chars = id.chars().count();
-            return Err(unstorable(format!(
-                "`{name}` has {chars} characters, the column takes {max_chars}"
-            )));
+            return Err(format!("`{name}` has {chars} characters, the column takes {max_chars}"));
         }
         if !self.allows_nul && id.contains('\0') {
-            return Err(unstorable(format!("`{name}` contains U+0000")));
+            return Err(format!("`{name}` contains U+0000"));
         }
         Ok(())
     }
 
-    fn fit_task(&self, result: &mut TaskResult) -> Result<bool, Reason> {
+    fn fit_task(&self, result: &mut TaskResult) -> Result<bool, String> {
         self.check_key("task_id", &result.task_id, self.max_chars.task_id)?;
         let max = &self.max_chars;
         let (outcome, description) = (&mut result.outcome, &mut result.description);
@@ -241,10 +238,6 @@ impl Catalog {
     }
 }
 
-fn unstorable(error: String) -> Reason {
-    Reason { code: "unstorable", error }
-}
-
 /// Why groups cannot be written to a table with these columns, where they cannot.
 fn groups_problem(columns: &[Column]) -> Option<String> {
     if columns.is_empty() {
@@ -278,8 +271,8 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::state::State;
-    use crate::task_result::{Description, Outcome};
+    use crate::row::state::State;
+    use crate::row::task_result::{Description, Outcome};
 
     fn columns(names: &[&str], max_chars: Option<usize>) -> Vec<Column> {
         let column = |name: &&str| Column {
@@ -349,8 +342,7 @@ mod tests {
         assert_eq!(long.outcome.content_type, "application/json", "not a name");
 
         let reason = catalog.fit_task(&mut result("abcde", "SUCCESS", "w")).expect_err("too long");
-        assert_eq!(reason.code, "unstorable");
-        assert_eq!(reason.error, "`task_id` has 5 characters, the column takes 4");
+        assert_eq!(reason, "`task_id` has 5 characters, the column takes 4");
     }
 
     #[test]
@@ -385,7 +377,7 @@ mod tests {
             let mut row = group();
             catalog.fit(&mut row).map(|_| row)
         };
-        let error = |groups: &[Column]| fit(groups, true).expect_err("not writable").error;
+        let error = |groups: &[Column]| fit(groups, true).expect_err("not writable");
         assert!(error(&[]).contains("manage.py migrate"));
         assert!(error(&columns(&GROUP_COLUMNS[1..], None)).contains("no column group_id"));
         assert!(error(&columns(&GROUP_COLUMNS, Some(4))).contains("`group_id` has 5 characters"));

@@ -1,7 +1,7 @@
 //! Whichever database the settings name.
 
 use crate::config::{Config, DatabaseKind};
-use crate::finding::Finding;
+use crate::diagnosis::finding::Finding;
 use crate::row::Row;
 use crate::store::{
     Catalog, Cleaner, Job, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, Written,

@@ -1,11 +1,11 @@
-//! The statements that merge a batch into the tables: the law of [`crate::merge`] in SQL.
+//! The statements that merge a batch into the tables: the law of [`crate::row::merge`] in SQL.
 //!
 //! The law is written once; a database's file says how it spells the parts in [`Syntax`]. Two
 //! rows meet in a statement, `old` (the row) and `new` (the batch's), which are `self` and
-//! `newer` in [`crate::merge`].
+//! `newer` in [`crate::row::merge`].
 
 use super::{Catalog, GROUPS, TASKS};
-use crate::task_result::EVENT;
+use crate::row::task_result::EVENT;
 
 /// How a database spells the parts of the statement.
 pub(super) struct Syntax {
@@ -21,11 +21,11 @@ pub(super) struct Syntax {
     pub(super) started_by_arrival: &'static str,
 }
 
-/// The columns that move as one unit, `Outcome` in [`crate::task_result`].
+/// The columns that move as one unit, `Outcome` in [`crate::row::task_result`].
 const OUTCOME: [&str; 7] =
     ["status", "result", "traceback", "meta", "content_type", "content_encoding", "date_done"];
 
-/// The columns that are each kept once known, `Description` in [`crate::task_result`].
+/// The columns that are each kept once known, `Description` in [`crate::row::task_result`].
 const DESCRIPTION: [&str; 5] =
     ["task_name", "task_args", "task_kwargs", "worker", "periodic_task_name"];
 

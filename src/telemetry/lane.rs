@@ -1,6 +1,5 @@
 //! What one lane tells of itself: what it has done, and how its two sides are.
 
-use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +11,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::Causes;
-use super::metrics::{Counts, Families, Labels, REASONS};
-use crate::batch::Batch;
+use super::metrics::{Counts, Families, Labels};
+use crate::message::dead_letter::REASON_CODES;
 use crate::row::Row;
 use crate::store::{Effect, ErrorClass, GROUPS, StoreError, TASKS, Written};
 
@@ -73,6 +71,19 @@ struct State {
     step: Option<(&'static str, Instant)>,
 }
 
+/// What a batch held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchSize {
+    /// Messages.
+    pub(crate) messages: usize,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Bytes, as the limits of a batch count them.
+    pub(crate) size_bytes: usize,
+    /// Events that were left out.
+    pub(crate) skipped_events: usize,
+}
+
 /// A step that ends when this is dropped.
 pub(crate) struct Step<'lane>(&'lane Lane);
 
@@ -86,7 +97,7 @@ impl Lane {
     pub(super) fn new(name: &str, queue: &str, families: &Families) -> Self {
         let of_queue = vec![("queue", queue.to_owned())];
         let of_lane = vec![("lane", name.to_owned()), ("queue", queue.to_owned())];
-        for reason in REASONS {
+        for reason in REASON_CODES {
             drop(families.dead_letters.get_or_create(&labels(queue, "reason", reason)));
         }
         for class in CLASSES {
@@ -168,7 +179,7 @@ impl Lane {
     }
 
     /// Messages have become dead letters for a reason.
-    pub(crate) fn bury(&self, reason: &'static str) {
+    pub(crate) fn count_dead_letter(&self, reason: &'static str) {
         self.dead_letters.get_or_create(&labels(&self.queue, "reason", reason)).inc();
     }
 
@@ -178,12 +189,12 @@ impl Lane {
     }
 
     /// A batch was stored and acknowledged.
-    pub(crate) fn settle(&self, batch: &Batch, duration: Duration) {
-        self.messages_acknowledged.inc_by(batch.len() as u64);
-        self.messages_unacknowledged.dec_by(i64::try_from(batch.len()).unwrap_or_default());
-        self.events_skipped.inc_by(batch.skipped().map(|(_, events)| events as u64).sum());
-        self.batch_rows.observe(float(batch.rows().len()));
-        self.batch_size_bytes.observe(float(batch.size_bytes()));
+    pub(crate) fn settle(&self, batch: BatchSize, duration: Duration) {
+        self.messages_acknowledged.inc_by(batch.messages as u64);
+        self.messages_unacknowledged.dec_by(i64::try_from(batch.messages).unwrap_or_default());
+        self.events_skipped.inc_by(batch.skipped_events as u64);
+        self.batch_rows.observe(float(batch.rows));
+        self.batch_size_bytes.observe(float(batch.size_bytes));
         self.batch_duration_seconds.observe(duration.as_secs_f64());
     }
 
@@ -270,7 +281,7 @@ impl Lane {
         counts.messages += self.messages_received.get();
         counts.rows_read += self.rows_read.get();
         counts.rows_written += self.tasks.rows_stored.get() + self.groups.rows_stored.get();
-        for reason in REASONS {
+        for reason in REASON_CODES {
             let labels = labels(&self.queue, "reason", reason);
             let dead = self.dead_letters.get_or_create(&labels).get();
             if dead > 0 {
@@ -302,11 +313,6 @@ impl Table {
             self.rows_stale.get_or_create(&self.labels).inc_by(stale);
         }
     }
-}
-
-/// A problem and its causes, in the words of the log.
-pub(crate) fn reason(problem: &str, error: &(dyn Error + Send + Sync)) -> String {
-    format!("{problem}: {}", Causes(error))
 }
 
 fn labels(queue: &str, name: &'static str, value: &str) -> Labels {

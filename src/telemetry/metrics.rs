@@ -49,25 +49,6 @@ const DATABASE_UP: &str = "celeriac_database_up";
 const QUEUE_MESSAGES: &str = "celeriac_queue_messages";
 const QUEUE_CONSUMERS: &str = "celeriac_queue_consumers";
 
-/// The codes of the reasons why messages become dead letters, so that each is counted from 0 on: an
-/// increase from nothing to 1 is none to Prometheus.
-pub const REASONS: [&str; 14] = [
-    "not-a-result",
-    "not-accepted",
-    "too-compressed",
-    "too-deep",
-    "too-large",
-    "too-many-events",
-    "too-many-values",
-    "undecodable",
-    "unstorable",
-    "unsupported-compression",
-    "unsupported-content-encoding",
-    "unsupported-content-type",
-    "unsupported-version",
-    "unverified",
-];
-
 /// Names and values. The values come from the settings and from this program, never from a message.
 pub(super) type Labels = Vec<(&'static str, String)>;
 
@@ -385,6 +366,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::message::dead_letter::REASON_CODES;
     use crate::store::{Effect, Written};
     use crate::telemetry::{Outcome, STUCK_AFTER};
 
@@ -455,12 +437,12 @@ mod tests {
         });
         // RabbitMQ moves those itself.
         let in_readme: BTreeSet<_> = reasons.filter(|&reason| reason != "delivery-limit").collect();
-        assert_eq!(in_readme, BTreeSet::from(REASONS));
+        assert_eq!(in_readme, BTreeSet::from(REASON_CODES));
         let source = include_str!("../decode/mod.rs");
         let codes = source.split("pub fn code(").nth(1).expect("the function");
         let codes = codes.split("\n    }").next().expect("its end");
         for code in codes.split('"').skip(1).step_by(2) {
-            assert!(REASONS.contains(&code), "{code} is not counted from 0 on");
+            assert!(REASON_CODES.contains(&code), "{code} is not counted from 0 on");
         }
     }
 
@@ -471,7 +453,7 @@ mod tests {
         for (name, queue) in lanes {
             let lane = telemetry.lane(name, queue);
             lane.receive(false);
-            lane.bury("undecodable");
+            lane.count_dead_letter("undecodable");
         }
         let counts = telemetry.counts();
         assert_eq!((counts.messages, counts.dead), (3, BTreeMap::from([("undecodable", 3)])));
@@ -509,7 +491,7 @@ mod tests {
         }
         assert!(telemetry.readiness().is_good);
         assert_eq!(telemetry.summary(), "consuming results, 0 rows stored");
-        lanes[0].bury("undecodable");
+        lanes[0].count_dead_letter("undecodable");
         assert_eq!(telemetry.summary(), "consuming results, 0 rows stored, 1 dead letter");
         lanes[0].end_session("it went\naway".to_owned());
         assert_eq!(telemetry.summary(), "results is not consumed: it went away");

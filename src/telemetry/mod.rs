@@ -1,25 +1,24 @@
-//! What a process tells of itself: its log, to standard error, as text or JSON, its metrics and its
-//! health.
+//! Logging, metrics and health, and how they are published: standard error, HTTP and systemd.
 //!
 //! WARN is for what heals or can be mended without loss, ERROR for what needs somebody. Batches
 //! are logged at DEBUG, messages at TRACE, and no argument, result or password at any level.
 
 mod cleanup;
+pub mod http;
 mod lane;
 mod metrics;
 mod process;
+pub mod systemd;
 
-use std::error::Error;
-use std::fmt;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
 pub use self::cleanup::{Cleanup, Outcome};
-pub(crate) use self::lane::reason;
+pub(crate) use self::lane::BatchSize;
 pub use self::lane::{Lane, STUCK_AFTER};
-pub use self::metrics::{Counts, Health, REASONS, Telemetry};
+pub use self::metrics::{Counts, Health, Telemetry};
 use crate::config::LogFormat;
 
 /// Starts logging for the whole process.
@@ -44,25 +43,4 @@ pub fn init(format: LogFormat, level: &str) -> Result<(), ParseError> {
         }
     }
     Ok(())
-}
-
-/// An error followed by what caused it.
-pub struct Causes<'error>(pub &'error (dyn Error + Send + Sync));
-
-impl fmt::Display for Causes<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = self.0.to_string();
-        formatter.write_str(&text)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            // Some libraries repeat the cause in their own text.
-            let error_text = error.to_string();
-            if !text.contains(&error_text) {
-                write!(formatter, ": {error_text}")?;
-            }
-            text = error_text;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use celeriac::capture;
 use celeriac::decode::Decoder;
+use celeriac::message::capture;
 use celeriac::message::{Message, Value};
 use celeriac::row::Row;
-use celeriac::task_result::TaskResult;
+use celeriac::row::task_result::TaskResult;
 use chrono::DateTime;
 use serde_json::json;
 

@@ -11,13 +11,13 @@ use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use celeriac::batch::Reason;
-use celeriac::capture;
-use celeriac::dead_letter::{self, Death};
 use celeriac::decode::{
     Accept, Certificate, CertificateStore, DecodeError, Decoded, Decoder, Digest, EventPolicy,
-    Kind, Security, Signer, WireLimits,
+    Security, Signer, SourceKind, WireLimits,
 };
+use celeriac::message::capture;
+use celeriac::message::dead_letter::Reason;
+use celeriac::message::dead_letter::{self, Death};
 use celeriac::message::{Message, Properties, Value};
 use celeriac::row::Row;
 use chrono::{DateTime, Utc};
@@ -171,7 +171,11 @@ fn message(content_type: &str, content_encoding: &str, body: &[u8]) -> Message {
 
 /// Reads a message twice, and looks at what holds for every message. The texts of its rows may
 /// have so many bytes, besides some for each row.
-fn decode(message: &Message, kind: Kind<'_>, text_bytes: usize) -> Result<Decoded, DecodeError> {
+fn decode(
+    message: &Message,
+    kind: SourceKind<'_>,
+    text_bytes: usize,
+) -> Result<Decoded, DecodeError> {
     let decoded = DECODER.decode(message, kind);
     assert!(decoded == DECODER.decode(message, kind), "read once more, it is another");
     match &decoded {
@@ -210,7 +214,7 @@ fn size_bytes(row: &Row) -> usize {
 
 fn result(serializer: &Serializer, body: &[u8]) {
     let of = |body: &[u8]| message(serializer.content_type, serializer.content_encoding, body);
-    let decoded = decode(&of(body), Kind::Results, (serializer.most)(body.len()));
+    let decoded = decode(&of(body), SourceKind::Results, (serializer.most)(body.len()));
     let Ok(Decoded { rows, .. }) = decoded else { return };
     let [Row::Task(row)] = rows.as_slice() else { panic!("a result is one row of a task") };
 
@@ -256,11 +260,11 @@ fn events(bytes: &[u8]) {
     let serializer = &SERIALIZERS[usize::from(place) % SERIALIZERS.len()];
     let message = message(serializer.content_type, serializer.content_encoding, body);
     let most = (serializer.most)(body.len()).max(GROWTH_OF_EVENTS * body.len());
-    let _ = decode(&message, Kind::Events, most);
+    let _ = decode(&message, SourceKind::Events, most);
 }
 
 fn columns(content_type: &str, body: &[u8]) {
-    let _ = decode(&message(content_type, "utf-8", body), Kind::Results, body.len());
+    let _ = decode(&message(content_type, "utf-8", body), SourceKind::Results, body.len());
 }
 
 /// A body of JSON that was compressed by this method.
@@ -268,17 +272,17 @@ fn compressed(method: &str, body: &[u8]) {
     let mut message = message("application/json", "utf-8", body);
     message.headers.insert("compression".to_owned(), Value::Text(method.to_owned()));
     let most = (body.len() * DECODER.limits.compression_ratio).max(1 << 20);
-    let _ = decode(&message, Kind::Results, most);
+    let _ = decode(&message, SourceKind::Results, most);
 }
 
 /// The bytes as a body that was made text, and in that form.
 fn encoded(bytes: &[u8]) {
     let mut message = message("application/json", "utf-8", bytes);
-    let plain = decode(&message, Kind::Results, bytes.len());
+    let plain = decode(&message, SourceKind::Results, bytes.len());
     message.headers.insert("body_encoding".to_owned(), Value::Text("base64".to_owned()));
-    let _ = decode(&message, Kind::Results, bytes.len());
+    let _ = decode(&message, SourceKind::Results, bytes.len());
     message.body = STANDARD.encode(bytes).into();
-    assert!(decode(&message, Kind::Results, bytes.len()) == plain, "base64 changes a body");
+    assert!(decode(&message, SourceKind::Results, bytes.len()) == plain, "base64 changes a body");
 }
 
 /// The parts of a signed body, of which only the last is protected by the signature, and the same
@@ -286,7 +290,7 @@ fn encoded(bytes: &[u8]) {
 fn signed(bytes: &[u8]) {
     for body in [STANDARD.encode(bytes).as_bytes(), bytes] {
         let message = message("application/data", "utf-8", body);
-        for kind in [Kind::Results, Kind::Events] {
+        for kind in [SourceKind::Results, SourceKind::Events] {
             let _ = decode(&message, kind, 2 * ROOM);
         }
     }
@@ -306,7 +310,7 @@ fn captured(line: &[u8]) {
     // Written, because a float that is NaN is not equal to itself.
     assert!(capture::write(&again) == written, "a message is captured as another");
 
-    for kind in [Kind::Results, Kind::Events] {
+    for kind in [SourceKind::Results, SourceKind::Events] {
         let _ = decode(&message, kind, ROOM * GROWTH_OF_EVENTS);
     }
 

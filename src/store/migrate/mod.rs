@@ -20,7 +20,7 @@ use sqlx::error::DatabaseError;
 use self::migration::Migrations;
 use self::plan::{APP, Plan, State, Step, plan};
 use self::shape::Effect;
-use super::sql::Database;
+use super::session::Database;
 use super::{ErrorClass, StoreError};
 
 /// What is read besides the catalog, which everybody may read.

@@ -1,0 +1,18 @@
+//! RabbitMQ, through lapin, which is named nowhere else.
+
+mod acknowledge;
+mod careful;
+pub mod check;
+mod connection;
+pub mod dead_queue;
+mod error;
+mod message;
+mod publish;
+pub mod queue_depth;
+pub mod round_trip;
+mod session;
+pub mod tap;
+mod topology;
+mod unreadable;
+
+pub use self::session::RabbitMq;

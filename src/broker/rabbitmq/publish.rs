@@ -1,0 +1,90 @@
+//! Publishing with the broker's confirmation: dead letters, and what is brought back from them.
+
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation, Connection};
+
+use super::connection::connect;
+use super::error::Error;
+use super::message::to_properties;
+use super::topology::short;
+use crate::config::BrokerUrl;
+use crate::message::{Headers, Properties};
+
+/// How long the broker may take to confirm.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection and a channel with confirmations. It is not used again after an error.
+pub(super) struct Publisher {
+    connection: Connection,
+    channel: Channel,
+}
+
+/// A message to be published.
+pub(super) struct Outgoing<'message> {
+    pub(super) body: &'message [u8],
+    pub(super) properties: Properties,
+    pub(super) headers: Headers,
+}
+
+impl Publisher {
+    /// Connects under a name that the broker's lists of connections show.
+    pub(super) async fn open(brokers: &[BrokerUrl], name: &str) -> Result<Self, Error> {
+        let connection = connect(brokers, name).await?;
+        let channel = connection.create_channel().await.map_err(Error::Lost)?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(Error::Lost)?;
+        Ok(Self { connection, channel })
+    }
+
+    /// The connection, for declarations.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Publishes messages to a queue and waits until the broker has confirmed each.
+    ///
+    /// # Errors
+    ///
+    /// When any of them may not be in the queue; all may then be published again.
+    pub(super) async fn publish<'message>(
+        &self,
+        queue: &str,
+        messages: impl Iterator<Item = Outgoing<'message>>,
+    ) -> Result<(), Error> {
+        let publishing = self.publish_all(queue, messages);
+        tokio::time::timeout(CONFIRM_TIMEOUT, publishing)
+            .await
+            .map_err(|_| Error::Unconfirmed(CONFIRM_TIMEOUT))?
+    }
+
+    async fn publish_all<'message>(
+        &self,
+        queue: &str,
+        messages: impl Iterator<Item = Outgoing<'message>>,
+    ) -> Result<(), Error> {
+        let failed = |source| Error::Publish { queue: queue.to_owned(), source };
+        let routing_key = short(queue);
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let mut confirmations = Vec::new();
+        for Outgoing { body, properties, headers } in messages {
+            let properties = to_properties(&properties, &headers);
+            let published = self.channel.basic_publish(
+                ShortString::default(),
+                routing_key.clone(),
+                options,
+                body,
+                properties,
+            );
+            confirmations.push(published.await.map_err(failed)?);
+        }
+        for confirmation in confirmations {
+            match confirmation.await.map_err(failed)? {
+                Confirmation::Ack(None) => {}
+                _ => return Err(Error::Refused { queue: queue.to_owned() }),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! Trying everything that `celeriac run` needs, without changing anything: both sides, the queues,
+//! the tables and the rights, and a message from its queue to a write that is undone.
+
+use chrono::Utc;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::broker::rabbitmq;
+use crate::config::{BrokerUrl, Config};
+use crate::decode::Decoder;
+use crate::diagnosis::finding::{Finding, Subject};
+use crate::message::{Message, Properties};
+use crate::store::Database;
+
+/// Looks at one thing after the other and reports each.
+pub async fn run(config: &Config, database: &Database, report: &mut dyn FnMut(Finding)) {
+    settings(config, report).await;
+    let broker = rabbitmq::check::check(config, report).await;
+    let is_storable = database.inspect(report).await;
+    round_trip(config, broker, database, is_storable, report).await;
+}
+
+/// What the settings say for themselves, and can be tried here.
+async fn settings(config: &Config, report: &mut dyn FnMut(Finding)) {
+    for broker in config.brokers.iter().filter(|broker| !broker.ignored.is_empty()) {
+        let parameters = broker.ignored.join(", ");
+        let text = format!("parameters of the URL {broker} mean nothing here: {parameters}");
+        report(Finding::warning(Subject::Settings, text).fix("leave them out"));
+    }
+    let Some(address) = config.listen else { return };
+    report(match TcpListener::bind(address).await {
+        Ok(_) => Finding::ok(Subject::Settings, format!("{address} is free to listen on")),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let text = format!("{address} is taken, by a daemon that runs or by somebody else");
+            Finding::warning(Subject::Settings, text)
+                .fix(format!("`curl http://{address}/ready` shows whose it is"))
+        }
+        Err(error) => {
+            Finding::error(Subject::Settings, format!("cannot listen on {address}: {error}")).fix(
+                "choose an address of this machine, and a port above 1023 without root's rights",
+            )
+        }
+    });
+}
+
+/// Sends a message, if there is a broker, and writes its row, if there is a table for it, in a
+/// transaction that is rolled back.
+async fn round_trip(
+    config: &Config,
+    broker: Option<&BrokerUrl>,
+    database: &Database,
+    is_storable: bool,
+    report: &mut dyn FnMut(Finding),
+) {
+    let mut message = message();
+    if let Some(broker) = broker {
+        match rabbitmq::round_trip::send(config, broker, &message).await {
+            Ok((received, duration)) => {
+                message = received;
+                let milliseconds = duration.as_millis();
+                let text = format!(
+                    "a message went through a private queue of RabbitMQ in {milliseconds} ms"
+                );
+                report(Finding::ok(Subject::Message, text));
+            }
+            Err(finding) => report(finding),
+        }
+    }
+    // Whatever the settings accept: it is the way that is tried, and not the serializer.
+    let rows = match Decoder::default().result(&message) {
+        Ok(decoded) => decoded.rows,
+        Err(error) => {
+            report(Finding::error(Subject::Message, format!("it came back changed: {error}")));
+            return;
+        }
+    };
+    if is_storable {
+        let rows: Vec<_> = rows.iter().collect();
+        database.rehearse(&rows, config.cleanup.every.is_some(), report).await;
+    }
+}
+
+/// A result of Celery's `rpc://` backend, of a task that nobody has sent.
+fn message() -> Message {
+    let now = Utc::now();
+    let task_id = format!("celeriac-check-{}-{}", std::process::id(), now.timestamp_micros());
+    let body = json!({
+        "task_id": task_id,
+        "status": "SUCCESS",
+        "result": null,
+        "traceback": null,
+        "children": [],
+        "date_done": now.to_rfc3339(),
+    });
+    let properties = Properties {
+        content_type: Some("application/json".to_owned()),
+        content_encoding: Some("utf-8".to_owned()),
+        correlation_id: Some(task_id),
+        ..Properties::default()
+    };
+    Message { properties, ..Message::new(body.to_string().into_bytes(), now) }
+}

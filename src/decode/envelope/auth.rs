@@ -1,0 +1,717 @@
+//! What Celery's serializer `auth` has signed: opened and verified, and columns signed anew.
+//!
+//! A signed body is base64 of five parts with the bytes 0 and 1 between them: the signer's id, the
+//! signature, the content type, the content encoding and the body that another serializer wrote.
+//! Up to Celery 5.4 the id and the signature stand there as they are, from 5.5 on in base64
+//! (`celery/security/serialization.py`, `_pack`, 4.4.7 to 5.7.0). The rules here are Celery's:
+//!
+//! - The signer's id is the values of the certificate's issuer and its serial number, with spaces
+//!   between them (`Certificate.get_id`).
+//! - The signature is RSA with PSS, whose salt is as long as the key has room for.
+//! - An expired certificate verifies nothing (`Certificate.verify`, 5.7.0; older versions look only
+//!   when they start). When it began to be valid, and who has issued it, is not looked at.
+//! - Only the body is signed, and the labels beside it are not. They are followed without the list
+//!   of what is accepted, because the signer is trusted (`loads(…, force=True)`); a body that is not
+//!   what its label says is refused like any other.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use rsa::pkcs1::{DecodeRsaPrivateKey, EncodeRsaPrivateKey};
+use rsa::pkcs8::{DecodePrivateKey, DecodePublicKey};
+use rsa::rand_core::{TryCryptoRng, TryRng};
+use rsa::traits::PublicKeyParts;
+use rsa::{Pss, RsaPrivateKey, RsaPublicKey};
+use sha2::digest::FixedOutputReset;
+use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
+use x509_parser::asn1_rs::{Any, Tag};
+use x509_parser::num_bigint::BigInt;
+use x509_parser::pem::Pem;
+
+use crate::decode::{DecodeError, accept};
+use crate::row::task_result::TaskResult;
+
+/// What stands between the parts (`DEFAULT_SEPARATOR` in Celery).
+const SEPARATOR: &[u8] = b"\x00\x01";
+
+/// Whose signatures count, and with what columns are signed: Celery's `security_…` settings.
+#[derive(Clone, Debug, Default)]
+pub struct Security {
+    /// The certificates of those who may sign: `security_cert_store`.
+    pub certificates: CertificateStore,
+    /// What is made of a body before it is signed: `security_digest`.
+    pub digest: Digest,
+    /// Who signs the columns of a result that came signed: `security_key` and
+    /// `security_certificate`.
+    pub signer: Option<Signer>,
+}
+
+/// A hash function, under cryptography's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Digest {
+    /// SHA-224.
+    Sha224,
+    /// SHA-256, Celery's default.
+    #[default]
+    Sha256,
+    /// SHA-384.
+    Sha384,
+    /// SHA-512.
+    Sha512,
+}
+
+impl Digest {
+    /// The hash function with a name in letters of any case, as in Celery.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "sha224" => Some(Self::Sha224),
+            "sha256" => Some(Self::Sha256),
+            "sha384" => Some(Self::Sha384),
+            "sha512" => Some(Self::Sha512),
+            _ => None,
+        }
+    }
+
+    fn verify(self, key: &RsaPublicKey, body: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::Sha224 => verify::<Sha224>(key, body, signature),
+            Self::Sha256 => verify::<Sha256>(key, body, signature),
+            Self::Sha384 => verify::<Sha384>(key, body, signature),
+            Self::Sha512 => verify::<Sha512>(key, body, signature),
+        }
+    }
+
+    fn sign(self, signer: &Signer, body: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Sha224 => sign::<Sha224>(signer, body),
+            Self::Sha256 => sign::<Sha256>(signer, body),
+            Self::Sha384 => sign::<Sha384>(signer, body),
+            Self::Sha512 => sign::<Sha512>(signer, body),
+        }
+    }
+}
+
+/// PSS with the longest salt that the key has room for: `PSS.MAX_LENGTH`
+/// (`calculate_max_pss_salt_length` in cryptography).
+fn padding<D: sha2::Digest>(key: &impl PublicKeyParts) -> Option<Pss<D>> {
+    let bits = usize::try_from(key.n().bits()).ok()?;
+    let salt = (bits - 1).div_ceil(8).checked_sub(<D as sha2::Digest>::output_size() + 2)?;
+    Some(Pss::new_with_salt(salt))
+}
+
+fn verify<D>(key: &RsaPublicKey, body: &[u8], signature: &[u8]) -> bool
+where
+    D: sha2::Digest + FixedOutputReset,
+{
+    padding::<D>(key)
+        .is_some_and(|padding| key.verify(padding, &D::digest(body), signature).is_ok())
+}
+
+fn sign<D>(signer: &Signer, body: &[u8]) -> Option<Vec<u8>>
+where
+    D: sha2::Digest + FixedOutputReset,
+{
+    let digest = D::digest(body);
+    let seed = Sha256::new().chain_update(signer.secret).chain_update(&digest).finalize();
+    let mut bytes = SecretBytes { seed: seed.into(), count: 0 };
+    signer.key.sign_with_rng(&mut bytes, padding::<D>(&signer.key)?, &digest).ok()
+}
+
+/// The certificates of those who may sign, by their ids.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateStore(BTreeMap<String, Certificate>);
+
+impl CertificateStore {
+    /// Adds a certificate, unless there is one with its id: Celery refuses a second one, too.
+    /// Whether it was added.
+    pub fn add(&mut self, certificate: Certificate) -> bool {
+        let is_new = !self.0.contains_key(&certificate.id);
+        if is_new {
+            self.0.insert(certificate.id.clone(), certificate);
+        }
+        is_new
+    }
+}
+
+/// Somebody who may sign.
+#[derive(Clone)]
+pub struct Certificate {
+    id: String,
+    key: RsaPublicKey,
+    not_after: DateTime<Utc>,
+}
+
+impl Certificate {
+    /// Reads the first certificate in a PEM file.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, as words that follow the file's name.
+    pub fn from_pem(text: &[u8]) -> Result<Self, &'static str> {
+        let block = Pem::iter_from_buffer(text)
+            .flatten()
+            .find(|block| ["CERTIFICATE", "X509 CERTIFICATE"].contains(&block.label.as_str()))
+            .ok_or("is not a certificate: write it in PEM")?;
+        let certificate = block.parse_x509().map_err(|_| "has a certificate that is damaged")?;
+        let issuer = certificate
+            .issuer()
+            .iter_attributes()
+            .map(|attribute| text_of(attribute.attr_value()))
+            .collect::<Option<Vec<_>>>()
+            .ok_or("has a certificate whose issuer has a name that is not text")?;
+        let serial_number = BigInt::from_signed_bytes_be(certificate.raw_serial());
+        let not_after = certificate.validity().not_after.timestamp();
+        Ok(Self {
+            id: format!("{} {serial_number}", issuer.join(" ")),
+            key: RsaPublicKey::from_public_key_der(certificate.public_key().raw)
+                .map_err(|_| "has a certificate whose key is not RSA with 1024 to 8192 bits")?,
+            not_after: DateTime::from_timestamp(not_after, 0).unwrap_or(DateTime::<Utc>::MAX_UTC),
+        })
+    }
+
+    /// Whether the certificate has expired at that time.
+    #[must_use]
+    pub fn has_expired(&self, at: DateTime<Utc>) -> bool {
+        at >= self.not_after
+    }
+}
+
+/// Shows the id.
+impl fmt::Debug for Certificate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Certificate").field(&self.id).finish()
+    }
+}
+
+/// The text of a part of a name. All but two kinds of text are taken for UTF-8, as in cryptography.
+fn text_of(value: &Any<'_>) -> Option<String> {
+    match value.tag() {
+        Tag::BmpString => {
+            let units = value.data.chunks(2).map(|unit| unit.try_into().map(u16::from_be_bytes));
+            String::from_utf16(&units.collect::<Result<Vec<_>, _>>().ok()?).ok()
+        }
+        Tag::UniversalString => {
+            let characters = value.data.chunks(4);
+            let mut characters = characters.map(|character| character.try_into().ok());
+            characters.try_fold(String::new(), |mut text, character| {
+                text.push(char::from_u32(u32::from_be_bytes(character?))?);
+                Some(text)
+            })
+        }
+        Tag::BitString => None,
+        _ => std::str::from_utf8(value.data).ok().map(str::to_owned),
+    }
+}
+
+/// A key that signs, with the certificate by which others verify it.
+///
+/// Only rows are signed, and nobody waits for them who could measure how long a signature takes.
+/// That, and the blinding, keep what RUSTSEC-2023-0071 tells of the crate `rsa` away from the key.
+#[derive(Clone)]
+pub struct Signer {
+    id: String,
+    key: RsaPrivateKey,
+    /// What only who has the key can tell.
+    secret: [u8; 32],
+}
+
+impl Signer {
+    /// Reads a private key in PEM, which has to be that of the certificate.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, as words that follow the file's name.
+    pub fn from_pem(text: &[u8], certificate: &Certificate) -> Result<Self, &'static str> {
+        if text.windows(9).any(|word| word == b"ENCRYPTED") {
+            return Err("has a password: write the key without one, `openssl pkey -in … -out …`");
+        }
+        let key =
+            Pem::iter_from_buffer(text).flatten().find_map(|block| match block.label.as_str() {
+                "PRIVATE KEY" => RsaPrivateKey::from_pkcs8_der(&block.contents).ok(),
+                "RSA PRIVATE KEY" => RsaPrivateKey::from_pkcs1_der(&block.contents).ok(),
+                _ => None,
+            });
+        let key = key.ok_or("is not an RSA key with 1024 to 8192 bits: write it in PEM")?;
+        if *key.as_public_key() != certificate.key {
+            return Err("is not the key of the certificate in security-certificate");
+        }
+        let secret = key.to_pkcs1_der().map_err(|_| "is damaged")?;
+        let secret = Sha256::new().chain_update(b"celeriac salt").chain_update(secret.as_bytes());
+        Ok(Self { id: certificate.id.clone(), key, secret: secret.finalize().into() })
+    }
+}
+
+/// Shows the certificate's id.
+impl fmt::Debug for Signer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Signer").field(&self.id).finish()
+    }
+}
+
+/// The bytes that a signature's salt and the blinding are made of: SHA-256 of a secret and a
+/// counter.
+///
+/// They follow from the key and the body, so that decoding needs no randomness and the same body
+/// has the same signature whenever and wherever it is signed with one key: rows that merge compare
+/// their texts, and a message that comes again must not look like news. It is safe: the salt of PSS
+/// is no secret and may even be the same for all signatures (RFC 8017, 8.1), and what the blinding
+/// is made of nobody can tell without the key.
+struct SecretBytes {
+    seed: [u8; 32],
+    count: u64,
+}
+
+impl TryRng for SecretBytes {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        let mut bytes = [0; 4];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        let mut bytes = [0; 8];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        for chunk in bytes.chunks_mut(32) {
+            let block =
+                Sha256::new().chain_update(self.seed).chain_update(self.count.to_le_bytes());
+            self.count += 1;
+            chunk.copy_from_slice(&block.finalize()[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for SecretBytes {}
+
+/// How the id and the signature are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::decode) enum Form {
+    /// As they are: Celery up to 5.4.
+    Plain,
+    /// In base64: Celery from 5.5 on.
+    Encoded,
+}
+
+/// What was signed.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::decode) struct Opened {
+    /// The content type of the serializer that wrote the body.
+    pub(in crate::decode) content_type: &'static str,
+    /// The content encoding of the body.
+    pub(in crate::decode) content_encoding: String,
+    /// The body.
+    pub(in crate::decode) bytes: Vec<u8>,
+    /// The form that it came in.
+    pub(in crate::decode) form: Form,
+}
+
+impl Security {
+    /// Opens a signed body that came at that time, and verifies it.
+    pub(in crate::decode) fn open(
+        &self,
+        body: &[u8],
+        at: DateTime<Utc>,
+    ) -> Result<Opened, DecodeError> {
+        if self.certificates.0.is_empty() {
+            return Err(DecodeError::NoCertificates);
+        }
+        let raw = STANDARD.decode(body).map_err(|error| {
+            malformed(
+                "invalid base64",
+                match error {
+                    base64::DecodeError::InvalidByte(position, _)
+                    | base64::DecodeError::InvalidLastSymbol(position, _) => position,
+                    _ => body.len(),
+                },
+            )
+        })?;
+        // Where in the body the part begins of which `rest` is left.
+        let position = |rest: &[u8]| (raw.len() - rest.len()) / 3 * 4;
+        let part = |rest| part(rest).ok_or_else(|| malformed("a part is missing", position(rest)));
+
+        let (first, rest) = part(&raw)?;
+        // An id has a space in it, which base64 has not.
+        let (form, id) = match STANDARD.decode(first) {
+            Ok(id) => (Form::Encoded, id),
+            Err(_) => (Form::Plain, first.to_vec()),
+        };
+        let certificate = std::str::from_utf8(&id).ok().and_then(|id| self.certificates.0.get(id));
+        let certificate = certificate.ok_or(DecodeError::UnknownSigner)?;
+        let (signature, rest) = match form {
+            Form::Encoded => {
+                let (signature, left) = part(rest)?;
+                let signature = STANDARD.decode(signature);
+                (signature.map_err(|_| malformed("invalid signature", position(rest)))?, left)
+            }
+            Form::Plain => {
+                // A signature may have the bytes of the separator in it.
+                let (signature, left) = rest
+                    .split_at_checked(certificate.key.size())
+                    .and_then(|(signature, left)| Some((signature, left.strip_prefix(SEPARATOR)?)))
+                    .ok_or_else(|| malformed("invalid signature", position(rest)))?;
+                (signature.to_vec(), left)
+            }
+        };
+        let (content_type, after_type) = part(rest)?;
+        let (content_encoding, bytes) = part(after_type)?;
+        if certificate.has_expired(at) {
+            return Err(DecodeError::ExpiredCertificate(certificate.id.clone()));
+        }
+        if !self.digest.verify(&certificate.key, bytes, &signature) {
+            return Err(DecodeError::WrongSignature(certificate.id.clone()));
+        }
+        Ok(Opened {
+            content_type: accept::serializer(content_type)
+                .filter(|content_type| *content_type != accept::AUTH)
+                .ok_or_else(|| malformed("no serializer that is signed", position(rest)))?,
+            content_encoding: String::from_utf8(content_encoding.to_vec())
+                .map_err(|_| malformed("invalid content encoding", position(after_type)))?,
+            bytes: bytes.to_vec(),
+            form,
+        })
+    }
+
+    /// Signs the columns of a result that came signed in that form, each by itself, as
+    /// django-celery-results writes them where the result's serializer is `auth`.
+    ///
+    /// Without a signer they stay as they are, and so they do if one cannot be signed.
+    pub(in crate::decode) fn sign(&self, result: &mut TaskResult, form: Form) {
+        let Some(signer) = &self.signer else { return };
+        let TaskResult { outcome, description, .. } = result;
+        let columns = [
+            &mut outcome.result,
+            &mut outcome.meta,
+            &mut description.task_args,
+            &mut description.task_kwargs,
+        ];
+        let labels = (outcome.content_type.as_str(), outcome.content_encoding.as_str());
+        let signed = columns.each_ref().map(|column| {
+            column
+                .as_deref()
+                .map_or(Some(None), |text| self.envelope(signer, text, labels, form).map(Some))
+        });
+        if signed.iter().any(Option::is_none) {
+            return;
+        }
+        for (column, signed) in columns.into_iter().zip(signed) {
+            *column = signed.flatten();
+        }
+        accept::AUTH.clone_into(&mut outcome.content_type);
+        "utf-8".clone_into(&mut outcome.content_encoding);
+    }
+
+    /// A column as a signed body.
+    fn envelope(
+        &self,
+        signer: &Signer,
+        column: &str,
+        (content_type, content_encoding): (&str, &str),
+        form: Form,
+    ) -> Option<String> {
+        // Celery signs what the serializer wrote, which is bytes where the column is base64.
+        let body = match content_encoding {
+            "binary" => STANDARD.decode(column).ok()?,
+            _ => column.as_bytes().to_vec(),
+        };
+        let id = signer.id.as_bytes().to_vec();
+        let signature = self.digest.sign(signer, &body)?;
+        let [id, signature] = match form {
+            Form::Plain => [id, signature],
+            Form::Encoded => [id, signature].map(|part| STANDARD.encode(part).into_bytes()),
+        };
+        let parts = [&id, &signature, content_type.as_bytes(), content_encoding.as_bytes(), &body];
+        Some(STANDARD.encode(parts.join(SEPARATOR)))
+    }
+}
+
+/// What stands before the next separator, and after it.
+fn part(rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = rest.windows(SEPARATOR.len()).position(|bytes| bytes == SEPARATOR)?;
+    Some((&rest[..end], &rest[end + SEPARATOR.len()..]))
+}
+
+fn malformed(problem: &'static str, position: usize) -> DecodeError {
+    DecodeError::Malformed { format: "a signed body", problem, position }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::decode::Decoder;
+    use crate::message::{Message, Properties};
+    use crate::row::Row;
+
+    /// What `tests/data/auth/make_envelopes.py` has made with two versions of Celery.
+    const PLAIN: &str = include_str!("../../../tests/data/auth/celery-5.4.0.json");
+    const ENCODED: &str = include_str!("../../../tests/data/auth/celery-5.7.0.json");
+
+    macro_rules! pem {
+        ($name:literal) => {
+            include_bytes!(concat!("../../../tests/data/auth/worthless-test-", $name, ".pem"))
+        };
+    }
+
+    const WORKER: &[u8] = pem!("worker-certificate");
+    const TWIN: &[u8] = pem!("twin-certificate");
+    const EXPIRED: &[u8] = pem!("expired-certificate");
+    const ODD: &[u8] = pem!("odd-certificate");
+
+    fn made(version: &str, name: &str) -> String {
+        let made: Value = serde_json::from_str(version).expect("JSON");
+        made[name].as_str().expect(name).to_owned()
+    }
+
+    fn certificate(pem: &[u8]) -> Certificate {
+        Certificate::from_pem(pem).expect("a certificate")
+    }
+
+    fn trusting(certificates: &[&[u8]]) -> Security {
+        let mut security = Security::default();
+        for pem in certificates {
+            assert!(security.certificates.add(certificate(pem)));
+        }
+        security
+    }
+
+    fn signing(key: &[u8], pem: &[u8]) -> Security {
+        let signer = Signer::from_pem(key, &certificate(pem)).expect("a key");
+        Security { signer: Some(signer), ..trusting(&[pem]) }
+    }
+
+    fn now() -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::days(20_780)
+    }
+
+    fn open(security: &Security, envelope: &str) -> Result<Opened, DecodeError> {
+        security.open(envelope.as_bytes(), now())
+    }
+
+    fn message(content_type: &str, body: &str) -> Message {
+        Message {
+            properties: Properties {
+                content_type: Some(content_type.to_owned()),
+                content_encoding: Some("utf-8".to_owned()),
+                ..Properties::default()
+            },
+            ..Message::new(body.as_bytes().to_vec(), now())
+        }
+    }
+
+    fn decode(security: &Security, message: &Message) -> TaskResult {
+        let decoder = Decoder { security: security.clone(), ..Decoder::default() };
+        let mut read = decoder.result(message).expect("a good message");
+        match read.rows.pop() {
+            Some(Row::Task(result)) => result,
+            _ => panic!("one task"),
+        }
+    }
+
+    #[test]
+    fn what_celery_has_signed_is_opened() {
+        let security = trusting(&[WORKER, ODD]);
+        for (version, form) in [(PLAIN, Form::Plain), (ENCODED, Form::Encoded)] {
+            for name in ["json", "odd"] {
+                let opened = open(&security, &made(version, name)).expect(name);
+                assert_eq!(opened.form, form);
+                assert_eq!(
+                    (opened.content_type, &*opened.content_encoding),
+                    (accept::JSON, "utf-8")
+                );
+                let body: Value = serde_json::from_slice(&opened.bytes).expect("JSON");
+                assert_eq!(body["status"], "SUCCESS", "{name}");
+            }
+            let opened = open(&security, &made(version, "yaml")).expect("YAML");
+            assert_eq!(opened.content_type, accept::YAML);
+        }
+        for (name, content_type) in [("msgpack", accept::MSGPACK), ("pickle", accept::PICKLE)] {
+            let opened = open(&security, &made(ENCODED, name)).expect(name);
+            assert_eq!((opened.content_type, &*opened.content_encoding), (content_type, "binary"));
+        }
+    }
+
+    #[test]
+    fn a_signed_result_is_the_one_that_was_signed() {
+        let security = trusting(&[WORKER]);
+        let signed = made(ENCODED, "json");
+        let body = open(&security, &signed).expect("signed").bytes;
+        let body = String::from_utf8(body).expect("text");
+        let opened = decode(&security, &message(accept::AUTH, &signed));
+        assert!(opened == decode(&security, &message(accept::JSON, &body)));
+        assert_eq!(opened.outcome.content_type, accept::JSON);
+    }
+
+    #[test]
+    fn ids_are_those_that_celery_makes() {
+        let ids: Value = serde_json::from_str(ENCODED).expect("JSON");
+        for (name, pem) in [("worker", WORKER), ("expired", EXPIRED), ("odd", ODD)] {
+            assert_eq!(certificate(pem).id, ids["ids"][name].as_str().expect(name));
+        }
+    }
+
+    #[test]
+    fn a_signed_body_cut_or_changed_anywhere_is_refused_unless_only_a_label_is_changed() {
+        let security = trusting(&[WORKER]);
+        for version in [PLAIN, ENCODED] {
+            let envelope = made(version, "json");
+            let good = open(&security, &envelope).expect("good");
+            let check = |envelope: &[u8]| {
+                if let Ok(opened) = security.open(envelope, now()) {
+                    assert_eq!(opened.bytes, good.bytes);
+                    let labels = (opened.content_type, opened.content_encoding);
+                    assert_ne!(labels, (good.content_type, good.content_encoding.clone()));
+                }
+            };
+            let raw = STANDARD.decode(&envelope).expect("base64");
+            for length in 0..envelope.len() {
+                assert!(security.open(&envelope.as_bytes()[..length], now()).is_err(), "{length}");
+            }
+            for length in 0..raw.len() {
+                let cut = STANDARD.encode(&raw[..length]);
+                assert!(open(&security, &cut).is_err(), "{length}");
+            }
+            for position in 0..envelope.len() {
+                let mut changed = envelope.clone().into_bytes();
+                changed[position] ^= 1;
+                check(&changed);
+            }
+            for position in 0..raw.len() {
+                let mut changed = raw.clone();
+                changed[position] ^= 1 << (position % 8);
+                check(STANDARD.encode(&changed).as_bytes());
+                changed.insert(position, 0);
+                check(STANDARD.encode(&changed).as_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_signers_own_key_verifies() {
+        let worker = trusting(&[WORKER]);
+        let id = certificate(WORKER).id;
+        let wrong = DecodeError::WrongSignature(id.clone());
+        for version in [PLAIN, ENCODED] {
+            assert_eq!(open(&worker, &made(version, "twin")), Err(wrong.clone()));
+            assert_eq!(open(&trusting(&[TWIN]), &made(version, "json")), Err(wrong.clone()));
+            assert!(open(&trusting(&[TWIN]), &made(version, "twin")).is_ok());
+            let unknown = open(&trusting(&[ODD]), &made(version, "json")).expect_err("unknown");
+            assert_eq!((&unknown, unknown.code()), (&DecodeError::UnknownSigner, "unverified"));
+            assert!(!unknown.to_string().contains("tests"), "{unknown}");
+            assert_eq!(open(&worker, &made(version, "sha512")), Err(wrong.clone()));
+            let strong = Security { digest: Digest::Sha512, ..worker.clone() };
+            assert!(open(&strong, &made(version, "sha512")).is_ok());
+        }
+        assert_eq!(open(&Security::default(), "AAAA"), Err(DecodeError::NoCertificates));
+        assert!(!worker.clone().certificates.add(certificate(TWIN)), "another with its id");
+    }
+
+    #[test]
+    fn a_certificate_verifies_until_it_expires() {
+        let security = trusting(&[WORKER]);
+        let envelope = made(ENCODED, "json");
+        let end = certificate(WORKER).not_after;
+        assert!(security.open(envelope.as_bytes(), end - TimeDelta::microseconds(1)).is_ok());
+        let error = security.open(envelope.as_bytes(), end).expect_err("expired");
+        assert_eq!(error, DecodeError::ExpiredCertificate(certificate(WORKER).id));
+        assert!(certificate(EXPIRED).has_expired(now()));
+    }
+
+    #[test]
+    fn a_signed_body_holds_what_one_of_four_serializers_wrote() {
+        let security = trusting(&[WORKER]);
+        let raw = STANDARD.decode(made(ENCODED, "json")).expect("base64");
+        let raw = raw.iter().copied().map(char::from).collect::<String>();
+        let other = raw.replace("application/json", "application/vnd.celeriac.task+json");
+        assert_ne!(other, raw);
+        for envelope in [made(ENCODED, "auth"), made(PLAIN, "auth"), STANDARD.encode(other)] {
+            let error = open(&security, &envelope).expect_err("another");
+            assert_eq!(error.code(), "undecodable");
+            assert!(error.to_string().starts_with("the body is not a signed body: no serializer"));
+        }
+    }
+
+    #[test]
+    fn columns_are_signed_each_by_itself_and_the_same_each_time() {
+        for (key, pem, name) in [
+            (&pem!("worker-key")[..], WORKER, "json"),
+            (pem!("twin-key"), TWIN, "twin"),
+            (pem!("odd-key"), ODD, "odd"),
+        ] {
+            let security = signing(key, pem);
+            for (version, form) in [(PLAIN, Form::Plain), (ENCODED, Form::Encoded)] {
+                let envelope = message(accept::AUTH, &made(version, name));
+                let mut again = envelope.clone();
+                again.received_at += TimeDelta::days(1);
+                let signed = decode(&security, &envelope);
+                assert!(signed == decode(&security, &again), "delivered again");
+                let plain = decode(&trusting(&[pem]), &envelope);
+                let columns = |result: &TaskResult| {
+                    let TaskResult { outcome, description, .. } = result.clone();
+                    let arguments = (description.task_args, description.task_kwargs);
+                    [outcome.result, outcome.meta, arguments.0, arguments.1]
+                };
+                for (signed, plain) in columns(&signed).into_iter().zip(columns(&plain)) {
+                    let opened = open(&security, &signed.expect("signed")).expect("verified");
+                    assert_eq!((opened.content_type, opened.form), (accept::JSON, form));
+                    assert_eq!(Some(opened.bytes), plain.map(String::into_bytes));
+                }
+                assert_eq!(signed.outcome.content_type, accept::AUTH);
+                assert_eq!(signed.outcome.content_encoding, "utf-8");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_signed_as_bytes_and_null_is_not_signed() {
+        let security = signing(pem!("worker-key"), WORKER);
+        let envelope = message(accept::AUTH, &made(ENCODED, "msgpack"));
+        let mut plain = decode(&trusting(&[WORKER]), &envelope);
+        plain.description.task_args = None;
+        let mut signed = plain.clone();
+        security.sign(&mut signed, Form::Encoded);
+        assert_eq!(signed.description.task_args, None);
+        let result = open(&security, &signed.outcome.result.expect("signed")).expect("verified");
+        assert_eq!((result.content_type, &*result.content_encoding), (accept::MSGPACK, "binary"));
+        assert_eq!(Some(STANDARD.encode(result.bytes)), plain.outcome.result);
+    }
+
+    #[test]
+    fn what_came_unsigned_is_not_signed() {
+        let security = signing(pem!("worker-key"), WORKER);
+        let body = r#"{"task_id": "t", "status": "SUCCESS", "result": 1}"#;
+        let result = decode(&security, &message(accept::JSON, body));
+        assert_eq!(result.outcome.content_type, accept::JSON);
+        assert_eq!(result.outcome.result.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn a_key_or_a_certificate_that_cannot_be_is_refused_with_words() {
+        let of_key = |key: &[u8]| Signer::from_pem(key, &certificate(WORKER)).expect_err("refused");
+        assert!(of_key(pem!("twin-key")).starts_with("is not the key of the certificate"));
+        assert!(of_key(pem!("password-key")).starts_with("has a password"));
+        assert!(of_key(pem!("ec-key")).starts_with("is not an RSA key"));
+        assert!(of_key(WORKER).starts_with("is not an RSA key"));
+        let of_certificate = |pem: &[u8]| Certificate::from_pem(pem).expect_err("refused");
+        assert!(of_certificate(pem!("ec-certificate")).contains("not RSA"));
+        assert!(of_certificate(pem!("worker-key")).starts_with("is not a certificate"));
+        assert!(of_certificate(&WORKER[..300]).starts_with("is not a certificate"));
+        let damaged = String::from_utf8_lossy(WORKER).replacen("MII", "MIA", 1);
+        assert!(of_certificate(damaged.as_bytes()).contains("damaged"));
+        let shown = format!("{:?}", signing(pem!("worker-key"), WORKER));
+        assert!(shown.contains(r#"Signer("Celeriac for tests only 14"#), "{shown}");
+        assert!(shown.len() < 400, "no key is shown: {shown}");
+    }
+}

@@ -1,0 +1,650 @@
+//! The pickle body of Celery's `rpc://` results. It is walked and never executed.
+//!
+//! The columns hold what `pickle.dumps` would have written for a member's value alone, in base64,
+//! as django-celery-results does with everything binary (`DatabaseBackend.encode_content` in
+//! `django_celery_results/backends/database.py`, 2.6.0).
+//!
+//! As in Python, what follows the opcode STOP is not read.
+
+mod opcode;
+mod program;
+mod text;
+mod walk;
+mod write;
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use self::opcode::Op;
+use self::program::{Kind, Pair, Program, Span, malformed, offset};
+use crate::decode::envelope::accept::PICKLE;
+use crate::decode::event::{Event, EventPolicy, python_json};
+use crate::decode::result_meta::{ResultMeta, Text, Value};
+use crate::decode::{Context, DecodeError, Decoded};
+use crate::row::task_result::TaskResult;
+
+/// How much more than the body the values of events may come to, when what they share counts as
+/// often as it is shared.
+const MAX_SHARED_EXCESS: usize = 1 << 20;
+
+/// Reads the result in a body of the content type `application/x-python-serialize`.
+pub(in crate::decode) fn decode(
+    body: &[u8],
+    context: Context<'_>,
+) -> Result<TaskResult, DecodeError> {
+    let program = walk::read(body, context.limits.depth, 1)?;
+    if program.root != Kind::Dict {
+        return Err(malformed("expected a dict", 0));
+    }
+    ResultMeta::collect(members(&program, 0))?.into_result(context.message)
+}
+
+/// Reads the events in a body of the content type `application/x-python-serialize`: one, or a
+/// list.
+pub(in crate::decode) fn decode_events(
+    body: &[u8],
+    policy: EventPolicy,
+    context: Context<'_>,
+) -> Result<Decoded, DecodeError> {
+    let Context { message, limits } = context;
+    let program = walk::read(body, limits.depth, 2)?;
+    // Celery's events share short texts only, as the name of the host.
+    if program.shared_bytes() > body.len() + MAX_SHARED_EXCESS {
+        return Err(malformed("the events share too much", 0));
+    }
+    let mut events = Decoded::default();
+    match program.root {
+        Kind::Dict => {
+            events.push(Event::collect(members(&program, 0))?.into_result(message, policy));
+        }
+        Kind::List if program.elements.len() > limits.events => {
+            return Err(DecodeError::TooManyEvents { limit: limits.events });
+        }
+        Kind::List => {
+            for &(span, kind) in &program.elements {
+                events.push(if kind == Kind::Dict {
+                    Event::collect(members(&program, span.start))?.into_result(message, policy)
+                } else {
+                    Err("it is not a dict")
+                });
+            }
+        }
+        _ => return Err(malformed("expected a dict or a list", 0)),
+    }
+    Ok(events)
+}
+
+/// The members of the dict whose bytes begin there, but for those whose names are no texts or, in
+/// the memo, longer than any of ours.
+fn members<'program, 'body>(
+    program: &'program Program<'body>,
+    dict: u32,
+) -> impl Iterator<Item = Result<(Cow<'body, str>, Pickled<'program, 'body>), DecodeError>> {
+    program.pairs(dict).iter().filter_map(|pair| {
+        let key = text::of(&program.short_atom(pair.key)?)?.text;
+        Some(Ok((key, Pickled { program, pair })))
+    })
+}
+
+/// `pickle.dumps(None, 4)`: the protocol is kombu's default (`kombu/serialization.py`, 5.7.0).
+const NONE: &[u8] = b"\x80\x04N.";
+
+/// `pickle.dumps({"children": []}, 4)`
+const NO_CHILDREN: &[u8] = b"\x80\x04\x95\x11\0\0\0\0\0\0\0}\x94\x8c\x08children\x94]\x94s.";
+
+/// The value of a member.
+#[derive(Clone, Copy)]
+struct Pickled<'program, 'body> {
+    program: &'program Program<'body>,
+    pair: &'program Pair,
+}
+
+impl<'body> Pickled<'_, 'body> {
+    /// The opcode that pushes the value, where it is only one.
+    fn atom(self) -> Option<Op<'body>> {
+        self.program.atom(self.pair.value)
+    }
+}
+
+impl<'body> Value<'body> for Pickled<'_, 'body> {
+    const CONTENT_TYPE: &'static str = PICKLE;
+    const CONTENT_ENCODING: &'static str = "binary";
+
+    fn is_null(self) -> bool {
+        // No pickler puts it into the memo.
+        self.program.only(self.pair.value).is_some_and(|op| op.code == opcode::NONE)
+    }
+
+    fn text(self) -> Option<Text<'body>> {
+        text::of(&self.atom()?)
+    }
+
+    fn texts(self) -> Vec<Cow<'body, str>> {
+        let Self { program, pair: &Pair { value, .. } } = self;
+        let container = program.made_elsewhere(value).unwrap_or(value);
+        let texts = program.ops(container).filter_map(|op| {
+            let span = Span { start: offset(op.start), end: offset(op.end) };
+            Some(text::of(&program.short_atom(span)?)?.text)
+        });
+        // Each once, however often it is got from the memo.
+        texts.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn number(self) -> Option<f64> {
+        number(&self.atom()?)
+    }
+
+    fn is_true(self) -> bool {
+        self.atom().is_some_and(|op| match op.code {
+            opcode::INT => op.argument == b"01",
+            code => code == opcode::NEWTRUE,
+        })
+    }
+
+    fn json(self) -> Option<String> {
+        self.text().map(|text| python_json(&text.text))
+    }
+
+    fn column(self) -> String {
+        STANDARD.encode(write::value(self.program, self.pair))
+    }
+
+    fn null_column() -> String {
+        STANDARD.encode(NONE)
+    }
+
+    fn meta(children: Option<Self>) -> String {
+        children.map_or_else(
+            || STANDARD.encode(NO_CHILDREN),
+            |children| STANDARD.encode(write::dict(children.program, children.pair)),
+        )
+    }
+}
+
+/// The number that an opcode pushes, where it pushes one.
+#[expect(clippy::cast_precision_loss, reason = "it is the time of an event")]
+fn number(op: &Op<'_>) -> Option<f64> {
+    let bytes = op.argument;
+    let line = || std::str::from_utf8(bytes).ok();
+    match op.code {
+        opcode::BINFLOAT => Some(f64::from_be_bytes(bytes.try_into().ok()?)),
+        opcode::BININT1 | opcode::BININT2 => Some(opcode::little_endian(bytes) as f64),
+        opcode::BININT => Some(f64::from(i32::from_le_bytes(bytes.try_into().ok()?))),
+        // In as few bytes as it needs, and the highest bit is the sign.
+        opcode::LONG1 | opcode::LONG4 if bytes.len() <= 8 => {
+            let unused = 64 - 8 * u32::try_from(bytes.len()).ok()?;
+            let shifted = opcode::little_endian(bytes).checked_shl(unused).unwrap_or(0);
+            Some((shifted.cast_signed() >> unused.min(63)) as f64)
+        }
+        opcode::INT if bytes == b"00" || bytes == b"01" => None,
+        opcode::INT | opcode::FLOAT => line()?.parse().ok(),
+        opcode::LONG => line()?.trim_end_matches('L').parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    use chrono::DateTime;
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::decode::WireLimits;
+    use crate::message::Message;
+
+    fn message(body: impl Into<Vec<u8>>) -> Message {
+        Message::new(body.into(), DateTime::from_timestamp(1_795_416_700, 0).expect("in range"))
+    }
+
+    fn decode(body: impl Into<Vec<u8>>) -> Result<TaskResult, DecodeError> {
+        let limits = WireLimits::default();
+        let message = message(body);
+        super::decode(&message.body, Context { message: &message, limits: &limits })
+    }
+
+    fn decode_events(body: impl Into<Vec<u8>>) -> Result<Decoded, DecodeError> {
+        let limits = WireLimits::default();
+        let message = message(body);
+        let policy = EventPolicy { pending: true, arguments: true, unfinished_only: false };
+        super::decode_events(&message.body, policy, Context { message: &message, limits: &limits })
+    }
+
+    /// `{"task_id": "t", "status": "SUCCESS", …}`, without a memo.
+    fn with(members: &[u8]) -> Vec<u8> {
+        let head = b"\x80\x04}(\x8c\x07task_id\x8c\x01t\x8c\x06status\x8c\x07SUCCESS";
+        [head, members, b"u."].concat()
+    }
+
+    /// The same with a result.
+    fn with_result(value: &[u8]) -> Vec<u8> {
+        with(&[b"\x8c\x06result", value].concat())
+    }
+
+    /// What the column `result` holds for a body.
+    fn result(body: &[u8]) -> Vec<u8> {
+        bytes(decode(body).expect("good").outcome.result.as_deref())
+    }
+
+    fn bytes(column: Option<&str>) -> Vec<u8> {
+        STANDARD.decode(column.expect("a column")).expect("base64")
+    }
+
+    fn problem(body: &[u8]) -> (&'static str, usize) {
+        match decode(body) {
+            Err(DecodeError::Malformed { format: "pickle", problem, position }) => {
+                (problem, position)
+            }
+            other => panic!("{other:?} of {body:x?}"),
+        }
+    }
+
+    /// A body that Python has written, and the columns for its members.
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        body: String,
+        columns: BTreeMap<String, Option<String>>,
+    }
+
+    fn cases() -> Vec<Case> {
+        let packed = include_bytes!("../../../../tests/data/pickle_bodies.json.xz");
+        let mut json = String::new();
+        liblzma::read::XzDecoder::new(&packed[..]).read_to_string(&mut json).expect("XZ");
+        serde_json::from_str(&json).expect("JSON")
+    }
+
+    #[test]
+    fn columns_hold_what_python_would_pickle() {
+        let mut whole = 0;
+        for Case { name, body, columns } in cases() {
+            let row = decode(bytes(Some(&body))).expect(&name);
+            assert_eq!((row.task_id.as_str(), row.outcome.status.as_str()), ("t", "SUCCESS"));
+            assert_eq!(row.outcome.content_type, "application/x-python-serialize");
+            assert_eq!(row.outcome.content_encoding, "binary");
+            assert_eq!(row.outcome.date_done.to_rfc3339(), "2026-11-23T06:51:16.000321+00:00");
+            assert_eq!(row.outcome.traceback, None);
+            assert_eq!(row.description.task_name.as_deref(), Some("shop.pay"));
+            assert_eq!(row.description.worker.as_deref(), Some("w@h"));
+            for (column, expected) in columns {
+                let held = match &*column {
+                    "result" => &row.outcome.result,
+                    "meta" => &row.outcome.meta,
+                    "args" => &row.description.task_args,
+                    _ => &row.description.task_kwargs,
+                };
+                if expected.is_some() {
+                    assert!(*held == expected, "{column} of {name}");
+                    continue;
+                }
+                let held = bytes(held.as_deref());
+                let text = String::from_utf8_lossy(&held);
+                assert!(text.contains("coperator\ngetitem\n("), "{column} of {name}");
+                whole += 1;
+            }
+        }
+        assert_eq!(whole, 12, "two for each protocol");
+    }
+
+    #[test]
+    fn what_python_2_wrote_is_read() {
+        // `{"task_id": "t", "status": u"SUCCESS", "result": {"a": [1, 2L, u"\xe9\u20ac"]},
+        // "children": []}` with cPickle, which counts the memo from 1.
+        let text = decode(
+            b"(dp1\nS'status'\np2\nVSUCCESS\np3\nsS'result'\np4\n(dp5\nS'a'\n(lp6\nI1\naL2L\naV\xe9\\u20ac\np7\nassS'task_id'\np8\nS't'\nsS'children'\np9\n(lp10\ns."
+                .as_slice(),
+        )
+        .expect("protocol 0");
+        assert_eq!(text.task_id, "t");
+        assert_eq!(
+            bytes(text.outcome.result.as_deref()),
+            b"(dp0\nS'a'\n(lp1\nI1\naL2L\naV\xe9\\u20ac\np2\nas."
+        );
+        assert_eq!(bytes(text.outcome.meta.as_deref()), b"(dp0\nS'children'\np1\n(lp2\ns.");
+
+        let binary = decode(
+            b"\x80\x02}q\x01(U\x06statusq\x02X\x07\x00\x00\x00SUCCESSq\x03U\x06resultq\x04}q\x05U\x01a]q\x06(K\x01\x8a\x01\x02X\x05\x00\x00\x00\xc3\xa9\xe2\x82\xacq\x07esU\x07task_idq\x08U\x01tU\x08childrenq\t]u."
+                .as_slice(),
+        )
+        .expect("protocol 2");
+        assert_eq!(binary.outcome.status.as_str(), "SUCCESS");
+        assert_eq!(
+            bytes(binary.outcome.result.as_deref()),
+            b"\x80\x02}q\x00U\x01a]q\x01(K\x01\x8a\x01\x02X\x05\x00\x00\x00\xc3\xa9\xe2\x82\xacq\x02es."
+        );
+        assert_eq!(bytes(binary.outcome.meta.as_deref()), b"\x80\x02}q\x00U\x08childrenq\x01]s.");
+    }
+
+    #[test]
+    fn texts_of_every_form_are_read() {
+        for (opcode, task_id) in [
+            (&b"\x8c\x03\xc3\xa9x"[..], "éx"),
+            (b"X\x01\0\0\0a", "a"),
+            (b"\x8d\x01\0\0\0\0\0\0\0a", "a"),
+            (b"U\x01a", "a"),
+            (b"T\x01\0\0\0a", "a"),
+            (b"S'a'\n", "a"),
+            (b"S\"it's\"\n", "it's"),
+            (b"V\xe9\\u20ac\\U0001f96c\\u005c\n", "é€🥬\\"),
+        ] {
+            let body = [b"}(\x8c\x06status\x8c\x01S\x8c\x07task_id", opcode, b"u."].concat();
+            assert_eq!(decode(body).expect("good").task_id, task_id);
+        }
+        for opcode in [
+            &b"\x8c\x04a\xed\xa0\x80"[..],
+            b"V\\ud800\n",
+            b"U\x01\xff",
+            b"S'\\x61'\n",
+            b"S'a\n",
+            b"S'\n",
+            b"V\\x61\n",
+            b"V\\u6\n",
+            b"C\x01a",
+            b"K\x01",
+            b"\x8c\x00",
+            b"]",
+            b"\x8c\x01a\x8c\x01b\x86",
+        ] {
+            let body = [b"}(\x8c\x06status\x8c\x01S\x8c\x07task_id", opcode, b"u."].concat();
+            let error = decode(body).expect_err("no id");
+            assert_eq!(error.code(), "not-a-result", "{opcode:x?}");
+        }
+        let traceback = decode(with(b"\x8c\x09traceback\x8c\x05a\xed\xa0\xbdb")).expect("good");
+        assert_eq!(traceback.outcome.traceback.as_deref(), Some("a\u{FFFD}b"));
+    }
+
+    #[test]
+    fn numbers_of_every_form_are_read() {
+        for (opcode, seconds) in [
+            (&b"GA\xda\xc0\xf8\x97`\0\0"[..], Some(1_795_416_669.5)),
+            (b"J^\xe2\x03k", Some(1_795_416_670.0)),
+            (b"J\xff\xff\xff\xff", Some(-1.0)),
+            (b"K\xff", Some(255.0)),
+            (b"M\xff\xff", Some(65_535.0)),
+            (b"\x8a\x00", Some(0.0)),
+            (b"\x8a\x01\xff", Some(-1.0)),
+            (b"\x8a\x05\0\0\0\0\x01", Some(4_294_967_296.0)),
+            (b"\x8b\x02\0\0\0\xff\x7f", Some(32_767.0)),
+            (b"\x8a\x09\0\0\0\0\0\0\0\0\x01", None),
+            (b"I7\n", Some(7.0)),
+            (b"L7L\n", Some(7.0)),
+            (b"F1.5\n", Some(1.5)),
+            (b"I01\n", None),
+            (b"\x88", None),
+            (b"\x8c\x017", None),
+        ] {
+            let op = Op::read(opcode, 0).expect("an opcode");
+            assert_eq!(number(&op), seconds, "{opcode:x?}");
+        }
+    }
+
+    #[test]
+    fn absent_members_are_what_they_would_be_as_none() {
+        let row = decode(with(b"")).expect("good");
+        assert_eq!(row.outcome.result.as_deref(), Some("gAROLg=="));
+        assert_eq!(row.outcome.meta.as_deref(), Some("gASVEQAAAAAAAAB9lIwIY2hpbGRyZW6UXZRzLg=="));
+        let row = decode(with(b"\x8c\x04argsN\x8c\x06resultN")).expect("good");
+        assert_eq!(row.description.task_args, None);
+        assert_eq!(row.outcome.result.as_deref(), Some("gAROLg=="));
+    }
+
+    #[test]
+    fn what_a_stamp_has_overwritten_is_left_out() {
+        let members = b"\x8c\x04argsK\x01\x8c\x06kwargsK\x02\x8c\x08childrenK\x03";
+        // The names are in a list, or in a set, and one is what the memo has.
+        for names in [&b"](h\0\x8c\x08childrene"[..], b"\x8f(\x8c\x08childrenh\0\x90"] {
+            let stamps = [members, &b"\x8c\x0fstamped_headers"[..], names].concat();
+            let body = [b"\x80\x02}(\x8c\x01xX\x04\0\0\0argsq\0", &with(&stamps)[4..]].concat();
+            let row = decode(body).expect("good");
+            assert_eq!(row.description.task_args, None);
+            assert_eq!(bytes(row.description.task_kwargs.as_deref()), b"\x80\x02K\x02.");
+            assert_eq!(row.outcome.meta, Some(Pickled::meta(None)));
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_changed_from_elsewhere_is_taken_out_of_the_whole() {
+        // The list in `result` gets another element by way of `x`.
+        let members = b"\x8c\x06result]\x94K\x01a\x8c\x01xh\0K\x02a";
+        let body = with(members);
+        let program =
+            [&b"coperator\ngetitem\n("[..], &body[2..body.len() - 1], b"\x8c\x06resulttR."]
+                .concat();
+        let expected =
+            [b"\x80\x04\x95", &(program.len() as u64).to_le_bytes()[..], &program].concat();
+        assert_eq!(result(&body), expected);
+    }
+
+    #[test]
+    fn what_follows_the_end_is_not_read_as_in_python() {
+        let mut body = with_result(b"K\x01");
+        body.extend_from_slice(b"\xff\xff");
+        assert_eq!(result(&body), b"\x80\x04K\x01.");
+    }
+
+    #[test]
+    fn names_that_are_no_texts_and_values_of_no_member_are_passed_over() {
+        let row = decode(with(b"K\x01K\x02)N\x8c\x06resultK\x03\x8c\x01x}")).expect("good");
+        assert_eq!(bytes(row.outcome.result.as_deref()), b"\x80\x04K\x03.");
+        let twice = decode(with(b"\x8c\x06status\x8c\x05RETRY")).expect("good");
+        assert_eq!(twice.outcome.status.as_str(), "RETRY", "the last one counts");
+    }
+
+    #[test]
+    fn what_no_pickler_writes_is_refused_where_it_stands() {
+        for (body, expected) in [
+            (&b""[..], ("it is cut off", 0)),
+            (b"\x80\x04", ("it is cut off", 2)),
+            (b"\x80\x06N.", ("a protocol that is unknown or not at the beginning", 0)),
+            (b"N\x80\x04.", ("a protocol that is unknown or not at the beginning", 1)),
+            (b"\x80\x04\xff.", ("an unknown opcode", 2)),
+            (b"\x80\x04\x95\x03\0\0\0\0\0\0\0N.", ("a frame is cut off", 2)),
+            (b"\x95\xff\xff\xff\xff\xff\xff\xff\xffN.", ("a frame is cut off", 0)),
+            (b"\x95\x02\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0\0.", ("a frame is empty or in a frame", 9)),
+            (b".", ("there is too little on the stack", 0)),
+            (b"NN.", ("something is left on the stack", 2)),
+            (b"}(K\x01u.", ("a key has no value", 4)),
+            (b"(Nd.", ("a key has no value", 2)),
+            (b"Nt.", ("there is no mark", 1)),
+            (b"(a.", ("there is too little on the stack", 1)),
+            (b"](Na(e.", ("there is too little on the stack", 3)),
+            (b"(Ne.", ("there is too little on the stack", 2)),
+            (b"N(R.", ("there is too little on the stack", 2)),
+            (b"(o.", ("there is too little on the stack", 1)),
+            (b"(\x94.", ("there is too little on the stack", 1)),
+            (b"h\0.", ("it is not in the memo", 0)),
+            (b"N\x94h\x01.", ("it is not in the memo", 2)),
+            (b"gx\n.", ("it is not in the memo", 0)),
+            (b"N\x94q\0.", ("the memo is out of order", 2)),
+            (b"Nq\x01\x94.", ("the memo is out of order", 3)),
+            (b"Nq\0q\x02.", ("the memo is out of order", 3)),
+            (b"\x8c\x01\xff.", ("invalid UTF-8 in a text", 0)),
+            (b"X\xff\xff\xff\xffa.", ("it is cut off", 0)),
+            (b"\x8e\xff\xff\xff\xff\xff\xff\xff\xffa.", ("it is cut off", 0)),
+            (b"cos\nsystem.", ("it is cut off", 0)),
+            (b"P1\n.", ("a persistent id", 0)),
+            (b"NQ.", ("a persistent id", 1)),
+            (b"\x97.", ("a buffer outside of the body", 0)),
+            (b"N\x98.", ("a buffer outside of the body", 1)),
+            (b"N2.", ("an opcode that no pickler writes", 1)),
+            (b"N.", ("expected a dict", 0)),
+            (b"].", ("expected a dict", 0)),
+            (b"ccollections\nOrderedDict\n)R.", ("expected a dict", 0)),
+        ] {
+            assert_eq!(problem(body), expected, "{body:x?}");
+        }
+    }
+
+    /// A body with many of the opcodes.
+    const VARIED: &[u8] = b"\x80\x04\x95\x7e\0\0\0\0\0\0\0}\x94(\x8c\x07task_id\x94U\x01t\x8c\x06status\
+        X\x01\0\0\0S\x94\x8c\x06result\x94(cm\nC\n\x94)\x81\x94}\x94h\x03Nsb]\x94h\x07\x85\x940h\x08\
+        \x8a\x01\xff\x8f\x94(K\x01\x90(K\x02\x91\x86G\0\0\0\0\0\0\0\0I01\nt\x94\x8c\x04argsh\x0a\
+        \x8c\x08children](h\x04h\x05e\x8c\x01xNu.";
+
+    /// `[{"type": "task-received", "uuid": "00000000", "timestamp": 1795416669.5, "hostname": "w@h",
+    /// "name": "pay", "args": "('é',)", "kwargs": "{}"}, 7, {"type": "task-succeeded", "uuid": …,
+    /// "timestamp": 1795416670, "hostname": …, "result": "1"}]`
+    const EVENTS: &[u8] = b"\x80\x04\x95\xb9\0\0\0\0\0\0\0]\x94(}\x94(\x8c\x04type\x94\
+        \x8c\rtask-received\x94\x8c\x04uuid\x94\x8c\x0800000000\x94\x8c\ttimestamp\x94\
+        GA\xda\xc0\xf8\x97`\0\0\x8c\x08hostname\x94\x8c\x03w@h\x94\x8c\x04name\x94\x8c\x03pay\x94\
+        \x8c\x04args\x94\x8c\x07('\xc3\xa9',)\x94\x8c\x06kwargs\x94\x8c\x02{}\x94uK\x07}\x94(h\x02\
+        \x8c\x0etask-succeeded\x94h\x04h\x05h\x06J^\xe2\x03kh\x07h\x08\x8c\x06result\x94\
+        \x8c\x011\x94ue.";
+
+    #[test]
+    fn a_body_cut_or_changed_anywhere_is_refused_or_read_and_never_panics() {
+        for (body, is_list) in [(VARIED, false), (EVENTS, true)] {
+            let read = |body: Vec<u8>| {
+                if is_list { decode_events(body).map(drop) } else { decode(body).map(drop) }
+            };
+            assert_eq!(read(body.to_vec()), Ok(()));
+            for length in 0..body.len() {
+                assert!(read(body[..length].to_vec()).is_err(), "cut after {length} bytes");
+            }
+            for position in 0..body.len() {
+                for byte in 0..=u8::MAX {
+                    let mut changed = body.to_vec();
+                    changed[position] = byte;
+                    let _ = read(changed);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn events_say_the_same_as_in_json() {
+        let json = r#"[{"type": "task-received", "uuid": "00000000", "timestamp": 1795416669.5,
+            "hostname": "w@h", "name": "pay", "args": "('\u00e9',)", "kwargs": "{}"}, 7,
+            {"type": "task-succeeded", "uuid": "00000000", "timestamp": 1795416670,
+            "hostname": "w@h", "result": "1"}]"#;
+        let limits = WireLimits::default();
+        let message = message(json);
+        let policy = EventPolicy { pending: true, arguments: true, unfinished_only: false };
+        let context = Context { message: &message, limits: &limits };
+        let expected = crate::decode::format::json::decode_events(&message.body, policy, context);
+        let events = decode_events(EVENTS).expect("good");
+        assert_eq!(events.rows, expected.expect("good").rows);
+        assert_eq!(events.skipped, [("it is not a dict", 1)].into());
+
+        let one = b"}(\x8c\x04type\x8c\x0ctask-started\x8c\x04uuid\x8c\x01t\x8c\ttimestampGA\xda\xc0\xf8\x97`\0\0u";
+        assert_eq!(decode_events([one, &b"."[..]].concat()).expect("one").rows.len(), 1);
+        // One by one, in a list that is made of what is above a mark, and in a tuple.
+        let appended = [b"]", &one[..], b"a", one, b"a."].concat();
+        assert_eq!(decode_events(appended).expect("two").rows.len(), 2);
+        let listed = [b"(", &one[..], one, b"l."].concat();
+        assert_eq!(decode_events(listed).expect("two").rows.len(), 2);
+        let within = [b"](", &one[..], b"\x85", one, b"e."].concat();
+        let within = decode_events(within).expect("one");
+        assert_eq!((within.rows.len(), within.skipped.into_values().sum::<usize>()), (1, 1));
+        let tuple = decode_events([&one[..], b"\x85."].concat()).expect_err("a tuple");
+        assert_eq!(tuple.code(), "undecodable");
+    }
+
+    #[test]
+    fn a_list_of_too_many_events_is_refused() {
+        let many = |count: usize| decode_events([b"](", &vec![b'}'; count][..], b"e."].concat());
+        assert_eq!(
+            many(10_000).expect("as many as may be").skipped.into_values().sum::<usize>(),
+            10_000
+        );
+        assert_eq!(many(10_001), Err(DecodeError::TooManyEvents { limit: 10_000 }));
+    }
+
+    #[test]
+    fn deep_nesting_costs_no_stack() {
+        let nested = |depth: usize| [vec![b']'; depth], vec![b'a'; depth - 1]].concat();
+        let tuples = |depth: usize| [&b")"[..], &vec![0x85; depth - 1]].concat();
+        // Each list holds the one before, which is in the memo.
+        let linked = |depth: usize| {
+            let mut opcodes = b"]r\0\0\0\0".to_vec();
+            for number in 1..u32::try_from(depth).expect("small") {
+                opcodes.extend(b"0]r");
+                opcodes.extend(number.to_le_bytes());
+                opcodes.push(b'j');
+                opcodes.extend((number - 1).to_le_bytes());
+                opcodes.push(b'a');
+            }
+            opcodes
+        };
+        for deep in [nested(10_000), tuples(10_000), linked(10_000)] {
+            assert!(decode(with_result(&deep)).is_ok());
+        }
+        for deeper in [nested(10_001), tuples(10_001), linked(10_001), nested(1_000_000)] {
+            let error = decode(with_result(&deeper)).expect_err("too deep");
+            assert_eq!(error, DecodeError::TooDeep { limit: 10_000 });
+        }
+        assert!(decode(with_result(&vec![b'('; 100_000])).is_err(), "marks without an end");
+    }
+
+    /// What would take hours, or more memory than there is, if each use of the memo were followed.
+    #[test]
+    fn bombs_cost_no_more_than_their_bytes() {
+        const MANY: usize = 9_000;
+        let long = [&b"X\0\0\x10\0"[..], &vec![b'a'; 1 << 20], b"\x94"].concat();
+        // Each list has the one before twice.
+        let doubled = (1..250_u8).fold(b"]\x94".to_vec(), |opcodes, number| {
+            [opcodes, vec![b'0', b']', 0x94, b'(', b'h', number - 1, b'h', number - 1, b'e']]
+                .concat()
+        });
+        // Elsewhere, so that the result has to fetch all of it.
+        let fetched = [b"\x8c\x01x", &doubled[..], b"\x8c\x06resulth\xf9"].concat();
+        for body in [with_result(&doubled), with(&fetched)] {
+            assert!(result(&body).len() <= body.len() + 1024);
+        }
+        // The same tuple at the beginning of each of many.
+        let tuples = [b")", &b"\x85\x94".repeat(MANY)[..]].concat();
+        let mut gets = b"\x8c\x01x".to_vec();
+        gets.extend(&tuples);
+        gets.extend(b"\x8c\x06result](");
+        for number in 0..u32::try_from(MANY).expect("small") {
+            gets.push(b'j');
+            gets.extend(number.to_le_bytes());
+        }
+        gets.push(b'e');
+        let body = with(&gets);
+        assert!(result(&body).len() <= body.len() + 1024);
+        // A long text as the name of many members, as the name of many stamps, and as their value.
+        for (before, repeated, after) in [
+            (&b""[..], &b"h\0h\0"[..], &b""[..]),
+            (b"", b"\x8c\x01xh\0", b""),
+            (b"\x8c\x0fstamped_headers](", b"h\0", b"e"),
+        ] {
+            let repeated = repeated.repeat(MANY);
+            let members = [b"\x8c\x01x", &long[..], before, &repeated, after].concat();
+            assert_eq!(decode(with(&members)).expect("good").task_id, "t");
+        }
+        let event = b"}(\x8c\x04type\x8c\x0btask-failed\x8c\x09tracebackh\0u";
+        let events = [b"](", &long[..], &event.repeat(MANY), b"e."].concat();
+        let error = decode_events(events).expect_err("too much");
+        assert_eq!(error, malformed("the events share too much", 0));
+    }
+
+    proptest::proptest! {
+        /// Opcodes at random, with the memo in order: most are refused, and what is not makes
+        /// columns that can be read in turn.
+        #[test]
+        fn any_opcodes_are_read_or_refused(picked in proptest::collection::vec(0_usize..20, 0..60)) {
+            const OPCODES: [&[u8]; 20] = [
+                b"]", b"}", b")", b"(", b"N", b"\x94", b"\x94", b"h\0", b"h\x01", b"h\x02", b"0", b"1",
+                b"a", b"e", b"\x85", b"\x86", b"t", b"s", b"R", b"b",
+            ];
+            let value = picked.iter().flat_map(|&index| OPCODES[index]).copied().collect::<Vec<_>>();
+            for members in [
+                [b"\x8c\x06result", &value[..]].concat(),
+                [b"\x8c\x01x", &value[..], b"\x8c\x06resulth\x01"].concat(),
+            ] {
+                if let Ok(row) = decode(with(&members)) {
+                    let column = bytes(row.outcome.result.as_deref());
+                    let column = column.strip_suffix(b".").expect("an end");
+                    let value = column.strip_prefix(b"\x80\x04").expect("a protocol");
+                    proptest::prop_assert!(decode(with_result(value)).is_ok(), "{value:x?}");
+                }
+            }
+        }
+    }
+}

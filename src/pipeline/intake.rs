@@ -1,0 +1,61 @@
+//! From a message to its place in a batch.
+
+use super::batch::Batch;
+use crate::decode::{Decoded, Decoder, SourceKind};
+use crate::message::Message;
+use crate::message::dead_letter::{Reason, UNSTORABLE};
+use crate::store::Catalog;
+use crate::telemetry::Lane;
+
+/// How the messages are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'config> {
+    /// What reads them.
+    pub decoder: &'config Decoder,
+    /// What they are.
+    pub kind: SourceKind<'config>,
+    /// What tells of them.
+    pub lane: &'config Lane,
+}
+
+/// Adds a message to a batch with what it says.
+pub(super) fn take(batch: &mut Batch, message: Message, reading: Reading<'_>, catalog: &Catalog) {
+    reading.lane.receive(message.redelivered);
+    let mut read_rows = 0;
+    let read = read(&message, reading, catalog).map(|read| {
+        for (problem, events) in read.skipped {
+            batch.skip(problem, events);
+        }
+        read_rows = read.rows.len();
+        read.rows
+    });
+    let rows_before = batch.rows().len();
+    batch.push(message, read);
+    reading.lane.read(read_rows, rows_before + read_rows - batch.rows().len());
+}
+
+/// What a message says, in the form that the tables can hold. An event that they cannot hold is
+/// left out, because others share its message.
+pub(super) fn read(
+    message: &Message,
+    reading: Reading<'_>,
+    catalog: &Catalog,
+) -> Result<Decoded, Reason> {
+    let mut read = reading
+        .decoder
+        .decode(message, reading.kind)
+        .map_err(|error| Reason { code: error.code(), error: error.to_string() })?;
+    if !reading.kind.is_events(message) {
+        for row in &mut read.rows {
+            catalog.fit(row).map_err(|error| Reason { code: UNSTORABLE, error })?;
+        }
+        return Ok(read);
+    }
+    let count = read.rows.len();
+    read.rows.retain_mut(|row| catalog.fit(row).is_ok());
+    if read.rows.len() < count {
+        let problem = "`uuid` is longer than the column takes, or has U+0000 in it";
+        read.skipped.insert(problem, count - read.rows.len());
+    }
+    Ok(read)
+}

@@ -1,0 +1,190 @@
+//! The only loop: a message comes, a batch is due, a write has finished, it is time to stop.
+//!
+//! One write is in flight at most, and the next batch fills meanwhile. When that is full too,
+//! nothing more is taken from the broker, whose prefetch limit does the rest.
+
+pub mod batch;
+mod end;
+mod intake;
+pub mod lane;
+mod settle;
+
+use std::time::Duration;
+
+use futures_util::{FutureExt, Stream, StreamExt, future::Fuse};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+
+use self::batch::{Batch, BatchLimits};
+pub use self::end::End;
+pub use self::intake::Reading;
+use self::intake::take;
+pub use self::settle::wait_for_store;
+use self::settle::{no_answer, settle};
+use crate::broker::{Acknowledge, BrokerError};
+use crate::config::Config;
+use crate::diagnosis::reason;
+use crate::message::Message;
+use crate::store::Store;
+use crate::telemetry::Lane;
+
+/// How large batches may be and how long they may gather.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchPolicy {
+    /// What one batch may hold.
+    pub limits: BatchLimits,
+    /// How long a batch may gather while writes follow each other.
+    pub max_wait: Duration,
+}
+
+impl BatchPolicy {
+    /// What the settings say.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let limits = BatchLimits { max_rows: config.max_rows, max_bytes: config.max_bytes };
+        Self { limits, max_wait: config.max_wait }
+    }
+}
+
+/// How often an idle lane asks the database for a sign of life.
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How long the database may take for that.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes messages, merges them into batches, stores these and settles the messages, until the
+/// messages end, the store is unfit for long, or `shutdown` is cancelled.
+pub async fn run<S: Store, A: Acknowledge>(
+    mut messages: impl Stream<Item = Result<Message, BrokerError>> + Unpin,
+    reading: Reading<'_>,
+    store: &mut S,
+    acknowledger: &A,
+    policy: BatchPolicy,
+    shutdown: &CancellationToken,
+) -> End {
+    let catalog = match store.prepare().await {
+        Ok(catalog) => catalog.clone(),
+        Err(error) => {
+            reading.lane.count_error(error.class);
+            return End::StoreUnavailable(error, Batch::default());
+        }
+    };
+    let mut batch = Batch::default();
+    // When the batch's first message came, and when the last write ended.
+    let mut begun_at = None;
+    let mut written_at = None;
+    let mut messages_ended = false;
+    let mut is_stopping = false;
+    // The store is here while no write is in flight.
+    let mut idle = Some(store);
+    let mut write = std::pin::pin!(Fuse::terminated());
+    // The loop goes round at least so often, which shows that it can.
+    let mut ticks = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    loop {
+        reading.lane.turn();
+        let due_at = due_at(begun_at, written_at, policy.max_wait);
+        let is_due = batch.is_full(policy.limits)
+            || messages_ended
+            || due_at.is_some_and(|due_at| due_at <= Instant::now());
+        if !batch.is_empty()
+            && is_due
+            && let Some(store) = idle.take()
+        {
+            begun_at = None;
+            let batch = std::mem::take(&mut batch);
+            let settling = settle(store, acknowledger, batch, reading, &catalog, shutdown);
+            write.set(settling.fuse());
+        }
+        if messages_ended && batch.is_empty() && idle.is_some() {
+            return End::Stopped;
+        }
+        tokio::select! {
+            biased;
+            (store, settled) = &mut write => {
+                if let Err(end) = settled {
+                    return end;
+                }
+                idle = Some(store);
+                written_at = Some(Instant::now());
+            }
+            message = messages.next(), if !messages_ended && !batch.is_full(policy.limits) => {
+                // What has come already is taken before a write is considered.
+                let mut next = Some(message);
+                while let Some(message) = next {
+                    match message {
+                        Some(Ok(message)) => {
+                            begun_at.get_or_insert_with(Instant::now);
+                            take(&mut batch, message, reading, &catalog);
+                        }
+                        Some(Err(error)) => return End::BrokerLost(error),
+                        None => {
+                            messages_ended = true;
+                            break;
+                        }
+                    }
+                    next = if batch.is_full(policy.limits) {
+                        None
+                    } else {
+                        messages.next().now_or_never()
+                    };
+                }
+            }
+            () = sleep_until(due_at), if idle.is_some() && !batch.is_empty() => {}
+            () = shutdown.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                messages_ended = !acknowledger.stop().await;
+            }
+            _ = ticks.tick() => {
+                let is_idle = batch.is_empty()
+                    && !is_stopping
+                    && written_at.is_none_or(|written_at| written_at.elapsed() >= CHECK_INTERVAL);
+                if is_idle && let Some(store) = idle.as_deref_mut() {
+                    check(store, reading.lane, shutdown).await;
+                }
+            }
+        }
+    }
+}
+
+/// When a batch should be written that began to fill at `begun_at`: at once where the lane was
+/// idle then, else after `max_wait`.
+fn due_at(
+    begun_at: Option<Instant>,
+    written_at: Option<Instant>,
+    max_wait: Duration,
+) -> Option<Instant> {
+    let begun_at = begun_at?;
+    match written_at {
+        Some(written_at) if begun_at < written_at + max_wait => Some(begun_at + max_wait),
+        _ => Some(begun_at),
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks the database for a sign of life, so that its loss is known before rows are to be written.
+async fn check<S: Store>(store: &mut S, lane: &Lane, shutdown: &CancellationToken) {
+    let checked = tokio::select! {
+        checked = tokio::time::timeout(CHECK_TIMEOUT, store.check()) => checked,
+        () = shutdown.cancelled() => return,
+    };
+    let checked = checked.unwrap_or_else(|_| Err(no_answer(CHECK_TIMEOUT)));
+    let problem = "the database does not answer";
+    match checked {
+        Ok(()) if lane.set_database(Ok(())) => {}
+        Ok(()) => tracing::info!("the database answers again"),
+        Err(error) => {
+            lane.count_error(error.class);
+            if lane.set_database(Err(reason(problem, &error))) {
+                tracing::warn!(%error, "{problem}");
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Storing a batch, dead-lettering what cannot be stored and acknowledging all of it: the policy for
+//! every class of error.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Level;
+
+use super::batch::Batch;
+use super::end::End;
+use super::intake::{self, Reading};
+use crate::broker::{Acknowledge, BrokerError};
+use crate::diagnosis::reason;
+use crate::message::dead_letter::{Reason, UNSTORABLE};
+use crate::retry::Backoff;
+use crate::row::Row;
+use crate::store::{Action, Catalog, ErrorClass, MAX_HOLD, Store, StoreError, Written};
+use crate::telemetry::{BatchSize, Lane};
+
+/// How long a write may take when it is time to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Stores a batch, dead-letters what cannot be stored, and acknowledges all of it. Gives the
+/// store back with what came of it.
+pub(super) async fn settle<'store, S: Store, A: Acknowledge>(
+    store: &'store mut S,
+    acknowledger: &A,
+    mut batch: Batch,
+    reading: Reading<'_>,
+    catalog: &Catalog,
+    shutdown: &CancellationToken,
+) -> (&'store mut S, Result<(), End>) {
+    let started_at = Instant::now();
+    if let Err(error) = store_batch(store, &mut batch, reading, catalog, shutdown).await {
+        return (store, Err(End::StoreUnavailable(error, batch)));
+    }
+    if let Err(error) = dead_letter(acknowledger, &batch, reading.lane, shutdown).await {
+        return (store, Err(End::DeadLettersFailed(error)));
+    }
+    {
+        let _step = reading.lane.begin("acknowledge");
+        if let Err(error) = acknowledger.acknowledge(batch.messages()).await {
+            return (store, Err(End::BrokerLost(error)));
+        }
+    }
+    let size = BatchSize {
+        messages: batch.len(),
+        rows: batch.rows().len(),
+        size_bytes: batch.size_bytes(),
+        skipped_events: batch.skipped().map(|(_, events)| events).sum(),
+    };
+    reading.lane.settle(size, started_at.elapsed());
+    for (problem, events) in batch.skipped() {
+        tracing::warn!(events, problem, "events that Celery does not send were left out");
+    }
+    tracing::debug!(
+        messages = batch.len(),
+        rows = batch.rows().len(),
+        size_bytes = batch.size_bytes(),
+        milliseconds = started_at.elapsed().as_millis(),
+        "batch stored"
+    );
+    (store, Ok(()))
+}
+
+/// Tries to write the rows of a batch, whose messages the broker has again, until the database
+/// takes writes. Whether it does, or it is time to stop.
+///
+/// Each delivery of a message counts towards the broker's limit, so nothing is consumed before
+/// then: an outage costs one delivery however long it lasts. Writing the rows twice does no harm.
+pub async fn wait_for_store<S: Store>(
+    store: &mut S,
+    batch: &Batch,
+    lane: &Lane,
+    backoff: &mut Backoff,
+    shutdown: &CancellationToken,
+) -> bool {
+    let rows: Vec<_> = batch.rows().collect();
+    loop {
+        lane.turn();
+        let error = match write(store, &rows, lane).await {
+            Err(error) if error.class != ErrorClass::Poison => error,
+            _ => {
+                lane.set_database(Ok(()));
+                return true;
+            }
+        };
+        let problem = "messages are left to the broker for now";
+        lane.set_database(Err(reason(problem, &error)));
+        if backoff.wait(error.class.log_level(), problem, &error, shutdown).await.is_break() {
+            return false;
+        }
+    }
+}
+
+/// Writes rows once.
+async fn write<S: Store>(store: &mut S, rows: &[&Row], lane: &Lane) -> Result<Written, StoreError> {
+    let _step = lane.begin("write");
+    let started_at = Instant::now();
+    let written = store.store(rows).await;
+    lane.end_write(rows, &written, started_at.elapsed());
+    written
+}
+
+/// Stores every row of the batch that can be stored and marks the messages of the others.
+///
+/// A part that holds a row which the database refuses is halved until the row stands alone. Such
+/// a row may have come from several messages, of which only one is to blame; so each is tried by
+/// itself.
+async fn store_batch<S: Store>(
+    store: &mut S,
+    batch: &mut Batch,
+    reading: Reading<'_>,
+    catalog: &Catalog,
+    shutdown: &CancellationToken,
+) -> Result<(), StoreError> {
+    let mut refused = Vec::new();
+    {
+        let rows: Vec<&Row> = batch.rows().collect();
+        let mut parts = vec![rows.as_slice()];
+        while let Some(part) = parts.pop() {
+            match (store_part(store, part, reading.lane, shutdown).await?, part) {
+                (Stored::All, _) => {}
+                (Stored::Refused(_), [row]) => {
+                    let key = row.key();
+                    for (place, message) in batch.sources(&key) {
+                        let Ok(read) = intake::read(message, reading, catalog) else { continue };
+                        for row in read.rows.iter().filter(|row| row.key() == key) {
+                            let stored = store_part(store, &[row], reading.lane, shutdown).await?;
+                            if let Stored::Refused(error) = stored {
+                                refused.push((place, error));
+                            }
+                        }
+                    }
+                }
+                (Stored::Refused(_), part) => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+            }
+        }
+    }
+    for (place, error) in refused {
+        batch.refuse(place, Reason { code: UNSTORABLE, error: error.message });
+    }
+    Ok(())
+}
+
+/// What came of writing some rows, where anything final did.
+enum Stored {
+    All,
+    /// One of the rows can never be stored.
+    Refused(StoreError),
+}
+
+/// Writes rows until they are committed or refused: the policy for every class of error.
+async fn store_part<S: Store>(
+    store: &mut S,
+    rows: &[&Row],
+    lane: &Lane,
+    shutdown: &CancellationToken,
+) -> Result<Stored, StoreError> {
+    if rows.is_empty() {
+        return Ok(Stored::All);
+    }
+    let mut attempt = 0;
+    let mut backoff = Backoff::new();
+    loop {
+        let written = tokio::select! {
+            written = write(store, rows, lane) => written,
+            error = too_late(shutdown) => Err(error),
+        };
+        let Err(error) = written else {
+            backoff.end("the database takes writes again");
+            return Ok(Stored::All);
+        };
+        match error.class.action(attempt) {
+            Action::Refuse => {
+                lane.set_database(Ok(()));
+                return Ok(Stored::Refused(error));
+            }
+            Action::GiveUp => return Err(error),
+            Action::RetryAtOnce => attempt += 1,
+            Action::RetryLater => {
+                let problem = "the database cannot be written: its rows are held";
+                lane.set_database(Err(reason(problem, &error)));
+                if backoff.wait(error.class.log_level(), problem, &error, shutdown).await.is_break()
+                    || backoff.elapsed() > MAX_HOLD
+                {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// The error that a write ends with which is still under way so long after it was time to stop.
+async fn too_late(shutdown: &CancellationToken) -> StoreError {
+    shutdown.cancelled().await;
+    tokio::time::sleep(STOP_TIMEOUT).await;
+    no_answer(STOP_TIMEOUT)
+}
+
+pub(super) fn no_answer(timeout: Duration) -> StoreError {
+    StoreError {
+        class: ErrorClass::Outage,
+        message: format!("the database did not answer within {} s", timeout.as_secs()),
+    }
+}
+
+/// Moves what cannot be stored to the dead-letter queue, however long the broker takes.
+async fn dead_letter<A: Acknowledge>(
+    acknowledger: &A,
+    batch: &Batch,
+    lane: &Lane,
+    shutdown: &CancellationToken,
+) -> Result<(), BrokerError> {
+    let letters: Vec<_> = batch.refused().collect();
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let mut backoff = Backoff::new();
+    loop {
+        let step = lane.begin("write dead letters");
+        let Err(error) = acknowledger.dead_letter(&letters).await else { break };
+        drop(step);
+        let problem = "the dead-letter queue cannot be written: its messages are held";
+        lane.set_broker(Err(reason(problem, &error)));
+        if backoff.wait(Level::WARN, problem, &error, shutdown).await.is_break()
+            || backoff.elapsed() > MAX_HOLD
+        {
+            return Err(error);
+        }
+    }
+    lane.set_broker(Ok(()));
+    for (_, reason) in letters {
+        lane.count_dead_letter(reason.code);
+    }
+    Ok(())
+}

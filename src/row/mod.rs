@@ -1,0 +1,71 @@
+//! The rows of the tables that Celeriac writes, and the law by which two rows with one id are merged.
+
+pub mod expiry;
+pub mod group_result;
+pub mod merge;
+pub mod state;
+pub mod task_result;
+
+use chrono::{DateTime, Utc};
+
+use crate::row::group_result::GroupResult;
+use crate::row::task_result::TaskResult;
+
+/// A row, or what one message says of it.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every row is a task: a box costs more")]
+pub enum Row {
+    /// A row of `django_celery_results_taskresult`.
+    Task(TaskResult),
+    /// A row of `django_celery_results_groupresult`.
+    Group(GroupResult),
+}
+
+/// What tells rows apart. Rows are sorted by it, tasks before groups.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The `task_id` of a task.
+    Task(String),
+    /// The `group_id` of a group.
+    Group(String),
+}
+
+impl Row {
+    /// The table and the id.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Task(result) => Key::Task(result.task_id.clone()),
+            Self::Group(result) => Key::Group(result.group_id.clone()),
+        }
+    }
+
+    /// The time of its state, or of the saving of its group, where a message has told it.
+    #[must_use]
+    pub fn own_time(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Task(result) => (!result.outcome.by_arrival).then_some(result.outcome.date_done),
+            Self::Group(result) => Some(result.date_done),
+        }
+    }
+
+    /// The bytes of the texts that it holds.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let size = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        match self {
+            Self::Task(TaskResult { task_id, outcome, description, .. }) => {
+                let columns = [
+                    &outcome.result,
+                    &outcome.traceback,
+                    &outcome.meta,
+                    &description.task_name,
+                    &description.task_args,
+                    &description.task_kwargs,
+                ];
+                task_id.len() + columns.into_iter().map(size).sum::<usize>()
+            }
+            Self::Group(result) => result.group_id.len() + size(&result.result),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! How SQLite spells a cleanup. Writers take turns, so there is nothing to lock or to pass over.
+
+use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::store::cleanup::{Candidate, Cleanup, Range, candidates};
+use crate::store::sqlite::SqliteDatabase;
+
+impl Cleanup for SqliteDatabase {
+    /// The text as it stands in the column; so Django compares it as well.
+    type Time = String;
+
+    const SESSION: &[&str] = &[];
+
+    const COLUMNS: &str = "id as number, cast(date_done as text) as done";
+
+    const AFTER_TIME: &str = "?1";
+    const AFTER_ID: &str = "?2";
+    const BEFORE: &str = "?3";
+
+    const BEGIN: &str = "begin immediate";
+
+    const LOCKING: &str = "";
+
+    fn time(&self, time: DateTime<Utc>) -> String {
+        self.naive(time)
+    }
+
+    fn beginning() -> String {
+        String::new()
+    }
+
+    /// It has no clock but ours.
+    async fn now(_connection: &mut SqliteConnection) -> Result<DateTime<Utc>, sqlx::Error> {
+        Ok(Utc::now())
+    }
+
+    async fn try_lock(_connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+        Ok(true)
+    }
+
+    async fn read(
+        connection: &mut SqliteConnection,
+        query: String,
+        range: Option<Range<'_, String>>,
+    ) -> Result<Vec<Candidate<String>>, sqlx::Error> {
+        // A statement without parameters has the numbers in it, and is never the same again.
+        let query = sqlx::query(AssertSqlSafe(query)).persistent(range.is_some());
+        let query = match range {
+            Some(Range { after: (time, id), before }) => query.bind(time).bind(id).bind(before),
+            None => query,
+        };
+        candidates(&query.fetch_all(connection).await?)
+    }
+
+    async fn count(
+        connection: &mut SqliteConnection,
+        query: String,
+        range: Range<'_, String>,
+    ) -> Result<i64, sqlx::Error> {
+        let Range { after: (time, id), before } = range;
+        let query = sqlx::query_scalar(AssertSqlSafe(query)).persistent(false);
+        query.bind(time).bind(id).bind(before).fetch_one(connection).await
+    }
+}
