@@ -10,8 +10,7 @@ use std::fmt;
 use std::io::Read;
 
 use celeriac::decode::{
-    Accept, Certificate, CertificateStore, Decoded, Decoder, EventPolicy, Security, Signer,
-    SourceKind,
+    Accept, Certificate, CertificateStore, Decoded, Decoder, EventPolicy, Security, SourceKind,
 };
 use celeriac::message::capture;
 use celeriac::message::{Message, Properties, Value};
@@ -256,12 +255,12 @@ fn signed() -> Vec<Case> {
 }
 
 /// What reads everything, and trusts the worker of the captures.
-fn decoder(signer: Option<Signer>) -> Decoder {
+fn decoder() -> Decoder {
     let mut certificates = CertificateStore::default();
     certificates.add(certificate());
     Decoder {
         accept: Accept::parse("json,msgpack,yaml,pickle,auth").expect("known names"),
-        security: Security { certificates, signer, ..Security::default() },
+        security: Security { certificates, ..Security::default() },
         events: EventPolicy { pending: true, ..EventPolicy::default() },
         ..Decoder::default()
     }
@@ -272,7 +271,7 @@ fn certificate() -> Certificate {
     Certificate::from_pem(text).expect("a certificate")
 }
 
-fn decode(bencher: Bencher<'_, '_>, decoder: &Decoder, case: &Case, kind: Kind<'_>) {
+fn decode(bencher: Bencher<'_, '_>, decoder: &Decoder, case: &Case, kind: SourceKind<'_>) {
     let message = &case.message;
     let decode = || -> Decoded { decoder.decode(message, kind).expect("a good message") };
     assert!(!decode().rows.is_empty(), "it says something");
@@ -281,7 +280,7 @@ fn decode(bencher: Bencher<'_, '_>, decoder: &Decoder, case: &Case, kind: Kind<'
 
 #[divan::bench(args = results_of(&SERIALIZERS))]
 fn a_result(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &decoder(None), case, SourceKind::Results);
+    decode(bencher, &decoder(), case, SourceKind::Results);
 }
 
 #[divan::bench(args = results_of(&[JSON]))]
@@ -300,22 +299,15 @@ fn c_peer_rmp_serde(bencher: Bencher<'_, '_>, case: &Case) {
 
 #[divan::bench(args = lists_of_events())]
 fn d_list_of_24_events(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &decoder(None), case, SourceKind::Events);
+    decode(bencher, &decoder(), case, SourceKind::Events);
 }
 
 #[divan::bench(args = captured("kombu-compression"))]
 fn e_compressed_result(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &decoder(None), case, SourceKind::Results);
+    decode(bencher, &decoder(), case, SourceKind::Results);
 }
 
 #[divan::bench(args = signed())]
 fn f_signed_result(bencher: Bencher<'_, '_>, case: &Case) {
-    decode(bencher, &decoder(None), case, SourceKind::Results);
-}
-
-#[divan::bench(args = signed())]
-fn g_signed_result_whose_columns_are_signed(bencher: Bencher<'_, '_>, case: &Case) {
-    let key = include_bytes!("../tests/data/golden/worthless-test-key.pem");
-    let signer = Signer::from_pem(key, &certificate()).expect("the key of the certificate");
-    decode(bencher, &decoder(Some(signer)), case, SourceKind::Results);
+    decode(bencher, &decoder(), case, SourceKind::Results);
 }

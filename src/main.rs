@@ -176,7 +176,12 @@ fn main() -> ExitCode {
         let mut again = std::process::Command::new(program);
         let _ = again.args(std::env::args_os().skip(1)).env("RUST_MIN_STACK", STACK_BYTES).exec();
     }
-    let cli = Cli::from_arg_matches(&command_line().get_matches());
+    let matches = command_line().get_matches();
+    let command_line_with_file = match SettingsArgs::with_defaults(command_line(), &matches) {
+        Ok(command_line) => command_line,
+        Err(error) => return fail(&error, Exit::Usage),
+    };
+    let cli = Cli::from_arg_matches(&command_line_with_file.get_matches());
     let Cli { command } = cli.unwrap_or_else(|error| error.exit());
     let done = match command {
         Command::Run { settings } => settings.check().map(run::run),

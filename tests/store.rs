@@ -492,8 +492,7 @@ async fn a_missing_table_of_groups_costs_only_the_groups(database: &mut TestData
     let catalog = store.prepare().await.expect("tasks can be stored").clone();
     let group = any_group().new_tree(&mut TestRunner::deterministic()).expect("a value").current();
     let reason = catalog.fit(&mut Row::Group(group)).expect_err("no table");
-    assert_eq!(reason.code, "unstorable");
-    assert!(reason.error.contains("python manage.py migrate"), "{}", reason.error);
+    assert!(reason.contains("python manage.py migrate"), "{reason}");
     store.store_tasks(&[&result("a", "SUCCESS", 1)]).await.expect("stored");
 }
 

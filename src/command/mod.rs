@@ -18,13 +18,13 @@ pub(crate) mod run;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use celeriac::config::{Config, ConfigFile, Settings, SettingsByLayer};
+use celeriac::config::{Config, ConfigFile, FileSettings, LayeredSettings, with_defaults};
 use celeriac::store::Database;
 use celeriac::telemetry;
-use clap::Arg;
+use clap::{Arg, ArgMatches};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -34,18 +34,13 @@ pub(crate) struct SettingsArgs {
     #[command(flatten)]
     file: ConfigFile,
     #[command(flatten)]
-    settings: SettingsByLayer,
+    settings: LayeredSettings,
 }
 
 impl SettingsArgs {
     /// Checks all settings and starts logging.
     pub(crate) fn check(self) -> anyhow::Result<Config> {
-        let from_file = self.file.config.as_deref().map(Settings::from_file).transpose()?;
-        let shared = Settings::from_shared_environment(|name| {
-            std::env::var(name).ok().filter(|value| !value.is_empty())
-        });
-        let settings = self.settings.into_settings().or(from_file.unwrap_or_default()).or(shared);
-        let config = settings.check()?;
+        let config = self.settings.into_settings().check()?;
         // Finds parameters of the database's URL that its driver refuses, before anything starts.
         Database::new(&config).map(drop).context("database")?;
         telemetry::init(config.log_format, &config.log_level).with_context(|| {
@@ -58,6 +53,22 @@ impl SettingsArgs {
             tracing::warn!("{warning}");
         }
         Ok(config)
+    }
+
+    /// Gives a command, and those below it, the settings of the file that the command line or the
+    /// environment names as defaults.
+    pub(crate) fn with_defaults(
+        command: clap::Command,
+        matches: &ArgMatches,
+    ) -> anyhow::Result<clap::Command> {
+        let mut deepest = matches;
+        while let Some((_, below)) = deepest.subcommand() {
+            deepest = below;
+        }
+        let path = deepest.try_get_one::<PathBuf>("config").ok().flatten();
+        let file = path.map(|path| FileSettings::read(path)).transpose()?.unwrap_or_default();
+        let variable = |name: &str| std::env::var(name).ok();
+        Ok(command.mut_subcommands(|command| with_defaults(command, &file, variable)))
     }
 
     /// Leaves out of a command's help the settings that do not concern it. They may be given all

@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use celeriac::config::Settings;
-use clap::{Arg, Args, Command};
+use celeriac::config::{FileSettings, LayeredSettings, Settings, with_defaults};
+use clap::{Arg, Args, Command, FromArgMatches};
 
 use super::{SettingsArgs, exit};
 use crate::command_line;
@@ -55,9 +55,14 @@ fn the_example_file_has_every_setting_with_its_default() {
     let all = example.lines().map(uncommented).collect::<Vec<_>>().join("\n");
     let path = std::env::temp_dir().join(format!("celeriac-example-{}.toml", std::process::id()));
     std::fs::write(&path, &all).expect("the folder is writable");
-    let settings = Settings::from_file(&path);
+    let file = FileSettings::read(&path);
     std::fs::remove_file(&path).expect("just written");
-    let read = settings.expect("every key is known").or(Settings::default()).check();
+    let command = LayeredSettings::augment_args(Command::new("celeriac"))
+        .mut_args(|argument| argument.env(clap::builder::Resettable::Reset));
+    let command = with_defaults(command, &file.expect("every key is known"), |_| None);
+    let matches = command.get_matches_from(["celeriac"]);
+    let settings = LayeredSettings::from_arg_matches(&matches).expect("they are good");
+    let read = settings.into_settings().check();
     let defaults = Settings::default().check().expect("the defaults are good");
     assert_eq!(format!("{:?}", read.expect("every value is good")), format!("{defaults:?}"));
     for setting in settings_of_the_file() {

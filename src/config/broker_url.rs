@@ -64,7 +64,7 @@ impl BrokerUrl {
         };
         let url = Url::parse(&format!("amqp://{rest}"))
             .map_err(|error| format!("is not a URL ({error}): {EXAMPLE}"))?;
-        super::check_login(&url)?;
+        super::parse::check_login(&url)?;
         let decoded = |text: &str| {
             percent_decode_str(text)
                 .decode_utf8()

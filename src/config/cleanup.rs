@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use glob::Pattern;
 
-use super::{ConfigError, whole};
+use super::error::ConfigError;
+use super::parse::whole;
 use crate::row::expiry::{Age, Expiry};
 
 /// How expired rows are deleted.

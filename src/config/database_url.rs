@@ -61,7 +61,7 @@ impl DatabaseUrl {
         let scheme = if kind == DatabaseKind::Mysql { "mysql" } else { "postgres" };
         let mut url = Url::parse(&format!("{scheme}://{rest}"))
             .map_err(|error| format!("is not a URL ({error}): {EXAMPLE}"))?;
-        super::check_login(&url)?;
+        super::parse::check_login(&url)?;
         if url.path().trim_matches('/').is_empty() {
             return Err(format!("names no database after the host: {EXAMPLE}"));
         }

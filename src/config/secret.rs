@@ -5,10 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command, FromArgMatches};
-
-use super::{ConfigError, Settings};
+use super::error::ConfigError;
 use crate::diagnosis::cannot_be_read;
 
 /// The largest file that is read, in bytes.
@@ -89,64 +86,13 @@ fn is_open_to_all(path: &Path) -> bool {
         && path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & OTHERS_READ != 0)
 }
 
-/// Each secret and its file, by the names of their arguments.
-const PAIRS: [(&str, &str); 2] = [("broker", "broker_file"), ("database", "database_file")];
-
-/// Settings of the command line and the environment, which clap takes for one layer: where a secret
-/// stands on one of them and its file on the other, the command line wins.
-#[derive(Clone, Default)]
-pub struct SettingsByLayer(Box<Settings>);
-
-impl SettingsByLayer {
-    /// The settings of both layers.
-    #[must_use]
-    pub fn into_settings(self) -> Settings {
-        *self.0
-    }
-}
-
-impl Args for SettingsByLayer {
-    fn augment_args(command: Command) -> Command {
-        Settings::augment_args(command)
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Settings::augment_args_for_update(command)
-    }
-}
-
-impl FromArgMatches for SettingsByLayer {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut settings = Settings::from_arg_matches(matches)?;
-        for (secret, file) in PAIRS {
-            let sources = [secret, file].map(|name| matches.value_source(name));
-            let loser = match sources {
-                [Some(ValueSource::CommandLine), Some(ValueSource::EnvVariable)] => file,
-                [Some(ValueSource::EnvVariable), Some(ValueSource::CommandLine)] => secret,
-                _ => continue,
-            };
-            match loser {
-                "broker" => settings.broker = None,
-                "broker_file" => settings.broker_file = None,
-                "database" => settings.database = None,
-                _ => settings.database_file = None,
-            }
-        }
-        Ok(Self(Box::new(settings)))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::OpenOptionsExt;
     use std::path::PathBuf;
 
     use super::*;
+    use crate::config::layers::settings_of;
     use crate::config::{Config, DatabaseKind};
 
     /// A file that is gone with the test.
@@ -175,8 +121,7 @@ mod tests {
     }
 
     fn check(toml: &str) -> Result<Config, String> {
-        let settings: Settings = toml::from_str(toml).expect(toml);
-        settings.check().map_err(|error| error.to_string())
+        settings_of(toml, |_| None).check().map_err(|error| error.to_string())
     }
 
     #[test]
@@ -223,37 +168,5 @@ mod tests {
         let error = check("database-file = '/nowhere/at/all'").expect_err("it is not there");
         assert!(error.starts_with("database-file: the file /nowhere/at/all cannot be read"));
         assert!(error.contains("check the path"), "{error}");
-    }
-
-    #[test]
-    fn the_higher_layer_wins_and_both_in_one_are_refused() {
-        let layer = |toml: &str| toml::from_str::<Settings>(toml).expect(toml);
-        let url = "broker = 'amqp://url//'";
-        let content = Temporary::new("layer", b"amqp://file//");
-        let file = &format!("broker-file = '{}'", content.path());
-        let host =
-            |settings: Settings| settings.check().map(|config| config.brokers[0].host.clone());
-        assert_eq!(host(layer(url).or(layer(file))).as_deref(), Ok("url"));
-        assert_eq!(host(layer(file).or(layer(url))).as_deref(), Ok("file"));
-        assert_eq!(host(layer("broker-file = ''").or(layer(url))).as_deref(), Ok("url"));
-        let both = format!("{url}\n{file}");
-        assert_eq!(host(layer(url).or(layer(&both))).as_deref(), Ok("url"));
-        let error = host(layer("").or(layer(&both))).expect_err("both").to_string();
-        assert!(error.starts_with("broker: is given, and so is broker-file: drop"), "{error}");
-    }
-
-    #[test]
-    fn the_command_line_wins_over_the_environment() {
-        const VARIABLE: &str = "CARGO_MANIFEST_DIR";
-        // A variable that is there stands for `CELERIAC_BROKER_FILE`.
-        let command = SettingsByLayer::augment_args(Command::new("celeriac"))
-            .mut_arg("broker_file", |argument| argument.env(VARIABLE));
-        let settings = |flags: &[&str]| {
-            let matches = command.clone().get_matches_from([&["celeriac"], flags].concat());
-            SettingsByLayer::from_arg_matches(&matches).expect("they are good").into_settings()
-        };
-        let given = settings(&["--broker", "amqp://url//"]);
-        assert_eq!((given.broker.as_deref(), given.broker_file), (Some("amqp://url//"), None));
-        assert!(settings(&[]).broker_file.is_some());
     }
 }

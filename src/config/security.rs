@@ -1,12 +1,12 @@
-//! The files of Celery's `auth` serializer: certificates and a key, read once, at the start.
+//! The certificates of Celery's `auth` serializer, read once, at the start.
 
 use std::path::{Path, PathBuf};
 
 use chrono::Utc;
 use glob::MatchOptions;
 
-use crate::config::ConfigError;
-use crate::decode::{Certificate, CertificateStore, Digest, Security, Signer};
+use super::error::ConfigError;
+use crate::decode::{Certificate, CertificateStore, Digest, Security};
 
 /// How Python's `glob` matches: a wildcard stands neither for `/` nor for a leading dot.
 const LIKE_PYTHON: MatchOptions = MatchOptions {
@@ -19,8 +19,6 @@ const LIKE_PYTHON: MatchOptions = MatchOptions {
 pub(super) fn read(
     cert_store: Option<&str>,
     digest: Option<&str>,
-    key: Option<&str>,
-    certificate: Option<&str>,
 ) -> Result<Security, ConfigError> {
     let certificates = cert_store.map_or_else(|| Ok(CertificateStore::default()), store)?;
     let digest = match digest {
@@ -32,27 +30,7 @@ pub(super) fn read(
             )
         })?,
     };
-    let missing = |setting: &str, needed: &str| {
-        ConfigError::new(setting, format!("is not set, and {needed} needs it: set both or neither"))
-    };
-    let signer = match (key, certificate) {
-        (None, None) => None,
-        (Some(_), None) => return Err(missing("security-certificate", "security-key")),
-        (None, Some(_)) => return Err(missing("security-key", "security-certificate")),
-        (Some(_), Some(_)) if cert_store.is_none() => {
-            return Err(ConfigError::new(
-                "security-cert-store",
-                "is not set, and only what was verified is signed: name the workers' certificates",
-            ));
-        }
-        (Some(key), Some(certificate)) => {
-            let certificate = read_certificate("security-certificate", Path::new(certificate))?;
-            let text = file("security-key", Path::new(key))?;
-            let signer = Signer::from_pem(&text, &certificate);
-            Some(signer.map_err(|problem| of_file("security-key", Path::new(key), problem))?)
-        }
-    };
-    Ok(Security { certificates, digest, signer })
+    Ok(Security { certificates, digest })
 }
 
 /// The certificates that a pattern names, or all in a folder, as Celery reads them
@@ -118,19 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn certificates_and_key_are_read_as_celery_names_them() {
-        let security = read(None, None, None, None).expect("nothing is wanted");
-        assert!(security.signer.is_none());
-        let (store, key) = (made("w*-certificate"), made("worker-key"));
-        let certificate = made("worker-certificate");
-        let security = read(Some(&store), Some(" SHA512"), Some(&key), Some(&certificate));
+    fn certificates_are_read_as_celery_names_them() {
+        let security = read(Some(&made("w*-certificate")), Some(" SHA512"));
         let shown = format!("{:?}", security.expect("all are good"));
         let id = "Celeriac for tests only 1427247692705959881058285969449495136382746631";
         assert_eq!(
             shown,
             format!(
                 "Security {{ certificates: CertificateStore({{{id:?}: Certificate({id:?})}}), \
-                 digest: Sha512, signer: Some(Signer({id:?})) }}"
+                 digest: Sha512 }}"
             )
         );
     }
@@ -148,15 +122,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_names_the_file_and_the_fix() {
-        let worker = made("worker-certificate");
         let store = |pattern: &str| {
             let pattern = if pattern.contains('/') { pattern.to_owned() } else { made(pattern) };
-            read(Some(&pattern), None, None, None).expect_err("refused").to_string()
-        };
-        let signer = |key: Option<&str>, certificate: Option<&str>| {
-            let (key, certificate) = (key.map(made), certificate.map(made));
-            let read = read(Some(&worker), None, key.as_deref(), certificate.as_deref());
-            read.expect_err("refused").to_string()
+            read(Some(&pattern), None).expect_err("refused").to_string()
         };
         for (error, expected) in [
             (store("nobody"), "nobody.pem\": name the workers' certificates"),
@@ -165,23 +133,10 @@ mod tests {
             (store("ec-certificate"), "ec-certificate.pem has a certificate whose key is not RSA"),
             (store("expired-certificate"), "expired-certificate.pem has a certificate that has"),
             (store("[tw]*-certificate"), "worker-certificate.pem has a certificate that another"),
-            (signer(Some("worker-key"), None), "security-certificate: is not set"),
-            (signer(None, Some("worker-certificate")), "security-key: is not set"),
-            (signer(Some("nobody"), Some("worker-certificate")), "nobody.pem cannot be read: "),
-            (
-                signer(Some("twin-key"), Some("worker-certificate")),
-                "twin-key.pem is not the key of the certificate in security-certificate",
-            ),
-            (
-                signer(Some("password-key"), Some("worker-certificate")),
-                "password-key.pem has a password: write the key without one",
-            ),
         ] {
             assert!(error.contains(expected), "{error}");
         }
-        let unverified = read(None, None, Some(&worker), Some(&worker)).expect_err("refused");
-        assert!(unverified.to_string().starts_with("security-cert-store: is not set"));
-        let digest = read(None, Some("md5"), None, None).expect_err("refused").to_string();
+        let digest = read(None, Some("md5")).expect_err("refused").to_string();
         assert!(digest.starts_with("security-digest: \"md5\" is not supported: write"), "{digest}");
     }
 }

@@ -8,9 +8,10 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 
+use crate::decode::format::json;
 use crate::decode::format::json_text::{self, Members};
 use crate::decode::result_meta::{self, Text};
-use crate::decode::{DecodeError, WireLimits, json};
+use crate::decode::{DecodeError, WireLimits};
 use crate::row::group_result::GroupResult;
 use crate::row::state::State;
 use crate::row::task_result::{Description, Outcome, TaskResult};

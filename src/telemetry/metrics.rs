@@ -438,7 +438,7 @@ mod tests {
         // RabbitMQ moves those itself.
         let in_readme: BTreeSet<_> = reasons.filter(|&reason| reason != "delivery-limit").collect();
         assert_eq!(in_readme, BTreeSet::from(REASON_CODES));
-        let source = include_str!("../decode/mod.rs");
+        let source = include_str!("../decode/error.rs");
         let codes = source.split("pub fn code(").nth(1).expect("the function");
         let codes = codes.split("\n    }").next().expect("its end");
         for code in codes.split('"').skip(1).step_by(2) {

@@ -1,4 +1,4 @@
-//! What Celery's serializer `auth` has signed: opened and verified, and columns signed anew.
+//! What Celery's serializer `auth` has signed, opened and verified.
 //!
 //! A signed body is base64 of five parts with the bytes 0 and 1 between them: the signer's id, the
 //! signature, the content type, the content encoding and the body that another serializer wrote.
@@ -15,39 +15,33 @@
 //!   what its label says is refused like any other.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
-use rsa::pkcs1::{DecodeRsaPrivateKey, EncodeRsaPrivateKey};
-use rsa::pkcs8::{DecodePrivateKey, DecodePublicKey};
-use rsa::rand_core::{TryCryptoRng, TryRng};
+use rsa::pkcs8::DecodePublicKey;
 use rsa::traits::PublicKeyParts;
-use rsa::{Pss, RsaPrivateKey, RsaPublicKey};
+use rsa::{Pss, RsaPublicKey};
 use sha2::digest::FixedOutputReset;
-use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
+use sha2::{Sha224, Sha256, Sha384, Sha512};
 use x509_parser::asn1_rs::{Any, Tag};
 use x509_parser::num_bigint::BigInt;
 use x509_parser::pem::Pem;
 
-use crate::decode::{DecodeError, accept};
-use crate::row::task_result::TaskResult;
+use super::accept;
+use crate::decode::DecodeError;
 
 /// What stands between the parts (`DEFAULT_SEPARATOR` in Celery).
 const SEPARATOR: &[u8] = b"\x00\x01";
 
-/// Whose signatures count, and with what columns are signed: Celery's `security_…` settings.
+/// Whose signatures count: Celery's `security_…` settings.
 #[derive(Clone, Debug, Default)]
 pub struct Security {
     /// The certificates of those who may sign: `security_cert_store`.
     pub certificates: CertificateStore,
     /// What is made of a body before it is signed: `security_digest`.
     pub digest: Digest,
-    /// Who signs the columns of a result that came signed: `security_key` and
-    /// `security_certificate`.
-    pub signer: Option<Signer>,
 }
 
 /// A hash function, under cryptography's name.
@@ -85,15 +79,6 @@ impl Digest {
             Self::Sha512 => verify::<Sha512>(key, body, signature),
         }
     }
-
-    fn sign(self, signer: &Signer, body: &[u8]) -> Option<Vec<u8>> {
-        match self {
-            Self::Sha224 => sign::<Sha224>(signer, body),
-            Self::Sha256 => sign::<Sha256>(signer, body),
-            Self::Sha384 => sign::<Sha384>(signer, body),
-            Self::Sha512 => sign::<Sha512>(signer, body),
-        }
-    }
 }
 
 /// PSS with the longest salt that the key has room for: `PSS.MAX_LENGTH`
@@ -110,16 +95,6 @@ where
 {
     padding::<D>(key)
         .is_some_and(|padding| key.verify(padding, &D::digest(body), signature).is_ok())
-}
-
-fn sign<D>(signer: &Signer, body: &[u8]) -> Option<Vec<u8>>
-where
-    D: sha2::Digest + FixedOutputReset,
-{
-    let digest = D::digest(body);
-    let seed = Sha256::new().chain_update(signer.secret).chain_update(&digest).finalize();
-    let mut bytes = SecretBytes { seed: seed.into(), count: 0 };
-    signer.key.sign_with_rng(&mut bytes, padding::<D>(&signer.key)?, &digest).ok()
 }
 
 /// The certificates of those who may sign, by their ids.
@@ -208,95 +183,9 @@ fn text_of(value: &Any<'_>) -> Option<String> {
     }
 }
 
-/// A key that signs, with the certificate by which others verify it.
-///
-/// Only rows are signed, and nobody waits for them who could measure how long a signature takes.
-/// That, and the blinding, keep what RUSTSEC-2023-0071 tells of the crate `rsa` away from the key.
-#[derive(Clone)]
-pub struct Signer {
-    id: String,
-    key: RsaPrivateKey,
-    /// What only who has the key can tell.
-    secret: [u8; 32],
-}
-
-impl Signer {
-    /// Reads a private key in PEM, which has to be that of the certificate.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with it, as words that follow the file's name.
-    pub fn from_pem(text: &[u8], certificate: &Certificate) -> Result<Self, &'static str> {
-        if text.windows(9).any(|word| word == b"ENCRYPTED") {
-            return Err("has a password: write the key without one, `openssl pkey -in … -out …`");
-        }
-        let key =
-            Pem::iter_from_buffer(text).flatten().find_map(|block| match block.label.as_str() {
-                "PRIVATE KEY" => RsaPrivateKey::from_pkcs8_der(&block.contents).ok(),
-                "RSA PRIVATE KEY" => RsaPrivateKey::from_pkcs1_der(&block.contents).ok(),
-                _ => None,
-            });
-        let key = key.ok_or("is not an RSA key with 1024 to 8192 bits: write it in PEM")?;
-        if *key.as_public_key() != certificate.key {
-            return Err("is not the key of the certificate in security-certificate");
-        }
-        let secret = key.to_pkcs1_der().map_err(|_| "is damaged")?;
-        let secret = Sha256::new().chain_update(b"celeriac salt").chain_update(secret.as_bytes());
-        Ok(Self { id: certificate.id.clone(), key, secret: secret.finalize().into() })
-    }
-}
-
-/// Shows the certificate's id.
-impl fmt::Debug for Signer {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("Signer").field(&self.id).finish()
-    }
-}
-
-/// The bytes that a signature's salt and the blinding are made of: SHA-256 of a secret and a
-/// counter.
-///
-/// They follow from the key and the body, so that decoding needs no randomness and the same body
-/// has the same signature whenever and wherever it is signed with one key: rows that merge compare
-/// their texts, and a message that comes again must not look like news. It is safe: the salt of PSS
-/// is no secret and may even be the same for all signatures (RFC 8017, 8.1), and what the blinding
-/// is made of nobody can tell without the key.
-struct SecretBytes {
-    seed: [u8; 32],
-    count: u64,
-}
-
-impl TryRng for SecretBytes {
-    type Error = Infallible;
-
-    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        let mut bytes = [0; 4];
-        self.try_fill_bytes(&mut bytes)?;
-        Ok(u32::from_le_bytes(bytes))
-    }
-
-    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        let mut bytes = [0; 8];
-        self.try_fill_bytes(&mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
-        for chunk in bytes.chunks_mut(32) {
-            let block =
-                Sha256::new().chain_update(self.seed).chain_update(self.count.to_le_bytes());
-            self.count += 1;
-            chunk.copy_from_slice(&block.finalize()[..chunk.len()]);
-        }
-        Ok(())
-    }
-}
-
-impl TryCryptoRng for SecretBytes {}
-
 /// How the id and the signature are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::decode) enum Form {
+enum Form {
     /// As they are: Celery up to 5.4.
     Plain,
     /// In base64: Celery from 5.5 on.
@@ -312,8 +201,6 @@ pub(in crate::decode) struct Opened {
     pub(in crate::decode) content_encoding: String,
     /// The body.
     pub(in crate::decode) bytes: Vec<u8>,
-    /// The form that it came in.
-    pub(in crate::decode) form: Form,
 }
 
 impl Security {
@@ -378,60 +265,7 @@ impl Security {
             content_encoding: String::from_utf8(content_encoding.to_vec())
                 .map_err(|_| malformed("invalid content encoding", position(after_type)))?,
             bytes: bytes.to_vec(),
-            form,
         })
-    }
-
-    /// Signs the columns of a result that came signed in that form, each by itself, as
-    /// django-celery-results writes them where the result's serializer is `auth`.
-    ///
-    /// Without a signer they stay as they are, and so they do if one cannot be signed.
-    pub(in crate::decode) fn sign(&self, result: &mut TaskResult, form: Form) {
-        let Some(signer) = &self.signer else { return };
-        let TaskResult { outcome, description, .. } = result;
-        let columns = [
-            &mut outcome.result,
-            &mut outcome.meta,
-            &mut description.task_args,
-            &mut description.task_kwargs,
-        ];
-        let labels = (outcome.content_type.as_str(), outcome.content_encoding.as_str());
-        let signed = columns.each_ref().map(|column| {
-            column
-                .as_deref()
-                .map_or(Some(None), |text| self.envelope(signer, text, labels, form).map(Some))
-        });
-        if signed.iter().any(Option::is_none) {
-            return;
-        }
-        for (column, signed) in columns.into_iter().zip(signed) {
-            *column = signed.flatten();
-        }
-        accept::AUTH.clone_into(&mut outcome.content_type);
-        "utf-8".clone_into(&mut outcome.content_encoding);
-    }
-
-    /// A column as a signed body.
-    fn envelope(
-        &self,
-        signer: &Signer,
-        column: &str,
-        (content_type, content_encoding): (&str, &str),
-        form: Form,
-    ) -> Option<String> {
-        // Celery signs what the serializer wrote, which is bytes where the column is base64.
-        let body = match content_encoding {
-            "binary" => STANDARD.decode(column).ok()?,
-            _ => column.as_bytes().to_vec(),
-        };
-        let id = signer.id.as_bytes().to_vec();
-        let signature = self.digest.sign(signer, &body)?;
-        let [id, signature] = match form {
-            Form::Plain => [id, signature],
-            Form::Encoded => [id, signature].map(|part| STANDARD.encode(part).into_bytes()),
-        };
-        let parts = [&id, &signature, content_type.as_bytes(), content_encoding.as_bytes(), &body];
-        Some(STANDARD.encode(parts.join(SEPARATOR)))
     }
 }
 
@@ -451,9 +285,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::decode::Decoder;
+    use crate::decode::{Accept, Decoder};
     use crate::message::{Message, Properties};
     use crate::row::Row;
+    use crate::row::task_result::TaskResult;
 
     /// What `tests/data/auth/make_envelopes.py` has made with two versions of Celery.
     const PLAIN: &str = include_str!("../../../tests/data/auth/celery-5.4.0.json");
@@ -487,11 +322,6 @@ mod tests {
         security
     }
 
-    fn signing(key: &[u8], pem: &[u8]) -> Security {
-        let signer = Signer::from_pem(key, &certificate(pem)).expect("a key");
-        Security { signer: Some(signer), ..trusting(&[pem]) }
-    }
-
     fn now() -> DateTime<Utc> {
         DateTime::UNIX_EPOCH + TimeDelta::days(20_780)
     }
@@ -523,10 +353,9 @@ mod tests {
     #[test]
     fn what_celery_has_signed_is_opened() {
         let security = trusting(&[WORKER, ODD]);
-        for (version, form) in [(PLAIN, Form::Plain), (ENCODED, Form::Encoded)] {
+        for version in [PLAIN, ENCODED] {
             for name in ["json", "odd"] {
                 let opened = open(&security, &made(version, name)).expect(name);
-                assert_eq!(opened.form, form);
                 assert_eq!(
                     (opened.content_type, &*opened.content_encoding),
                     (accept::JSON, "utf-8")
@@ -644,74 +473,25 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_signed_each_by_itself_and_the_same_each_time() {
-        for (key, pem, name) in [
-            (&pem!("worker-key")[..], WORKER, "json"),
-            (pem!("twin-key"), TWIN, "twin"),
-            (pem!("odd-key"), ODD, "odd"),
-        ] {
-            let security = signing(key, pem);
-            for (version, form) in [(PLAIN, Form::Plain), (ENCODED, Form::Encoded)] {
-                let envelope = message(accept::AUTH, &made(version, name));
-                let mut again = envelope.clone();
-                again.received_at += TimeDelta::days(1);
-                let signed = decode(&security, &envelope);
-                assert!(signed == decode(&security, &again), "delivered again");
-                let plain = decode(&trusting(&[pem]), &envelope);
-                let columns = |result: &TaskResult| {
-                    let TaskResult { outcome, description, .. } = result.clone();
-                    let arguments = (description.task_args, description.task_kwargs);
-                    [outcome.result, outcome.meta, arguments.0, arguments.1]
-                };
-                for (signed, plain) in columns(&signed).into_iter().zip(columns(&plain)) {
-                    let opened = open(&security, &signed.expect("signed")).expect("verified");
-                    assert_eq!((opened.content_type, opened.form), (accept::JSON, form));
-                    assert_eq!(Some(opened.bytes), plain.map(String::into_bytes));
-                }
-                assert_eq!(signed.outcome.content_type, accept::AUTH);
-                assert_eq!(signed.outcome.content_encoding, "utf-8");
-            }
-        }
+    fn a_result_whose_serializer_is_not_accepted_is_a_dead_letter() {
+        let decoder = Decoder {
+            security: trusting(&[WORKER]),
+            accept: Accept::parse("auth").expect("known"),
+            ..Decoder::default()
+        };
+        let error = decoder.result(&message(accept::AUTH, &made(ENCODED, "json")));
+        let error = error.expect_err("readers accept auth alone");
+        assert_eq!(error.code(), "not-accepted");
+        assert!(error.to_string().contains("celeriac://"), "{error}");
     }
 
     #[test]
-    fn bytes_are_signed_as_bytes_and_null_is_not_signed() {
-        let security = signing(pem!("worker-key"), WORKER);
-        let envelope = message(accept::AUTH, &made(ENCODED, "msgpack"));
-        let mut plain = decode(&trusting(&[WORKER]), &envelope);
-        plain.description.task_args = None;
-        let mut signed = plain.clone();
-        security.sign(&mut signed, Form::Encoded);
-        assert_eq!(signed.description.task_args, None);
-        let result = open(&security, &signed.outcome.result.expect("signed")).expect("verified");
-        assert_eq!((result.content_type, &*result.content_encoding), (accept::MSGPACK, "binary"));
-        assert_eq!(Some(STANDARD.encode(result.bytes)), plain.outcome.result);
-    }
-
-    #[test]
-    fn what_came_unsigned_is_not_signed() {
-        let security = signing(pem!("worker-key"), WORKER);
-        let body = r#"{"task_id": "t", "status": "SUCCESS", "result": 1}"#;
-        let result = decode(&security, &message(accept::JSON, body));
-        assert_eq!(result.outcome.content_type, accept::JSON);
-        assert_eq!(result.outcome.result.as_deref(), Some("1"));
-    }
-
-    #[test]
-    fn a_key_or_a_certificate_that_cannot_be_is_refused_with_words() {
-        let of_key = |key: &[u8]| Signer::from_pem(key, &certificate(WORKER)).expect_err("refused");
-        assert!(of_key(pem!("twin-key")).starts_with("is not the key of the certificate"));
-        assert!(of_key(pem!("password-key")).starts_with("has a password"));
-        assert!(of_key(pem!("ec-key")).starts_with("is not an RSA key"));
-        assert!(of_key(WORKER).starts_with("is not an RSA key"));
-        let of_certificate = |pem: &[u8]| Certificate::from_pem(pem).expect_err("refused");
-        assert!(of_certificate(pem!("ec-certificate")).contains("not RSA"));
-        assert!(of_certificate(pem!("worker-key")).starts_with("is not a certificate"));
-        assert!(of_certificate(&WORKER[..300]).starts_with("is not a certificate"));
+    fn a_certificate_that_cannot_be_used_is_refused_with_words() {
+        let error = |pem: &[u8]| Certificate::from_pem(pem).expect_err("refused");
+        assert!(error(pem!("ec-certificate")).contains("not RSA"));
+        assert!(error(pem!("worker-key")).starts_with("is not a certificate"));
+        assert!(error(&WORKER[..300]).starts_with("is not a certificate"));
         let damaged = String::from_utf8_lossy(WORKER).replacen("MII", "MIA", 1);
-        assert!(of_certificate(damaged.as_bytes()).contains("damaged"));
-        let shown = format!("{:?}", signing(pem!("worker-key"), WORKER));
-        assert!(shown.contains(r#"Signer("Celeriac for tests only 14"#), "{shown}");
-        assert!(shown.len() < 400, "no key is shown: {shown}");
+        assert!(error(damaged.as_bytes()).contains("damaged"));
     }
 }

@@ -10,7 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use liblzma::stream::Stream;
 
-use crate::decode::{DecodeError, WireLimits, accept};
+use crate::decode::envelope::accept;
+use crate::decode::{DecodeError, WireLimits};
 
 /// The bytes that a compressed body may always have, whatever their ratio to it.
 const ALWAYS_ALLOWED: usize = 1 << 20;

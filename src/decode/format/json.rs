@@ -9,8 +9,9 @@ use std::borrow::Cow;
 
 use crate::decode::event::{Event, EventPolicy};
 use crate::decode::format::json_text::{self, Elements, Members};
+use crate::decode::limits::Context;
 use crate::decode::result_meta::{ResultMeta, Text, Value};
-use crate::decode::{Context, DecodeError, Decoded, WireLimits};
+use crate::decode::{DecodeError, Decoded, WireLimits};
 use crate::row::task_result::TaskResult;
 
 /// Reads the result in a body of the content type `application/json`.

@@ -22,8 +22,9 @@ use self::opcode::Op;
 use self::program::{Kind, Pair, Program, Span, malformed, offset};
 use crate::decode::envelope::accept::PICKLE;
 use crate::decode::event::{Event, EventPolicy, python_json};
+use crate::decode::limits::Context;
 use crate::decode::result_meta::{ResultMeta, Text, Value};
-use crate::decode::{Context, DecodeError, Decoded};
+use crate::decode::{DecodeError, Decoded};
 use crate::row::task_result::TaskResult;
 
 /// How much more than the body the values of events may come to, when what they share counts as

@@ -22,8 +22,9 @@ use self::document::{Content, Document, Id, Node};
 use self::resolve::Tag;
 use self::scan::Scalar;
 use crate::decode::event::{Event, EventPolicy, python_json};
+use crate::decode::limits::Context;
 use crate::decode::result_meta::{ResultMeta, Text, Value};
-use crate::decode::{Context, DecodeError, Decoded};
+use crate::decode::{DecodeError, Decoded};
 use crate::row::task_result::TaskResult;
 
 /// Reads the result in a body of the content type `application/x-yaml`.
