@@ -18,7 +18,7 @@ use crate::retry::Backoff;
 use crate::row::expiry::{Expiry, Subject};
 use crate::row::state::State;
 use crate::store::{Cleaner, Database, ErrorClass, Found, Job, Next, Step, StoreError};
-use crate::telemetry::{self, Outcome, Telemetry};
+use crate::telemetry::{CleanupMetrics, CleanupOutcome, Telemetry};
 
 /// How long a cleanup that has begun tries again before it gives up.
 const PATIENCE: Duration = Duration::from_mins(10);
@@ -151,13 +151,13 @@ pub async fn watch(
 }
 
 /// Cleans up once.
-async fn clean_up(config: &Config, metrics: &telemetry::Cleanup, shutdown: &CancellationToken) {
+async fn clean_up(config: &Config, metrics: &CleanupMetrics, shutdown: &CancellationToken) {
     let began_at = Instant::now();
     let database = match Database::new(config) {
         Ok(database) => database,
         Err(error) => {
             tracing::error!(error = %Causes(&error), "expired rows cannot be deleted");
-            metrics.end(Outcome::Failed);
+            metrics.end(CleanupOutcome::Failed);
             return;
         }
     };
@@ -168,11 +168,11 @@ async fn clean_up(config: &Config, metrics: &telemetry::Cleanup, shutdown: &Canc
     match done {
         Ok(End::Done) => {
             tracing::info!(tasks, groups, seconds, "expired rows are deleted");
-            metrics.end(Outcome::Done);
+            metrics.end(CleanupOutcome::Done);
         }
         Ok(End::Elsewhere) => {
             tracing::info!("another daemon deletes expired rows");
-            metrics.end(Outcome::Elsewhere);
+            metrics.end(CleanupOutcome::Elsewhere);
         }
         Ok(End::Stopped) => {}
         Err(error) => {
@@ -183,7 +183,7 @@ async fn clean_up(config: &Config, metrics: &telemetry::Cleanup, shutdown: &Canc
             } else {
                 tracing::warn!(error = error_text, tasks, groups, seconds, "{problem}");
             }
-            metrics.end(Outcome::Failed);
+            metrics.end(CleanupOutcome::Failed);
         }
     }
     cleaner.close().await;
@@ -193,7 +193,7 @@ async fn clean_up(config: &Config, metrics: &telemetry::Cleanup, shutdown: &Canc
 async fn follow(
     cleaner: &mut dyn Cleaner,
     pause: Duration,
-    metrics: &telemetry::Cleanup,
+    metrics: &CleanupMetrics,
     shutdown: &CancellationToken,
 ) -> Result<End, StoreError> {
     let mut count = |step: &Step| {

@@ -102,7 +102,7 @@ def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
         made["CELERIAC_ACCEPT_CONTENT"] = accepted
     if "CELERIAC_RESULT_EXPIRES" not in env and (expires := result_expires(app)):
         env["CELERY_RESULT_EXPIRES"] = expires
-    made.update(security(app, env))
+    made.update(security(app))
     return {**made, **env}
 
 
@@ -161,19 +161,9 @@ def _serializer(name: str) -> str:
     return registry.name_to_type[name]
 
 
-def security(app: Celery, env: Mapping[str, str]) -> dict[str, str]:
-    """The settings of the serializer `auth`, and the key only where results are signed with it.
-
-    One with a password is not handed on, as the daemon reads none.
-    """
+def security(app: Celery) -> dict[str, str]:
+    """The settings of the serializer `auth` by which the daemon verifies signatures."""
     names = ["security_cert_store", "security_digest"]
-    own_key = {"CELERIAC_SECURITY_KEY", "CELERIAC_SECURITY_CERTIFICATE"} & env.keys()
-    is_signed = _configured(app, "result_serializer") == "auth"
-    # Before Celery 5.3 there is no such setting.
-    password = "security_key_password"
-    has_password = password in app.conf and _configured(app, password)
-    if is_signed and not has_password and not own_key:
-        names += ["security_key", "security_certificate"]
     found = {f"CELERIAC_{name.upper()}": _configured(app, name) for name in names}
     return {variable: os.fspath(value) for variable, value in found.items() if value}
 

@@ -8,7 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::metrics::{Labels, add};
+use super::families::{Labels, add};
 use crate::store::{GROUPS, TASKS};
 
 const ROWS: &str = "celeriac_cleanup_rows";
@@ -37,7 +37,7 @@ impl Families {
 
 /// What has come of a cleanup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CleanupOutcome {
     /// All that had expired was deleted.
     Done,
     /// It broke off; the log says why.
@@ -48,7 +48,7 @@ pub enum Outcome {
 
 /// The metrics of the cleanups of a process.
 #[derive(Debug)]
-pub struct Cleanup {
+pub struct CleanupMetrics {
     tasks: Counter,
     groups: Counter,
     runs: Family<Labels, Counter>,
@@ -56,12 +56,12 @@ pub struct Cleanup {
     last_success: Family<Labels, Gauge<f64, AtomicU64>>,
 }
 
-impl Cleanup {
+impl CleanupMetrics {
     pub(super) fn new(families: &Families) -> Self {
         let rows =
             |table: &str| families.rows.get_or_create_owned(&vec![("table", table.to_owned())]);
         let (tasks, groups) = (rows(TASKS), rows(GROUPS));
-        for outcome in [Outcome::Done, Outcome::Failed, Outcome::Elsewhere] {
+        for outcome in [CleanupOutcome::Done, CleanupOutcome::Failed, CleanupOutcome::Elsewhere] {
             drop(families.runs.get_or_create(&labels(outcome)));
         }
         let last_success = families.last_success.clone();
@@ -75,20 +75,20 @@ impl Cleanup {
     }
 
     /// A cleanup has come to its end.
-    pub(crate) fn end(&self, outcome: Outcome) {
+    pub(crate) fn end(&self, outcome: CleanupOutcome) {
         self.runs.get_or_create(&labels(outcome)).inc();
-        if outcome == Outcome::Done {
+        if outcome == CleanupOutcome::Done {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             self.last_success.get_or_create(&Labels::new()).set(now.as_secs_f64());
         }
     }
 }
 
-fn labels(outcome: Outcome) -> Labels {
+fn labels(outcome: CleanupOutcome) -> Labels {
     let outcome = match outcome {
-        Outcome::Done => "done",
-        Outcome::Failed => "failed",
-        Outcome::Elsewhere => "elsewhere",
+        CleanupOutcome::Done => "done",
+        CleanupOutcome::Failed => "failed",
+        CleanupOutcome::Elsewhere => "elsewhere",
     };
     vec![("outcome", outcome.to_owned())]
 }

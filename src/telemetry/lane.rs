@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::metrics::{Counts, Families, Labels};
+use super::families::{Counts, Families, Labels};
 use crate::message::dead_letter::REASON_CODES;
 use crate::row::Row;
 use crate::store::{Effect, ErrorClass, GROUPS, StoreError, TASKS, Written};

@@ -4,6 +4,7 @@
 //! are logged at DEBUG, messages at TRACE, and no argument, result or password at any level.
 
 mod cleanup;
+mod families;
 pub mod http;
 mod lane;
 mod metrics;
@@ -15,10 +16,11 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-pub use self::cleanup::{Cleanup, Outcome};
+pub use self::cleanup::{CleanupMetrics, CleanupOutcome};
+pub use self::families::Counts;
 pub(crate) use self::lane::BatchSize;
 pub use self::lane::{Lane, STUCK_AFTER};
-pub use self::metrics::{Counts, Health, Telemetry};
+pub use self::metrics::{Health, Telemetry};
 use crate::config::LogFormat;
 
 /// Starts logging for the whole process.
