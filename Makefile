@@ -5,8 +5,12 @@ IN_INTEGRATION := PYTHONPATH='$(CURDIR)/integration'
 ENVIRONMENT := $(IN_INTEGRATION) integration/.venv/celery-5.7/bin/python
 SERVICES := $(IN_INTEGRATION) $(PYTHON) -m harness.services run --
 
+# The integration tests that are run, and by how many processes: for the most part they wait.
+SELECT ?= not full
+PROCESSES ?= 6
+
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
+.PHONY: help build release wheel demo test test-full build-tests test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -24,14 +28,21 @@ wheel: ## Builds the Python package with the program in it, into `dist/`
 demo: build ## Shows it at work: a Django project, a Celery worker, SQLite
 	CELERIAC_BIN=target/debug/celeriac $(IN_INTEGRATION) $(PYTHON) -m demo.demo
 
-test: build environments ## Runs every test, with servers that run already or private ones
+test: build build-tests environments ## Runs the tests, with servers that run already or private ones
 	$(SERVICES) $(MAKE) --no-print-directory test-rust test-integration
+
+test-full: build environments ## Runs what `make test` leaves out: more databases, serializers, versions
+	$(SERVICES) $(MAKE) --no-print-directory test-integration SELECT=full
+
+build-tests:
+	cargo test --locked --no-run
 
 test-rust:
 	cargo test --locked --quiet
 
 test-integration:
-	CELERIAC_BIN=target/debug/celeriac $(ENVIRONMENT) -m pytest integration
+	CELERIAC_BIN=target/debug/celeriac $(ENVIRONMENT) -m pytest integration \
+		-m '$(SELECT)' -n $(PROCESSES) --dist loadgroup --durations 20
 
 lint: ## Checks formatting, lints and licences
 	cargo fmt --check

@@ -10,6 +10,9 @@ from harness.project import clean_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
+#: The documentation that comes with the program.
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
 #: The message of the log line that tells that results are being taken from the queue.
 CONSUMING = "consuming"
 

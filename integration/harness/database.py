@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
@@ -110,15 +112,23 @@ class Database:
 
 
 class Databases:
-    """Fresh databases with Django's tables, made from one that was migrated once per engine."""
+    """Fresh databases with Django's tables, copied from one that was migrated once per engine.
+
+    `templates` are the URLs of databases that somebody else has migrated, by engine.
+    """
 
     def __init__(
-        self, python: Path, postgresql: PostgreSQL, mariadb: MariaDB, folder: Path
+        self,
+        python: Path,
+        postgresql: PostgreSQL,
+        mariadb: MariaDB,
+        folder: Path,
+        templates: Mapping[str, str] | None = None,
     ) -> None:
         self._python = python
         self._servers = {"postgresql": postgresql, "mariadb": mariadb}
         self._folder = folder
-        self._templates: dict[str, str] = {}
+        self._templates = dict(templates or {})
 
     def empty(self, engine: str) -> Database:
         """A database without a single table."""
@@ -129,12 +139,20 @@ class Databases:
     def migrate(self, database: Database, python: Path | None = None) -> None:
         Project(python or self._python, database.url, "amqp://nobody").migrate()
 
-    def migrated(self, engine: str) -> Database:
+    def templates(self) -> dict[str, str]:
+        """The databases of all engines that others may copy, by URL."""
+        with ThreadPoolExecutor() as all_at_once:
+            return dict(zip(ENGINES, all_at_once.map(self._template, ENGINES), strict=True))
+
+    def _template(self, engine: str) -> str:
         if engine not in self._templates:
             template = self.empty(engine)
             self.migrate(template)
             self._templates[engine] = template.url
-        template_url = self._templates[engine]
+        return self._templates[engine]
+
+    def migrated(self, engine: str) -> Database:
+        template_url = self._template(engine)
         if engine != "sqlite":
             return Database(self._servers[engine].copy(template_url))
         fresh = self.empty(engine)

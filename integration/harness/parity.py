@@ -257,13 +257,3 @@ class Rules:
             return False
         left, right = true["decoded"][column], ours["decoded"][column]
         return left != right and self.normalised(left) == self.normalised(right)
-
-
-def winner(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The message whose outcome the row has: of the most final state, the newest."""
-
-    def rank(message: dict[str, Any]) -> tuple[int, str]:
-        status = message["status"]
-        return (FINAL.index(status) if status in FINAL else -1, message["date_done"])
-
-    return max(messages, key=rank)

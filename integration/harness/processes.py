@@ -42,6 +42,17 @@ def end_on_terminate() -> None:
     signal.signal(signal.SIGTERM, unwind)
 
 
+def let_children_have_signals() -> None:
+    """Gives children the default disposition of signals that this process was started to ignore.
+
+    A process under `nohup` ignores SIGHUP, one in the background of a script SIGINT and SIGQUIT,
+    and so does every program that it starts. A handler is not inherited: this one does nothing.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
+
+
 def descendants(pid: int) -> list[int]:
     """The live processes below `pid`: servers put their children in sessions of their own."""
     parents: dict[int, list[int]] = {}

@@ -1,7 +1,8 @@
 """What the tests share: servers, environments, databases and daemons.
 
-Servers and environments last for the session. So do three daemons, one per database, for the
-tests that only send messages; tests that disturb a daemon, a database or a broker have their own.
+Servers and environments last for the session, which is one worker's with pytest-xdist. So do three
+daemons, one per database, for the tests that only send messages; tests that disturb a daemon, a
+database or a broker have their own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -17,16 +20,39 @@ from harness.broker import Broker
 from harness.daemon import Daemon
 from harness.database import ENGINES, Databases
 from harness.pipeline import Pipeline
-from harness.processes import end_on_terminate
+from harness.processes import end_on_terminate, let_children_have_signals
 from harness.services import MariaDB, PostgreSQL, RabbitMQ, service, unique_name
 
 #: Left with a test that failed, for the fixtures that clean up behind it.
 FAILED = pytest.StashKey[bool]()
 
 
+#: In the process that hands out the tests: what its workers share, and how to end it.
+SHARED = pytest.StashKey[tuple[dict[str, str], ExitStack]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Migrates one database per engine for all workers of pytest-xdist to copy."""
+    if SHARED not in node.config.stash:
+        stack = ExitStack()
+        node.config.stash[SHARED] = {}, stack
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="celeriac_test_")))
+        servers = [stack.enter_context(service(kind)) for kind in ("postgresql", "mariadb")]
+        databases = Databases(environments.python("celery-5.7"), *servers, folder)
+        node.config.stash[SHARED] = databases.templates(), stack
+    node.workerinput["templates"] = node.config.stash[SHARED][0]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SHARED in config.stash:
+        config.stash[SHARED][1].close()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _unwind_on_terminate() -> None:
+def _signals() -> None:
     end_on_terminate()
+    let_children_have_signals()
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +98,11 @@ def databases(
     postgresql: PostgreSQL,
     mariadb: MariaDB,
     tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Databases:
     folder = tmp_path_factory.mktemp("databases")
-    return Databases(python["celery-5.7"], postgresql, mariadb, folder)
+    templates = getattr(request.config, "workerinput", {}).get("templates")
+    return Databases(python["celery-5.7"], postgresql, mariadb, folder, templates)
 
 
 @pytest.fixture(scope="session")

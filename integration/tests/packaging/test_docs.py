@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.daemon import REPOSITORY
-
-DOCUMENTS = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
+from harness.daemon import DOCUMENTS, REPOSITORY
 
 LINK = re.compile(r"!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 

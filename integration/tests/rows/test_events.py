@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from harness.broker import (
 from harness.daemon import Daemon
 from harness.database import ENGINES, TABLE, Databases
 from harness.events import TIMESTAMP, event, received
+from harness.matrix import on_one_worker
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.project import Project
@@ -77,7 +77,6 @@ class Source:
 DISABLED = Source("disabled://", "celery-5.7", "msgpack", ("--events",))
 RPC = Source("rpc://", "celery-5.6", "json", ("--events",))
 CELERIAC = Source("celeriac://", "celery-5.7", "json", ())
-SOURCES = (DISABLED, RPC, CELERIAC)
 
 
 @dataclass
@@ -230,25 +229,22 @@ def decoded(message: Message) -> Any:
     return loads(message.body, *labels, accept={labels[0]})
 
 
-@pytest.fixture(scope="module")
-def runs(
-    python: dict[str, Path], rabbitmq: RabbitMQ, databases: Databases, logs: Path
-) -> Iterator[dict[Source, Future[Watched]]]:
-    """All runs at the same time: they consist of waiting for the most part."""
-
-    def play(run: Run) -> Watched:
-        with ExitStack() as stack:
-            run.start(stack)
-            return run.play()
-
-    with ThreadPoolExecutor(len(SOURCES)) as pool:
-        made = {source: Run(source, python, rabbitmq, databases, logs) for source in SOURCES}
-        yield {source: pool.submit(play, run) for source, run in made.items()}
-
-
-@pytest.fixture(params=SOURCES, ids=str)
-def watched(request: pytest.FixtureRequest, runs: dict[Source, Future[Watched]]) -> Watched:
-    return runs[request.param].result()
+@pytest.fixture(
+    scope="module",
+    params=[*on_one_worker(DISABLED, CELERIAC), *on_one_worker(RPC, is_full=True)],
+    ids=str,
+)
+def watched(
+    request: pytest.FixtureRequest,
+    python: dict[str, Path],
+    rabbitmq: RabbitMQ,
+    databases: Databases,
+    logs: Path,
+) -> Watched:
+    run = Run(request.param, python, rabbitmq, databases, logs)
+    with ExitStack() as stack:
+        run.start(stack)
+        return run.play()
 
 
 def test_rows_come_as_it_happens(watched: Watched) -> None:
@@ -644,6 +640,7 @@ def test_bad_events_cost_only_themselves(listener: Pipeline, alone: bool) -> Non
         assert sum(counts) == wanted, problem
 
 
+@on_postgresql
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -742,37 +739,42 @@ def test_any_routing_key(listener: Pipeline) -> None:
     assert elsewhere not in listener.database.statuses()
 
 
-#: A task's story: events and results in an order in which they may come, and what is to come of it.
+#: Events that are later by their times than a result, and tell more; and the result's status.
+LATER_EVENTS = [
+    ("task-succeeded", {"result": "'other'"}, "SUCCESS"),
+    ("task-failed", {"exception": "ValueError(1)", "traceback": "T"}, "FAILURE"),
+    ("task-revoked", {"terminated": True}, "FAILURE"),
+    ("task-succeeded", {"result": "'other'"}, "FAILURE"),
+    ("task-retried", {"exception": "ValueError(1)"}, "RETRY"),
+    ("task-received", {}, "STARTED"),
+    ("task-progress", {"done": 50}, "PROGRESS"),
+]
+
+
 @pytest.mark.parametrize("result_first", [True, False], ids=["result-first", "event-first"])
-@pytest.mark.parametrize(
-    ("kind", "fields", "status"),
-    [
-        ("task-succeeded", {"result": "'other'"}, "SUCCESS"),
-        ("task-failed", {"exception": "ValueError(1)", "traceback": "T"}, "FAILURE"),
-        ("task-revoked", {"terminated": True}, "FAILURE"),
-        ("task-succeeded", {"result": "'other'"}, "FAILURE"),
-        ("task-retried", {"exception": "ValueError(1)"}, "RETRY"),
-        ("task-received", {}, "STARTED"),
-        ("task-progress", {"done": 50}, "PROGRESS"),
-    ],
-)
-def test_an_event_never_replaces_a_result(
-    listener: Pipeline, kind: str, fields: dict[str, Any], status: str, result_first: bool
-) -> None:
-    task_id, other = results.new_id(), results.new_id()
-    # GIVEN a result, and an event that is later by its time and tells more
-    result = results.row(results.columns(task_id, status=status, date_done="2024-06-10T06:15:50Z"))
-    told = events.message([event(kind, task_id, **fields), received(other)])
+def test_an_event_never_replaces_a_result(listener: Pipeline, result_first: bool) -> None:
+    # GIVEN results of tasks, and an event of each
+    stories = {results.new_id(): story for story in LATER_EVENTS}
+    done = {"date_done": "2024-06-10T06:15:50Z"}
+    told = [
+        (RESULTS, results.row(results.columns(task_id, status=status, **done)))
+        for task_id, (_, _, status) in stories.items()
+    ], [
+        (EVENTS, events.message([event(kind, task_id, **fields), received(results.new_id())]))
+        for task_id, (kind, fields, _) in stories.items()
+    ]
     # WHEN they come in either order
-    for queue, message in [(RESULTS, result), (EVENTS, told)][:: 1 if result_first else -1]:
-        listener.broker.publish(message, queue=queue)
+    for messages in told[:: 1 if result_first else -1]:
+        listener.broker.publish_many(messages)
         events.wait_until_handled(listener)
-    row = listener.database.row(task_id)
-    # THEN the row has the result's outcome and description
-    assert (row["status"], row["result"], row["meta"]) == (status, "42", '{"children": []}')
-    assert (row["content_type"], row["traceback"]) == ("application/json", None)
-    assert (row["worker"], row["task_args"]) == ("worker@test", "\"(1, 'two')\"")
-    assert utc(row["date_done"]) == datetime.datetime(2024, 6, 10, 6, 15, 50)
+    for task_id, (kind, _, status) in stories.items():
+        row = listener.database.row(task_id)
+        # THEN the row has the result's outcome and description
+        outcome = (row["status"], row["result"], row["meta"])
+        assert outcome == (status, "42", '{"children": []}'), (kind, status)
+        assert (row["content_type"], row["traceback"]) == ("application/json", None)
+        assert (row["worker"], row["task_args"]) == ("worker@test", "\"(1, 'two')\"")
+        assert utc(row["date_done"]) == datetime.datetime(2024, 6, 10, 6, 15, 50)
 
 
 @on_postgresql
