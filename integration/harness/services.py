@@ -149,11 +149,12 @@ class Service:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Removes what was created; one that cannot be removed does not keep the others."""
+        """Removes what was created; a few that cannot be removed do not keep the others."""
         failures = []
         while self._created:
+            some, self._created = self._created[:20], self._created[20:]
             try:
-                self._drop(self._created.pop())
+                self._drop(some)
             except Failure as failure:
                 failures.append(str(failure))
         if failures:
@@ -165,8 +166,8 @@ class Service:
 
     def remove_since(self, count: int) -> None:
         """Removes what was created when there were more than `count` things."""
-        while len(self._created) > count:
-            self._drop(self._created.pop())
+        self._drop(self._created[count:])
+        del self._created[count:]
 
     def environment(self) -> dict[str, str]:
         """What a child needs to find this very server."""
@@ -175,7 +176,7 @@ class Service:
     def _create(self, name: str) -> None:
         raise NotImplementedError
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, names: Sequence[str]) -> None:
         raise NotImplementedError
 
 
@@ -462,7 +463,7 @@ class SqlService(Service):
             return False
         return True
 
-    def sql(self, statement: str) -> str:
+    def sql(self, *statements: str) -> str:
         raise NotImplementedError
 
 
@@ -472,12 +473,13 @@ class PostgreSQL(SqlService):
     variable = "CELERIAC_TEST_POSTGRES"
     standard = f"postgres://postgres@{HOST}:5432/postgres"
 
-    def sql(self, statement: str) -> str:
+    def sql(self, *statements: str) -> str:
         client = executable("psql", "postgresql-client", ["/usr/lib/postgresql/*/bin"])
         env = os.environ | {"PGCONNECT_TIMEOUT": "5"}
-        return run(
-            [client, "-XqAtw", "-v", "ON_ERROR_STOP=1", "-d", self.url, "-c", statement], env=env
-        )
+        command = [client, "-XqAtw", "-v", "ON_ERROR_STOP=1", "-d", self.url]
+        for statement in statements:
+            command += ["-c", statement]
+        return run(command, env=env)
 
     def _create(self, name: str) -> None:
         # template0 has no sessions that could be in the way and is UTF-8 whatever the server is.
@@ -490,8 +492,8 @@ class PostgreSQL(SqlService):
         self.sql(f"create database {name} template {urlsplit(url).path[1:]}")
         return self.url_of(name)
 
-    def _drop(self, name: str) -> None:
-        self.sql(f"drop database if exists {name} with (force)")
+    def _drop(self, names: Sequence[str]) -> None:
+        self.sql(*(f"drop database if exists {name} with (force)" for name in names))
 
 
 class PrivatePostgreSQL(Private, PostgreSQL):
@@ -569,9 +571,10 @@ class MariaDB(SqlService):
     def _env(self) -> dict[str, str]:
         return os.environ | {"MYSQL_PWD": unquote(urlsplit(self.url).password or "")}
 
-    def sql(self, statement: str) -> str:
+    def sql(self, *statements: str) -> str:
         command = [*self._command("mariadb"), "--batch", "--skip-column-names"]
-        return run([*command, "--connect-timeout=5", "-e", statement], env=self._env())
+        text = "; ".join(statements)
+        return run([*command, "--connect-timeout=5", "-e", text], env=self._env())
 
     def _create(self, name: str) -> None:
         self.sql(f"create database {name} character set utf8mb4")
@@ -584,8 +587,8 @@ class MariaDB(SqlService):
         subprocess.run(command, input=dump, text=True, env=self._env(), check=True)
         return fresh
 
-    def _drop(self, name: str) -> None:
-        self.sql(f"drop database if exists {name}")
+    def _drop(self, names: Sequence[str]) -> None:
+        self.sql(*(f"drop database if exists {name}" for name in names))
 
 
 class PrivateMariaDB(Private, MariaDB):

@@ -7,6 +7,7 @@ database or a broker have their own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,10 +22,15 @@ from harness.daemon import Daemon
 from harness.database import ENGINES, Databases
 from harness.pipeline import Pipeline
 from harness.processes import end_on_terminate, let_children_have_signals
-from harness.services import MariaDB, PostgreSQL, RabbitMQ, service, unique_name
+from harness.services import KINDS, MariaDB, PostgreSQL, RabbitMQ, service, unique_name
 
 #: Left with a test that failed, for the fixtures that clean up behind it.
 FAILED = pytest.StashKey[bool]()
+
+
+def pytest_configure() -> None:
+    end_on_terminate()
+    let_children_have_signals()
 
 
 #: In the process that hands out the tests: what its workers share, and how to end it.
@@ -33,26 +39,25 @@ SHARED = pytest.StashKey[tuple[dict[str, str], ExitStack]]()
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Migrates one database per engine for all workers of pytest-xdist to copy."""
+    """Gives all workers of pytest-xdist the same servers, and migrated databases to copy."""
     if SHARED not in node.config.stash:
         stack = ExitStack()
         node.config.stash[SHARED] = {}, stack
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="celeriac_test_")))
-        servers = [stack.enter_context(service(kind)) for kind in ("postgresql", "mariadb")]
-        databases = Databases(environments.python("celery-5.7"), *servers, folder)
+        servers = {kind: stack.enter_context(service(kind)) for kind in KINDS}
+        for server in servers.values():
+            os.environ |= server.environment()
+        python = environments.python("celery-5.7")
+        databases = Databases(python, servers["postgresql"], servers["mariadb"], folder)
         node.config.stash[SHARED] = databases.templates(), stack
+    # Whoever is interrupted removes what it has made, which may take longer than ten seconds.
+    node.nodemanager.EXIT_TIMEOUT = 60
     node.workerinput["templates"] = node.config.stash[SHARED][0]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if SHARED in config.stash:
         config.stash[SHARED][1].close()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _signals() -> None:
-    end_on_terminate()
-    let_children_have_signals()
 
 
 @pytest.fixture(scope="session")

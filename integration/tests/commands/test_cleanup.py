@@ -19,6 +19,7 @@ from harness.broker import RESULTS
 from harness.command import celeriac, succeed
 from harness.daemon import Daemon, binary
 from harness.database import TABLE, Database, Databases
+from harness.matrix import full, full_except
 from harness.pipeline import Pipeline
 from harness.probe import Probe
 from harness.processes import Process, wait_until
@@ -84,7 +85,17 @@ def ids(database: Database) -> set[str]:
     return {task_id for (task_id,) in database.query(f"select task_id from {TABLE}")}
 
 
-@pytest.mark.parametrize("use_tz", [True, False], ids=["aware", "naive"])
+@pytest.mark.parametrize(
+    ("engine", "use_tz"),
+    [
+        ("postgresql", True),
+        ("mariadb", False),
+        full("sqlite", False),
+        full("postgresql", False),
+        full("mariadb", True),
+        full("sqlite", True),
+    ],
+)
 def test_the_rows_that_celery_would_delete(
     engine: str, use_tz: bool, python: dict[str, Path], databases: Databases
 ) -> None:
@@ -182,6 +193,7 @@ def test_nothing_expires_where_celery_says_so(engine: str, databases: Databases)
     assert database.count() == 1
 
 
+@pytest.mark.parametrize("engine", full_except("mariadb"))
 def test_beside_everybody_else(
     own_pipeline: Pipeline, python: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -228,7 +240,14 @@ def test_beside_everybody_else(
     assert '"level":"ERROR"' not in log and '"level":"WARN"' not in log, log
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("engine", "signal_number"),
+    [
+        ("postgresql", signal.SIGTERM),
+        ("mariadb", signal.SIGTERM),
+        ("sqlite", signal.SIGINT),
+    ],
+)
 def test_it_stops_between_two_batches(
     engine: str, databases: Databases, tmp_path: Path, signal_number: int
 ) -> None:
@@ -254,6 +273,7 @@ def test_it_stops_between_two_batches(
     assert (told["tasks"], told["complete"], database.count()) == (990, True, 0)
 
 
+@pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_the_schedule(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon], engine: str
 ) -> None:
@@ -292,6 +312,7 @@ def test_the_schedule(
     assert daemons[0].stop(10) == 0
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
 def test_no_schedule_unless_it_is_asked_for(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon], engine: str
 ) -> None:
@@ -336,6 +357,7 @@ def test_one_daemon_cleans_up_at_a_time(
     assert daemon.stop() == 0
 
 
+@pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_a_cleanup_that_fails_harms_nobody(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon], engine: str
 ) -> None:

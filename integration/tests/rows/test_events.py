@@ -33,7 +33,7 @@ from harness.broker import (
 from harness.daemon import Daemon
 from harness.database import ENGINES, TABLE, Databases
 from harness.events import TIMESTAMP, event, received
-from harness.matrix import on_one_worker
+from harness.matrix import full_except, on_one_worker
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.project import Project
@@ -713,6 +713,7 @@ def test_events_that_cannot_be_read_cost_only_themselves(listener: Pipeline) -> 
     wait_until(lambda: listener.broker.depth(EVENTS) == 0, "an empty queue", 15)
 
 
+@pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_ten_thousand_events_in_one_list(listener: Pipeline) -> None:
     # WHEN a list is as long as may be, and an odd event is among the last
     ids = [results.new_id() for _ in range(9_999)]
@@ -856,6 +857,7 @@ def test_a_queue_made_by_others_is_used(
     assert not broker.exists(EVENTS)
 
 
+@pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_results_do_not_wait_for_events(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
 ) -> None:

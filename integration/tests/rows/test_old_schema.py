@@ -6,15 +6,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from harness import results
 from harness.broker import Broker
 from harness.daemon import Daemon
 from harness.database import Databases
+from harness.matrix import full_except
 from harness.pipeline import Pipeline
 from harness.project import Project
 from harness.services import RabbitMQ
 
 
+@pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_rows_in_tables_of_2_0(
     engine: str,
     python: dict[str, Path],

@@ -27,7 +27,7 @@ from harness.broker import DEAD, EVENTS, RESULTS, Broker
 from harness.capture import Captured
 from harness.daemon import Daemon
 from harness.database import ENGINES, TABLE, Databases
-from harness.matrix import on_one_worker
+from harness.matrix import full, on_one_worker
 from harness.pipeline import Pipeline
 from harness.services import RabbitMQ
 from harness.stream import utc
@@ -138,7 +138,15 @@ def references(replayers: dict[str, Pipeline]) -> Callable[[str], Rows]:
     return reference
 
 
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        *(("postgresql", name) for name in CAPTURES),
+        ("mariadb", CAPTURES[0]),
+        ("sqlite", CAPTURES[0]),
+        *(full(engine, name) for engine in ("mariadb", "sqlite") for name in CAPTURES[1:]),
+    ],
+)
 def test_order_and_duplicates(
     replayers: dict[str, Pipeline], references: Callable[[str], Rows], engine: str, name: str
 ) -> None:

@@ -25,7 +25,7 @@ from harness import results
 from harness.broker import RESULTS, Broker, Forwarder
 from harness.daemon import Daemon
 from harness.database import ENGINES, Databases
-from harness.matrix import on_one_worker
+from harness.matrix import full, on_one_worker
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.project import Project
@@ -292,7 +292,17 @@ TIMES = [
 ]
 
 
-@pytest.mark.parametrize("use_tz", [True, False], ids=["aware", "naive"])
+@pytest.mark.parametrize(
+    ("engine", "use_tz"),
+    [
+        ("postgresql", True),
+        ("mariadb", False),
+        ("sqlite", False),
+        full("postgresql", False),
+        full("mariadb", True),
+        full("sqlite", True),
+    ],
+)
 def test_times_to_the_microsecond(
     engine: str,
     use_tz: bool,

@@ -19,6 +19,7 @@ from harness import results
 from harness.broker import DEAD, RESULTS, Broker
 from harness.daemon import Daemon
 from harness.database import Database, Databases
+from harness.matrix import full_except
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.project import Project
@@ -27,7 +28,7 @@ from harness.services import PrivatePostgreSQL, PrivateRabbitMQ, RabbitMQ, priva
 from harness.stream import Stream, outcomes
 
 on_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
-on_servers = pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
+SERVERS = ("postgresql", "mariadb")
 
 MIGRATE = "python manage.py migrate django_celery_results"
 
@@ -42,6 +43,7 @@ def wait_for_more_rows(pipeline: Pipeline, stream: Stream, rows: int = 20) -> No
 # The daemon ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_daemon_killed_again_and_again(own_pipeline: Pipeline) -> None:
     # GIVEN a stream of results, some of them bad
     with Stream(own_pipeline.broker, bad_every=50) as stream:
@@ -93,6 +95,7 @@ def test_second_signal_ends_at_once(own_pipeline: Pipeline) -> None:
     stream.check(own_pipeline)
 
 
+@pytest.mark.parametrize("engine", full_except("mariadb"))
 def test_two_daemons_on_one_queue(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
 ) -> None:
@@ -108,7 +111,7 @@ def test_two_daemons_on_one_queue(
     stream.check(own_pipeline)
 
 
-@on_servers
+@pytest.mark.parametrize("engine", full_except("mariadb", SERVERS))
 def test_several_lanes(own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]) -> None:
     # GIVEN a daemon with four lanes and batches so small that they overlap all the time
     options = ["--lanes", "4", "--max-rows", "10", "--prefetch", "40"]
@@ -261,7 +264,7 @@ def behind_database_proxy(
     return replace(own_pipeline, daemon=daemon)
 
 
-@on_servers
+@pytest.mark.parametrize("engine", full_except("postgresql", SERVERS))
 def test_database_connection_cut(behind_database_proxy: Pipeline, database_proxy: Proxy) -> None:
     behind_database_proxy.daemon.start_consuming()
     with Stream(behind_database_proxy.broker, bad_every=50) as stream:
@@ -272,7 +275,7 @@ def test_database_connection_cut(behind_database_proxy: Pipeline, database_proxy
     stream.check(behind_database_proxy)
 
 
-@on_servers
+@pytest.mark.parametrize("engine", full_except("mariadb", SERVERS))
 def test_database_slow_for_seconds(behind_database_proxy: Pipeline, database_proxy: Proxy) -> None:
     behind_database_proxy.daemon.start_consuming()
     with Stream(behind_database_proxy.broker, 1000) as stream:
@@ -295,7 +298,7 @@ def test_database_falls_silent(behind_database_proxy: Pipeline, database_proxy: 
     stream.check(behind_database_proxy, timeout_seconds=90)
 
 
-@on_servers
+@pytest.mark.parametrize("engine", full_except("mariadb", SERVERS))
 def test_database_refuses_for_a_while(
     behind_database_proxy: Pipeline, database_proxy: Proxy
 ) -> None:
@@ -341,6 +344,7 @@ def test_database_stopped_and_killed(
         stream.check(pipeline)
 
 
+@pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_table_missing(
     engine: str,
     python: dict[str, Path],
@@ -372,6 +376,7 @@ def test_table_missing(
     second.check(pipeline)
 
 
+@pytest.mark.parametrize("engine", full_except("sqlite"))
 def test_table_locked(own_pipeline: Pipeline) -> None:
     own_pipeline.daemon.start_consuming()
     stream = Stream(own_pipeline.broker, 300)

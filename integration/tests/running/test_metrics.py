@@ -15,6 +15,7 @@ from harness import events, results
 from harness.broker import DEAD, EVENTS, RESULTS, Broker
 from harness.daemon import Daemon
 from harness.database import TABLE, Databases
+from harness.matrix import full_except
 from harness.pipeline import Pipeline
 from harness.probe import Probe
 from harness.processes import wait_until
@@ -45,6 +46,7 @@ def deliver_once(broker: Broker, queue: str) -> None:
         assert channel.basic_get(queue)
 
 
+@pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
     # GIVEN results, of which some can never be stored and one was delivered before
     ids = [results.new_id() for _ in range(5)]
@@ -236,6 +238,7 @@ def test_broker_lost(
         assert probe.value("broker_sessions_total", queue=RESULTS) == 2
 
 
+@pytest.mark.parametrize("engine", full_except("mariadb"))
 def test_table_missing(
     engine: str,
     rabbitmq: RabbitMQ,
@@ -351,6 +354,7 @@ def test_a_port_that_is_taken(tmp_path_factory: pytest.TempPathFactory, listenin
     assert f"cannot listen on {HOST}:{listening.port}" in daemon.output()
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
 def test_nothing_listens_unless_it_is_asked_to(own_pipeline: Pipeline, engine: str) -> None:
     own_pipeline.daemon.start_consuming()
     assert "listening" not in own_pipeline.daemon.output()

@@ -18,6 +18,7 @@ from celery import Celery
 from harness.broker import DEAD, RESULTS, Broker
 from harness.daemon import Daemon
 from harness.database import Database
+from harness.matrix import full_except
 from harness.pipeline import Pipeline
 from harness.processes import Process, wait_until
 from harness.project import Project
@@ -109,7 +110,9 @@ def drain(broker: Broker) -> None:
     wait_until(lambda: broker.depth(RESULTS) == 0, "the results queue to be empty", SECONDS)
 
 
-@pytest.mark.parametrize("engine", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize(
+    "engine", full_except("postgresql", ["postgresql", "mariadb"]), indirect=True
+)
 def test_a_fleet_moves_there_and_back_without_losing_a_row(
     own_pipeline: Pipeline, fleet: Fleet
 ) -> None:
