@@ -1,10 +1,16 @@
 # `make` alone lists what can be made.
 PYTHON ?= python3
-ENVIRONMENT := integration/.venv/celery-5.7/bin/python
-SERVICES := $(PYTHON) integration/services.py run --
+# The packages in `integration/`, wherever a command is run.
+IN_INTEGRATION := PYTHONPATH='$(CURDIR)/integration'
+ENVIRONMENT := $(IN_INTEGRATION) integration/.venv/celery-5.7/bin/python
+SERVICES := $(IN_INTEGRATION) $(PYTHON) -m harness.services run --
+
+# The integration tests that are run, and by how many processes: for the most part they wait.
+SELECT ?= not full
+PROCESSES ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
+.PHONY: help build release wheel demo test test-full build-tests test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -16,20 +22,27 @@ release: ## Builds the daemon as it is installed
 	cargo build --locked --release
 
 wheel: ## Builds the Python package with the program in it, into `dist/`
-	$(PYTHON) integration/environments.py wheel
+	$(IN_INTEGRATION) $(PYTHON) -m harness.environments wheel
 	integration/.venv/wheel/bin/maturin build --release --locked --out dist
 
 demo: build ## Shows it at work: a Django project, a Celery worker, SQLite
-	CELERIAC_BIN=target/debug/celeriac $(PYTHON) integration/demo.py
+	CELERIAC_BIN=target/debug/celeriac $(IN_INTEGRATION) $(PYTHON) -m demo.demo
 
-test: build environments ## Runs every test, with servers that run already or private ones
+test: build build-tests environments ## Runs the tests, with servers that run already or private ones
 	$(SERVICES) $(MAKE) --no-print-directory test-rust test-integration
+
+test-full: build environments ## Runs what `make test` leaves out: more databases, serializers, versions
+	$(SERVICES) $(MAKE) --no-print-directory test-integration SELECT=full
+
+build-tests:
+	cargo test --locked --no-run
 
 test-rust:
 	cargo test --locked --quiet
 
 test-integration:
-	CELERIAC_BIN=target/debug/celeriac $(ENVIRONMENT) -m pytest integration
+	CELERIAC_BIN=target/debug/celeriac $(ENVIRONMENT) -m pytest integration \
+		-m '$(SELECT)' -n $(PROCESSES) --dist loadgroup --durations 20
 
 lint: ## Checks formatting, lints and licences
 	cargo fmt --check
@@ -38,37 +51,37 @@ lint: ## Checks formatting, lints and licences
 	$(PYTHON) .ci/licences.py
 
 bench: release environments ## Measures it against django-celery-results
-	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench.py $(BENCH)
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.drain $(BENCH)
 
 bench-decode: ## Measures what it costs to decode a message
 	cargo bench --locked --bench decode -- $(BENCH)
 
 bench-workers: release environments ## Measures a real worker with each result backend
-	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_workers.py $(BENCH)
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.workers $(BENCH)
 
 bench-lanes: release environments ## Measures what more lanes and daemons bring
-	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_lanes.py $(BENCH)
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.lanes $(BENCH)
 
 bench-statements: release environments ## Counts statements and rows written per task
-	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_statements.py $(BENCH)
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.statements $(BENCH)
 
 bench-cleanup: release environments ## Measures the deletion of expired rows against Celery's
-	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/bench_cleanup.py $(BENCH)
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.cleanup $(BENCH)
 
 fuzz: ## Fuzzes every decoder with cargo-fuzz; `FUZZ="--target json --minutes 10"`
 	$(PYTHON) fuzz/run.py $(FUZZ)
 
 plot-load: release environments ## Draws the README's picture of a load from the metrics
-	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) integration/plot_load.py $(BENCH)
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.plot_load $(BENCH)
 
 captures: environments ## Makes `tests/data/golden/` anew, with real workers
-	$(ENVIRONMENT) integration/make_captures.py $(CAPTURES)
+	$(ENVIRONMENT) -m captures.make_captures $(CAPTURES)
 
 settings: ## Writes `docs/settings.md` and the example file anew, from the code
 	CELERIAC_WRITE_REFERENCE=1 cargo test --locked --quiet --bin celeriac reference
 
 environments: ## Makes the virtual environments of the tests
-	$(PYTHON) integration/environments.py
+	$(IN_INTEGRATION) $(PYTHON) -m harness.environments
 
 clean: ## Removes what was built and the virtual environments
 	cargo clean

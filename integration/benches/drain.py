@@ -1,0 +1,180 @@
+"""Drains a backlog of results into each database, beside django-celery-results on the same rows.
+
+    python -m benches.drain [--rows N] [--peer-rows N] [--lanes N] [--seed N] [ENGINE…]
+
+A backlog of N results of one state each, the same for the same seed, lies in a durable quorum
+queue before `celeriac run` starts. The clock runs from its start to its last row. CPU and memory
+are the daemon's own, read from /proc; the database's and the broker's work is in the rows per
+second. The peer is one process that hands the first of the same results to the `DatabaseBackend`
+of django-celery-results, as a worker process does, against a table that is as empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from harness import environments, results
+from harness.broker import RESULTS, Broker, Message, connect, open_channel
+from harness.daemon import Daemon
+from harness.database import Database, Databases
+from harness.processes import end_on_terminate
+from harness.project import SITE, Project
+from harness.services import service
+
+ENGINES = ("postgresql", "mariadb", "sqlite")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+#: Runs under `manage.py shell`: stores the results on standard input, and says how long it took.
+PEER = """
+import json, time
+from celery.app.task import Context
+from shop.celery import app
+
+results = [json.loads(line) for line in open(PATH)]
+backend = app.backend
+requests = [
+    Context(task=r["name"], args=r["args"], kwargs=r["kwargs"], hostname=r["worker"],
+            argsrepr=repr(tuple(r["args"])), kwargsrepr=repr(r["kwargs"]), children=[])
+    for r in results
+]
+backend.store_result("warm-up", None, "SUCCESS", request=requests[0])
+cpu, clock = time.process_time(), time.perf_counter()
+for result, request in zip(results, requests):
+    backend.store_result(result["task_id"], result["result"], result["status"], request=request)
+print(json.dumps({"seconds": time.perf_counter() - clock, "cpu": time.process_time() - cpu}))
+"""
+
+
+def bodies(count: int, seed: int) -> list[dict]:
+    """Results of a web shop's tasks: half a kilobyte each on average, no two alike."""
+    chance = random.Random(seed)
+    made = []
+    for number in range(count):
+        task_id = str(uuid.UUID(int=chance.getrandbits(128), version=4))
+        done = START + timedelta(microseconds=chance.randrange(10**12))
+        value = {
+            "order": number,
+            "items": [chance.randrange(1000) for _ in range(20)],
+            "note": "x" * chance.randrange(200),
+        }
+        made.append(results.body(task_id, result=value, args=[number], date_done=done.isoformat()))
+    return made
+
+
+def fill(broker: Broker, backlog: list[dict]) -> None:
+    """Publishes without confirms, and then waits until the queue has them all."""
+    broker.declare(RESULTS)
+    connection = connect(broker.url, confirm=False)
+    channel = open_channel(connection)
+    for body in backlog:
+        message = Message(json.dumps(body).encode(), results.properties(body["task_id"]))
+        channel.basic_publish(message.to_amqp(), routing_key=RESULTS)
+    connection.close()
+    while broker.depth(RESULTS) < len(backlog):
+        time.sleep(0.1)
+
+
+def drain(broker: Broker, database: Database, log: Path, rows: int, lanes: int) -> dict[str, float]:
+    """Runs the daemon until every row is there, and reads what it used."""
+    before = database.count()
+    options = () if database.engine == "sqlite" else ("--lanes", str(lanes))
+    daemon = Daemon(log, broker.url, database.url, *options)
+    began = time.perf_counter()
+    daemon.start()
+    try:
+        with database.connect() as connection:
+            cursor = connection.cursor()
+            while True:
+                cursor.execute("select count(*) from django_celery_results_taskresult")
+                if cursor.fetchone()[0] >= before + rows:
+                    break
+                if not daemon.is_alive():
+                    raise SystemExit(f"the daemon has ended: {daemon.last_words()}")
+                time.sleep(0.1)
+        seconds = time.perf_counter() - began
+        process = Path(f"/proc/{daemon.pid}")
+        ticks = process.joinpath("stat").read_text().rsplit(")", 1)[1].split()[11:13]
+        status = process.joinpath("status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    finally:
+        daemon.stop()
+    return {
+        "rate": rows / seconds,
+        "cpu": sum(map(int, ticks)) / TICKS_PER_SECOND / rows * 1e6,
+        "peak": int(peak.split()[1]) / 1024,
+    }
+
+
+def peer(project: Project, backlog: list[dict]) -> dict[str, float]:
+    """Stores results through django-celery-results in one process."""
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        file.writelines(json.dumps(body) + "\n" for body in backlog)
+        file.flush()
+        code = f"PATH = {file.name!r}\n{PEER}"
+        done = subprocess.run(
+            [project.python, "manage.py", "shell", "--no-imports", "-c", code],
+            cwd=SITE, env=project.env, capture_output=True, text=True, check=False,
+        )
+    if done.returncode != 0:
+        raise SystemExit(f"django-celery-results failed:\n{done.stderr}")
+    used = json.loads(done.stdout.strip().splitlines()[-1])
+    return {
+        "rate": len(backlog) / used["seconds"],
+        "cpu": used["cpu"] / len(backlog) * 1e6,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000, help="results in the backlog")
+    parser.add_argument("--peer-rows", type=int, default=5_000, help="of these, for the peer")
+    parser.add_argument("--lanes", type=int, default=1, help="lanes of the daemon")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))
+    options = parser.parse_args()
+    if unknown := set(options.engines) - set(ENGINES):
+        parser.error(f"no engine is called {', '.join(unknown)}: choose from {', '.join(ENGINES)}")
+    end_on_terminate()
+
+    backlog = bodies(options.rows, options.seed)
+    size = sum(len(json.dumps(body)) for body in backlog) / len(backlog)
+    print(f"{options.rows} results of {size:.0f} bytes on average, seed {options.seed}, "
+          f"{options.lanes} lane(s); django-celery-results stores {options.peer_rows} of them")
+    print(f"{'database':<12}{'celeriac':>12}{'CPU/message':>14}{'peak memory':>14}"
+          f"{'the peer':>14}{'CPU/result':>14}{'ratio':>8}")
+    python = environments.python("celery-5.7")
+    folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        rabbitmq = stack.enter_context(service("rabbitmq"))
+        postgresql = stack.enter_context(service("postgresql"))
+        mariadb = stack.enter_context(service("mariadb"))
+        databases = Databases(python, postgresql, mariadb, folder)
+        for engine in options.engines or ENGINES:
+            broker = Broker(rabbitmq.create())
+            fill(broker, backlog)
+            ours = drain(broker, databases.migrated(engine), folder / f"{engine}.log",
+                         len(backlog), options.lanes)
+            project = Project(python, databases.migrated(engine).url, broker.url)
+            theirs = peer(project, backlog[: options.peer_rows])
+            print(f"{engine:<12}{ours['rate']:>8.0f}/s  {ours['cpu']:>10.1f} µs"
+                  f"{ours['peak']:>10.1f} MiB{theirs['rate']:>10.0f}/s  {theirs['cpu']:>10.0f} µs"
+                  f"{ours['rate'] / theirs['rate']:>7.1f}x", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

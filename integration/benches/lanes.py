@@ -1,0 +1,173 @@
+"""Drains the same backlog with more and more lanes, and with several daemons, in the same run.
+
+    python -m benches.lanes [--rows N] [--rounds N] [--seed N] [ENGINE…]
+
+Each round drains a backlog of N results once with each arrangement, into an empty table; what is
+told is the median of the rounds, and the ratio to one lane in the same round. The clock runs from
+the first start to the last row. CPU time is read from /proc, per row: of the daemons, of the
+database server and of RabbitMQ, the latter two by the names of their processes, so nobody else
+should use them meanwhile; a server on another machine shows as 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from benches.drain import TICKS_PER_SECOND, bodies, fill
+from harness import environments
+from harness.broker import Broker
+from harness.daemon import Daemon
+from harness.database import TABLE, Database, Databases
+from harness.processes import end_on_terminate
+from harness.services import service
+
+ENGINES = ("postgresql", "mariadb")
+
+#: How the processes of a server are called.
+SERVERS = {"postgresql": {"postgres"}, "mariadb": {"mariadbd", "mysqld"}, "rabbitmq": {"beam.smp"}}
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    daemons: int
+    lanes: int
+
+    def __str__(self) -> str:
+        lanes = f"{self.lanes} lane{'s' * (self.lanes > 1)}"
+        return lanes if self.daemons == 1 else f"{self.daemons} daemons of {lanes}"
+
+
+ONE = Arrangement(1, 1)
+ARRANGEMENTS = (ONE, Arrangement(1, 2), Arrangement(1, 4), Arrangement(2, 1))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows per second, CPU in µs per row, and the memory of all daemons at its peak, in MiB."""
+
+    rate: float
+    daemon_cpu: float
+    database_cpu: float
+    broker_cpu: float
+    peak: float
+
+
+def cpu_seconds(fields: list[str]) -> float:
+    """The CPU time in a line of `/proc/PID/stat`, waited-for children included."""
+    return sum(map(int, fields[11:15])) / TICKS_PER_SECOND
+
+
+def cpu_of(names: set[str]) -> float:
+    """The CPU seconds of all processes with these names."""
+    seconds = 0.0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        name, _, rest = text.partition("(")[2].rpartition(")")
+        if name in names:
+            seconds += cpu_seconds(rest.split())
+    return seconds
+
+
+def drain(
+    broker: Broker, database: Database, folder: Path, rows: int, arrangement: Arrangement
+) -> Measured:
+    """Runs the daemons until every row is there, and reads what they and the servers used."""
+    servers = (SERVERS[database.engine], SERVERS["rabbitmq"])
+    with ExitStack() as stack:
+        daemons = []
+        for number in range(arrangement.daemons):
+            log, lanes = folder / f"{database.engine}-{number}.log", str(arrangement.lanes)
+            daemon = Daemon(log, broker.url, database.url, "--lanes", lanes)
+            stack.callback(daemon.kill)
+            daemons.append(daemon)
+        connection = stack.enter_context(database.connect())
+        cursor = connection.cursor()
+        before = [cpu_of(names) for names in servers]
+        began = time.perf_counter()
+        for daemon in daemons:
+            daemon.start()
+        while True:
+            cursor.execute(f"select count(*) from {TABLE}")
+            if cursor.fetchone()[0] >= rows:
+                break
+            if dead := [daemon for daemon in daemons if not daemon.is_alive()]:
+                raise SystemExit(f"a daemon has ended: {dead[0].last_words()}")
+            time.sleep(0.1)
+        seconds = time.perf_counter() - began
+        database_cpu, broker_cpu = (
+            cpu_of(names) - used for names, used in zip(servers, before, strict=True)
+        )
+        daemon_cpu = peak = 0.0
+        for daemon in daemons:
+            process = Path(f"/proc/{daemon.pid}")
+            daemon_cpu += cpu_seconds(process.joinpath("stat").read_text().rpartition(")")[2].split())
+            status = process.joinpath("status").read_text().splitlines()
+            peak += int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+            daemon.stop()
+    per_row = 1e6 / rows
+    return Measured(
+        rows / seconds, daemon_cpu * per_row, database_cpu * per_row, broker_cpu * per_row, peak
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000, help="results in the backlog")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))
+    options = parser.parse_args()
+    if unknown := set(options.engines) - set(ENGINES):
+        parser.error(f"{', '.join(unknown)} has no lanes: choose from {', '.join(ENGINES)}")
+    end_on_terminate()
+
+    backlog = bodies(options.rows, options.seed)
+    load = os.getloadavg()[0]
+    print(f"{options.rows} results, seed {options.seed}, {options.rounds} rounds, "
+          f"{os.cpu_count()} cores, load {load:.1f} before it began")
+    print(f"{'database':<12}{'':<20}{'rows':>12}{'to 1 lane':>12}{'daemon CPU':>14}"
+          f"{'database CPU':>14}{'broker CPU':>14}{'peak memory':>14}")
+    folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        rabbitmq = stack.enter_context(service("rabbitmq"))
+        servers = [stack.enter_context(service(engine)) for engine in ENGINES]
+        databases = Databases(environments.python("celery-5.7"), *servers, folder)
+        for engine in options.engines or ENGINES:
+            measured: dict[Arrangement, list[Measured]] = {one: [] for one in ARRANGEMENTS}
+            for _ in range(options.rounds):
+                for arrangement in ARRANGEMENTS:
+                    count = rabbitmq.count()
+                    broker = Broker(rabbitmq.create())
+                    fill(broker, backlog)
+                    database = databases.migrated(engine)
+                    one = drain(broker, database, folder, len(backlog), arrangement)
+                    measured[arrangement].append(one)
+                    rabbitmq.remove_since(count)
+            for arrangement, runs in measured.items():
+                ratios = [run.rate / one.rate for run, one in zip(runs, measured[ONE], strict=True)]
+
+                def median(name: str, runs: list[Measured] = runs) -> float:
+                    return statistics.median(getattr(run, name) for run in runs)
+
+                print(f"{engine:<12}{arrangement!s:<20}{median('rate'):>10.0f}/s"
+                      f"{statistics.median(ratios):>11.2f}x{median('daemon_cpu'):>11.1f} µs"
+                      f"{median('database_cpu'):>11.1f} µs{median('broker_cpu'):>11.1f} µs"
+                      f"{median('peak'):>10.1f} MiB", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Makes `tests/data/yaml-pairs.json`: bodies in YAML, and what django-celery-results would have
+stored of them.
+
+Both are what PyYAML writes, the body for a whole result and each column for one value alone. The
+values are random, from a seed, and of the kinds that a serializer gets wrong.
+
+    PYTHONHASHSEED=0 python integration/captures/yaml_pairs.py > tests/data/yaml-pairs.json
+"""
+
+import datetime
+import json
+import random
+import sys
+
+import yaml
+
+SEED = 20261123
+PAIRS = 250
+
+WORDS = [
+    *"a b the word lorem naïve 日本語 😀 # - ? : [ ] { } , & * ! | > ' \" % @ ` \\ ~ = << 0".split(),
+    *["x" * 30, "y" * 90, "a:", "a: b", "#c", " #", "- a", "---", "... b", "''", '""', "\\n"],
+    *["\t", "\n", "\n\n", "\r", "\0", "\a", "\x1b", "\x7f", "\x85", "\xa0", "\u2028", "\u2029"],
+    *["\ufeff", "\ud800", "\udfff", "\ud83d\ude00", "\ufffd", "\uffff", "\U0010ffff", "  ", "\n "],
+]
+# What looks like something else, or nearly so.
+LOOKS = [
+    *"null Null NULL nULL ~ yes No ON off y n true FALSE tRue 0 00 07 08 0o7 0x1F 0xg 0b101".split(),
+    *"1_000 _1 +1 -1 + - . .. ... --- 1. 1.0 .5 ._5 -.5 +.5 1e5 1e+5 1.0e5 1.0e+5 .inf -.Inf".split(),
+    *"+.INF .nan -.nan nan inf 1:30 1:60 190:20:30.15 2020-01-01 2020-1-1 20200101 = << < !".split(),
+    *"2020-01-01T10:00:00 2020-01-01t1:00:00.5Z & * @ ` % # #a a# a: :a ? ?a - -a ---a {} []".split(),
+    *["", " ", "\n", "yes\n", "1\n", "2020-01-01 10:00:00.123 -01:30", "2020-01-01 10:00", "a #b"],
+    *["a\nb", "a\n", "\na", " a", "a ", "a  b", "a \nb", "a\n b", "\ta", "a\tb", '"a"', "it's"],
+    *["x" * 122, "x" * 123, "é" * 122, "é" * 123, "😀" * 110],
+]
+ZONES = [None, datetime.UTC, datetime.timezone(datetime.timedelta(hours=-9, minutes=30))]
+
+
+def text(r):
+    match r.randrange(8):
+        case 0 | 1 | 2:
+            return r.choice(LOOKS)
+        case 3:
+            return r.choice(["", " ", "\n"]).join(r.choices(WORDS, k=r.randrange(1, 12)))
+        case 4:
+            return " ".join(r.choices(WORDS[:5], k=r.randrange(1, 50)))
+        case 5:
+            return "".join(r.choices(r.choice([" ab", " ab'\n", ' ab"\\é']), k=r.randrange(1, 200)))
+        case 6:
+            return "".join(chr(r.randrange(0x300)) for _ in range(r.randrange(12)))
+        case _:
+            return r.choice(["é", "a é ", '"a" ', "it's ", "\n\n ", "\\ ", " é"]) * r.randrange(1, 30)
+
+
+def number(r):
+    floats = [0.0, -0.0, 0.1, 1e16, 1e22, 1e-7, 5e-324, float("inf"), -float("inf"), float("nan")]
+    return r.choice([*floats, r.uniform(-1e9, 1e9), r.randrange(-99, 99), r.randrange(10**40)])
+
+
+def time(r):
+    day = [r.randrange(1, 9999), r.randrange(1, 13), r.randrange(1, 29)]
+    if r.random() < 0.5:
+        return datetime.date(*day)
+    hour = [r.randrange(24), r.randrange(60), r.randrange(60), r.choice([0, r.randrange(10**6)])]
+    return datetime.datetime(*day, *hour, tzinfo=r.choice(ZONES))
+
+
+def scalar(r):
+    others = [lambda: None, lambda: r.random() < 0.5, lambda: number(r), lambda: time(r)]
+    others.append(lambda: r.randbytes(r.choice([0, 1, 2, 57, 58, 100])))
+    return text(r) if r.random() < 0.55 else r.choice(others)()
+
+
+def key(r, shared):
+    if r.random() < 0.1:
+        return tuple(key(r, []) for _ in range(r.randrange(3)))
+    times = [value for value in shared if isinstance(value, datetime.date)]
+    return r.choice(times) if times and r.random() < 0.2 else scalar(r)
+
+
+def value(r, depth, shared):
+    if shared and r.random() < 0.12:
+        return r.choice(shared)
+    made = scalar(r)
+    count = r.choice([0, 1, 2, 3, 5])
+    kind = r.random() if depth else 0
+    if kind > 0.9:
+        made = {key(r, shared) for _ in range(count)}
+    elif kind > 0.6:
+        made = {}
+        # It may come to hold itself.
+        shared += [made] * (r.random() < 0.3)
+        make_key = r.choice([lambda: text(r), lambda: key(r, shared)])
+        made.update((make_key(), value(r, depth - 1, shared)) for _ in range(count))
+    elif kind > 0.35:
+        made = []
+        shared += [made] * (r.random() < 0.3)
+        made += [value(r, depth - 1, shared) for _ in range(count)]
+    shared += [made] * (r.random() < 0.2)
+    return made
+
+
+def pair(r):
+    shared = []
+    depth = r.choice([0, 1, 2, 4])
+    values = {name: value(r, depth, shared) for name in ("result", "args", "kwargs")}
+    children = value(r, 2, shared) if r.random() < 0.3 else []
+    meta = {"task_id": "t", "status": "SUCCESS", "children": children, **values}
+    columns = {name: yaml.safe_dump(value) for name, value in values.items()}
+    # Celery has no arguments to tell of.
+    columns.update((name, None) for name in ("args", "kwargs") if values[name] is None)
+    columns["meta"] = yaml.safe_dump({"children": children})
+    return {"body": yaml.safe_dump(meta), **columns}
+
+
+def main():
+    # One pair a line.
+    pairs = (json.dumps(pair(random.Random(f"{SEED} {number}"))) for number in range(PAIRS))
+    sys.stdout.write("[\n" + ",\n".join(pairs) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""`celeriac run` as a child process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness.processes import Failure, Process
+from harness.project import clean_environment
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+#: The documentation that comes with the program.
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+#: The message of the log line that tells that results are being taken from the queue.
+CONSUMING = "consuming"
+
+
+def binary() -> Path:
+    """`CELERIAC_BIN`, or the newest that Cargo has built."""
+    if named := os.environ.get("CELERIAC_BIN"):
+        path = Path(named).resolve()
+        if not path.exists():
+            raise Failure(f"CELERIAC_BIN names {path}, which does not exist: build it first")
+        return path
+    built = [REPOSITORY / "target" / profile / "celeriac" for profile in ("release", "debug")]
+    built = [path for path in built if path.exists()]
+    if not built:
+        raise Failure("there is no celeriac to test: run `cargo build` or set CELERIAC_BIN")
+    return max(built, key=lambda path: path.stat().st_mtime)
+
+
+class Daemon(Process):
+    """Settings are given as flags; its log is JSON lines."""
+
+    def __init__(self, log: Path, broker: str, database: str, *options: str) -> None:
+        command = [binary(), "run", "--broker", broker, "--database", database]
+        super().__init__(
+            "celeriac",
+            [*command, "--log-format", "json", *options],
+            log,
+            env=clean_environment(),
+        )
+
+    def start_consuming(self) -> None:
+        self.start()
+        self.wait_for_consuming()
+
+    def wait_for_consuming(self, times: int = 1, timeout_seconds: float = 30) -> None:
+        """Waits until the daemon has begun to consume `times` times since its start."""
+        self.wait_while_alive(
+            lambda: self.output().count(f'"message":"{CONSUMING}"') >= times,
+            f"log line `{CONSUMING}` number {times}",
+            timeout_seconds,
+        )

@@ -1,0 +1,56 @@
+"""One virtual host, one database with Django's tables, and the daemon between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness import results
+from harness.broker import DEAD, RESULTS, Broker
+from harness.daemon import Daemon
+from harness.database import Database
+
+STANDARD_SECONDS = 30
+
+
+@dataclass
+class Pipeline:
+    broker: Broker
+    database: Database
+    daemon: Daemon
+
+    @property
+    def engine(self) -> str:
+        return self.database.engine
+
+    def wait_for_rows(
+        self, wanted: dict[str, str], timeout_seconds: float = STANDARD_SECONDS
+    ) -> None:
+        """Waits until each task id has the status it is to end with."""
+
+        def missing() -> dict[str, str]:
+            statuses = self.database.statuses()
+            return {id: status for id, status in wanted.items() if statuses.get(id) != status}
+
+        try:
+            self.daemon.wait_while_alive(lambda: not missing(), "expected rows", timeout_seconds)
+        except Exception as error:
+            lacking = missing()
+            some = dict(list(lacking.items())[:10])
+            error.add_note(f"{len(lacking)} of {len(wanted)} rows are missing or other: {some}")
+            raise
+
+    def wait_until_handled(self) -> None:
+        """Waits until everything that was published before now has been dealt with.
+
+        A lane stores in the order of arrival, so a result that is published now comes last.
+        """
+        last = results.new_id()
+        self.broker.publish(results.result(last))
+        self.wait_for_rows({last: "SUCCESS"})
+
+    def stop_and_check_queues(self) -> None:
+        """Stops the daemon; whatever it had not acknowledged would be back in the queue."""
+        exit_code = self.daemon.stop()
+        assert exit_code == 0, f"the daemon ended with {exit_code}:\n{self.daemon.last_words()}"
+        assert self.broker.depth(RESULTS) == 0
+        assert self.broker.depth(DEAD) == 0

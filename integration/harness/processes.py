@@ -1,0 +1,199 @@
+"""Starting, watching and ending child processes. Standard library only.
+
+Every child runs in a session of its own, so that Ctrl-C reaches us first and we can end
+things in the right order, and so that a whole worker with its pool can be killed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+
+class Failure(Exception):
+    """Something that the person at the keyboard has to know, in one sentence."""
+
+
+def wait_until(
+    condition: Callable[[], object],
+    what: str,
+    timeout_seconds: float,
+    interval_seconds: float = 0.05,
+) -> None:
+    """Polls `condition` until it is true; `what` names it when it never becomes so."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Failure(f"waited {timeout_seconds:.0f} s in vain for {what}")
+        time.sleep(interval_seconds)
+
+
+def end_on_terminate() -> None:
+    """Lets SIGTERM unwind the stack as Ctrl-C does, so that every clean-up runs."""
+
+    def unwind(_signal_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, unwind)
+
+
+def let_children_have_signals() -> None:
+    """Gives children the default disposition of signals that this process was started to ignore.
+
+    A process under `nohup` ignores SIGHUP, one in the background of a script SIGINT and SIGQUIT,
+    and so does every program that it starts. A handler is not inherited: this one does nothing.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
+
+
+def descendants(pid: int) -> list[int]:
+    """The live processes below `pid`: servers put their children in sessions of their own."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        children = parents.get(queue.pop(), [])
+        found += children
+        queue += children
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process lives; a zombie that nobody reaped yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Process:
+    """One child whose output goes to a log file that tests can wait on and quote."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        log: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        user: str | None = None,
+    ) -> None:
+        self.name = name
+        self.command = [str(part) for part in command]
+        self.log = log
+        self.env = dict(os.environ if env is None else env)
+        self.cwd = cwd
+        self.user = user
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self._lock = threading.Lock()
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None, f"{self.name} was never started"
+        return self._child.pid
+
+    def start(self) -> None:
+        assert not self.is_alive(), f"{self.name} is already running"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        identity = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
+        with self.log.open("ab") as output:
+            self._child = subprocess.Popen(
+                self.command,
+                env=self.env,
+                cwd=self.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **identity,
+            )
+
+    def is_alive(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self._child is None else self._child.poll()
+
+    def output(self) -> str:
+        """What was logged since the last start."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def wait_for(self, text: str, timeout_seconds: float = 30) -> None:
+        """Waits until `text` is logged; says what was logged instead when it never is."""
+        self.wait_while_alive(lambda: text in self.output(), f"`{text}`", timeout_seconds)
+
+    def wait_while_alive(
+        self, condition: Callable[[], object], what: str, timeout_seconds: float
+    ) -> None:
+        """Waits for a sign of this process and gives up as soon as it is dead."""
+        deadline = time.monotonic() + timeout_seconds
+        while not condition():
+            dead = not self.is_alive()
+            if dead or time.monotonic() > deadline:
+                reason = f"ended with {self.exit_code}" if dead else f"{timeout_seconds:.0f} s over"
+                raise Failure(
+                    f"{self.name}: no {what} ({reason}); its last words:\n{self.last_words()}"
+                )
+            time.sleep(0.05)
+
+    def last_words(self, lines: int = 25) -> str:
+        return "\n".join(self.output().splitlines()[-lines:])
+
+    def terminate(self, signal_number: int = signal.SIGTERM) -> None:
+        """Asks for the end without waiting for it."""
+        if self.is_alive():
+            os.kill(self.pid, signal_number)
+
+    def stop(self, timeout_seconds: float = 20, signal_number: int = signal.SIGTERM) -> int | None:
+        """Asks the process to end, kills it when it does not, and returns its exit code."""
+        with self._lock:
+            if self._child is None:
+                return None
+            below = descendants(self.pid)
+            self.terminate(signal_number)
+            try:
+                self._child.wait(timeout_seconds)
+            except subprocess.TimeoutExpired:
+                self._kill(below)
+                raise Failure(
+                    f"{self.name} did not end within {timeout_seconds:.0f} s of being asked; "
+                    f"its last words:\n{self.last_words()}"
+                ) from None
+            self._kill(below)
+            return self._child.returncode
+
+    def kill(self) -> None:
+        """Kills the process and all below it, as a power cut would."""
+        with self._lock:
+            if self._child is not None and self.is_alive():
+                self._kill([self.pid, *descendants(self.pid)])
+                self._child.wait()
+
+    @staticmethod
+    def _kill(pids: list[int]) -> None:
+        for pid in pids:
+            if is_running(pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        wait_until(lambda: not any(is_running(pid) for pid in pids), "killed processes to go", 10)

@@ -1,0 +1,101 @@
+"""The Django project in `zoo/` on one database and one broker: its commands and workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.processes import Failure, Process
+
+SITE = Path(__file__).resolve().parent.parent / "zoo"
+
+#: What would otherwise leak from the caller's shell into the project or the daemon.
+FOREIGN = (
+    "ACCEPT_CONTENT",
+    "CELERY_",
+    "CELERIAC_",
+    "DATABASE_URL",
+    "DJANGO_",
+    "EVENT_",
+    "USE_TZ",
+    "TIME_ZONE",
+    "PYTHONPATH",
+    "PICKLE_PROTOCOL",
+    "RESULT_",
+    "SECURITY_",
+    "TASK_",
+)
+
+
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+
+
+class Project:
+    """`settings` are the variables that `zoo/shop/settings.py` reads."""
+
+    def __init__(
+        self, python: Path, database: str, broker: str, settings: Mapping[str, str] | None = None
+    ) -> None:
+        self.python = python
+        self.settings = dict(settings or {})
+        self.env = clean_environment() | {
+            "DATABASE_URL": database,
+            "CELERY_BROKER_URL": broker,
+            # A site package compiled by several Pythons at once is no place for stale caches.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # Workers may run as root here, also where they accept pickle.
+            "C_FORCE_ROOT": "1",
+            **self.settings,
+        }
+
+    def manage(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [str(self.python), "manage.py", *arguments],
+            cwd=SITE,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Failure(f"manage.py {' '.join(arguments)} failed:\n{done.stderr or done.stdout}")
+        return done.stdout
+
+    def migrate(self) -> None:
+        self.manage("migrate", "--verbosity", "0")
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Every result through the ORM and through `AsyncResult`, by task id."""
+        return json.loads(self.manage("rows"))
+
+    def tables(self) -> dict[str, Any]:
+        """The rows of all three tables and what reading them through Celery gives."""
+        return json.loads(self.manage("tables"))
+
+    def daemon(self, log: Path, *options: str) -> Process:
+        """`manage.py celeriac run`, not yet started: the daemon with the project's settings."""
+        command = [self.python, "manage.py", "celeriac", "run", *options]
+        return Process("celeriac", command, log, env=self.env, cwd=SITE)
+
+    def worker(
+        self, log: Path, *more_options: str, result_backend: str | None = None
+    ) -> Process:
+        """A stock worker, not yet started; without a result backend it has the project's own."""
+        celery = self.python.parent / "celery"
+        backend = ["--result-backend", result_backend] if result_backend else []
+        options = ["--concurrency", "2", "--hostname", "worker@test", "--loglevel", "INFO"]
+        options += more_options
+        return Process(
+            f"Celery worker ({result_backend or 'django-db'})",
+            [celery, "-A", "shop", *backend, "worker", *options],
+            log,
+            env=self.env,
+            cwd=SITE,
+        )

@@ -1,0 +1,214 @@
+"""Signed messages: those of workers with the serializer `auth`, and columns that Celery verifies.
+
+The messages are those in `tests/data/auth`, which Celery itself has signed, in the form of the
+versions up to 5.4 and in that of those from 5.5 on; Celery and django-celery-results read the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery.security.certificate import Certificate
+from celery.security.key import PrivateKey
+from celery.security.serialization import SecureSerializer
+
+from harness import events, results
+from harness.broker import DEAD, EVENTS, Broker, Message
+from harness.daemon import CONSUMING, REPOSITORY, Daemon, binary
+from harness.database import Databases
+from harness.pipeline import Pipeline
+from harness.processes import wait_until
+from harness.project import Project
+from harness.services import RabbitMQ
+
+FOLDER = REPOSITORY / "tests" / "data" / "auth"
+CELERY_5_4, CELERY_5_7 = (
+    json.loads((FOLDER / f"celery-{version}.json").read_text()) for version in ("5.4.0", "5.7.0")
+)
+
+#: The task in all of these, and what `AsyncResult` makes of it.
+TASK = "3d8a1a6e-52ad-4a0f-8b3c-0d9a3f4f1c11"
+READ = {"state": "SUCCESS", "result": "[1, 'crème', None]", "traceback": None, "children": []}
+
+
+def path(name: str) -> str:
+    return str(FOLDER / f"worthless-test-{name}.pem")
+
+
+STORE = ("--security-cert-store", path("worker-certificate"))
+KEY = (
+    *("--security-key", path("worker-key")),
+    *("--security-certificate", path("worker-certificate")),
+)
+
+
+def signing(name: str) -> dict[str, str]:
+    """The settings of a project that signs and verifies everything with a certificate."""
+    return {
+        "TASK_SERIALIZER": "auth",
+        "RESULT_SERIALIZER": "auth",
+        "ACCEPT_CONTENT": "auth",
+        "SECURITY_KEY": path(f"{name}-key"),
+        "SECURITY_CERTIFICATE": path(f"{name}-certificate"),
+    }
+
+
+def signed(envelope: str, task_id: str = TASK) -> Message:
+    return results.raw(task_id, envelope.encode(), content_type="application/data")
+
+
+def envelope(body: object) -> str:
+    """What a worker of the newest Celery signs."""
+    key = PrivateKey(Path(path("worker-key")).read_text())
+    certificate = Certificate(Path(path("worker-certificate")).read_text())
+    return SecureSerializer(key, certificate).serialize(body)
+
+
+@pytest.fixture
+def make_pipeline(
+    rabbitmq: RabbitMQ, databases: Databases, make_daemon: Callable[..., Daemon]
+) -> Callable[..., Pipeline]:
+    """Makes daemons on SQLite with options, and starts them."""
+
+    def make(*options: str) -> Pipeline:
+        broker, database = Broker(rabbitmq.create()), databases.migrated("sqlite")
+        daemon = make_daemon(broker.url, database.url, *options)
+        daemon.start_consuming()
+        return Pipeline(broker, database, daemon)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("celery", "made"), [("celery-5.7", CELERY_5_7), ("celery-5.2", CELERY_5_4)], ids=["5.7", "5.2"]
+)
+def test_celery_verifies_what_the_daemon_signs(
+    python: dict[str, Path], make_pipeline: Callable[..., Pipeline], celery: str, made: Any
+) -> None:
+    pipeline = make_pipeline(*STORE, *KEY)
+
+    def read(name: str) -> dict[str, Any]:
+        settings = signing(name)
+        project = Project(python[celery], pipeline.database.url, pipeline.broker.url, settings)
+        return project.rows()[TASK]
+
+    # WHEN a worker's signed result is stored
+    pipeline.broker.publish(signed(made["json"]))
+    pipeline.wait_for_rows({TASK: "SUCCESS"})
+    # THEN each column is signed by itself, and a reader of that version verifies and reads them
+    told = read("worker")
+    row = told["row"]
+    assert (row["content_type"], row["content_encoding"]) == ("application/data", "utf-8")
+    columns = [row[name] for name in ("result", "meta", "task_args", "task_kwargs")]
+    assert len(set(columns)) == 4
+    assert told["async_result"] == READ
+    # THEN one that trusts another key does not
+    assert "SecurityError" in read("twin")["async_result"]["error"]
+    # WHEN the message comes again, THEN not a letter of the row changes
+    pipeline.broker.publish(signed(made["json"]), signed(made["json"]))
+    pipeline.broker.publish(signed(made["json"].replace("V", "W", 1)))
+    wait_until(lambda: pipeline.broker.depth(DEAD) == 1, "the dead letter behind them", 10)
+    assert read("worker")["row"] == row
+    pipeline.broker.take(DEAD)
+    pipeline.stop_and_check_queues()
+
+
+def test_without_a_key_the_columns_are_what_was_signed(
+    python: dict[str, Path], make_pipeline: Callable[..., Pipeline]
+) -> None:
+    pipeline = make_pipeline(*STORE)
+    pipeline.broker.publish(signed(CELERY_5_7["json"]))
+    pipeline.wait_for_rows({TASK: "SUCCESS"})
+    project = Project(python["celery-5.7"], pipeline.database.url, pipeline.broker.url)
+    told = project.rows()[TASK]
+    assert (told["row"]["content_type"], told["row"]["task_args"]) == ("application/json", "[7]")
+    assert told["async_result"] == READ
+    pipeline.stop_and_check_queues()
+
+
+def test_the_command_takes_certificates_and_key_from_the_settings(
+    python: dict[str, Path], rabbitmq: RabbitMQ, databases: Databases, tmp_path: Path
+) -> None:
+    broker, database = Broker(rabbitmq.create()), databases.migrated("sqlite")
+    settings = signing("worker") | {"CELERIAC_BIN": str(binary())}
+    project = Project(python["celery-5.7"], database.url, broker.url, settings)
+    daemon = project.daemon(tmp_path / "celeriac.log")
+    daemon.start()
+    try:
+        daemon.wait_for(CONSUMING)
+        # WHEN a signed result comes, and one that is not, which nobody there accepts
+        unsigned = results.new_id()
+        broker.publish(results.result(unsigned), signed(CELERY_5_7["json"]))
+        wait_until(lambda: TASK in database.statuses(), "the row", 10)
+    finally:
+        daemon.kill()
+    # THEN the first is read, and the other is a dead letter
+    assert project.rows()[TASK]["async_result"] == READ
+    assert unsigned not in database.statuses()
+    [letter] = broker.take(DEAD)
+    assert letter.headers["x-celeriac-reason"] == "not-accepted"
+
+
+def test_signed_events_are_stored(make_pipeline: Callable[..., Pipeline]) -> None:
+    pipeline = make_pipeline(*STORE, "--events")
+    task_id = results.new_id()
+    body = [events.received(task_id), events.event("task-started", task_id)]
+    message = events.raw(envelope(body).encode(), content_type="application/data")
+    pipeline.daemon.wait_for_consuming(2)
+    pipeline.broker.publish(message, queue=EVENTS)
+    pipeline.wait_for_rows({task_id: "STARTED"})
+    row = pipeline.database.row(task_id)
+    assert row["content_type"] == "application/vnd.celeriac.event+json"
+    pipeline.stop_and_check_queues()
+
+
+def test_what_nobody_there_has_signed_is_a_dead_letter(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    pipeline = make_pipeline(*STORE)
+    good, body = results.new_id(), results.body(results.new_id())
+    cases = {
+        "by another key": (CELERY_5_7["twin"], "unverified"),
+        "by somebody unknown": (CELERY_5_7["odd"], "unverified"),
+        "with another digest": (CELERY_5_4["sha512"], "unverified"),
+        "twice": (CELERY_5_7["auth"], "undecodable"),
+        "not at all": (json.dumps(body), "undecodable"),
+        "in part": (CELERY_5_7["json"][:-40], "unverified"),
+    }
+    pipeline.broker.publish(*(signed(envelope) for envelope, _ in cases.values()))
+    pipeline.broker.publish(signed(envelope(results.body(good)), good))
+    pipeline.wait_for_rows({good: "SUCCESS"})
+    letters = pipeline.broker.take(DEAD)
+    reasons = [letter.headers["x-celeriac-reason"] for letter in letters]
+    assert reasons == [reason for _, reason in cases.values()]
+    assert list(pipeline.database.statuses()) == [good]
+    pipeline.stop_and_check_queues()
+
+
+def test_without_certificates_a_dead_letter_names_the_setting(
+    make_pipeline: Callable[..., Pipeline],
+) -> None:
+    pipeline = make_pipeline()
+    pipeline.broker.publish(signed(CELERY_5_7["json"]))
+    wait_until(lambda: pipeline.broker.depth(DEAD) == 1, "the dead letter", 10)
+    [letter] = pipeline.broker.take(DEAD)
+    assert letter.headers["x-celeriac-reason"] == "unverified"
+    assert "security-cert-store" in letter.headers["x-celeriac-error"]
+    pipeline.stop_and_check_queues()
+
+
+def test_an_expired_certificate_ends_it_at_the_start(
+    rabbitmq: RabbitMQ, make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    daemon = make_daemon(
+        Broker(rabbitmq.create()).url,
+        f"sqlite:///{tmp_path / 'db'}",
+        *("--security-cert-store", path("expired-certificate")),
+    )
+    daemon.start()
+    wait_until(lambda: not daemon.is_alive(), "the daemon's end", 10)
+    assert "expired-certificate.pem has a certificate that has expired" in daemon.output()

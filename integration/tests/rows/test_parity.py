@@ -1,0 +1,432 @@
+"""`celeriac://` leaves the rows that django-celery-results would have written, in every column.
+
+The zoo runs twice under the same task ids: on a worker with `django-db`, whose rows are the
+truth, and on one with `celeriac://`, whose messages reach the daemons of all three databases.
+What differs on purpose is documented in a table, and named here with the cases that show it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.broker import Broker
+from harness.daemon import DOCUMENTS
+from harness.database import ENGINES, Databases
+from harness.matrix import on_one_worker
+from harness.parity import Fan, Parity, Rules, Side, play
+from harness.project import Project
+from harness.services import RabbitMQ
+
+#: Columns that two runs have in common.
+TEXTS = ("status", "content_type", "content_encoding")
+ENCODED = ("result", "meta", "task_args", "task_kwargs")
+DESCRIPTION = ("task_name", "worker", "periodic_task_name")
+
+#: The columns that an AsyncResult shows under other names.
+VIEWED = {
+    "state": "status",
+    "info": "result",
+    "got": "result",
+    "children": "meta",
+    "name": "task_name",
+    "args": "task_args",
+    "kwargs": "task_kwargs",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`cases` is a set of the zoo's, where not all of it is played."""
+
+    celery: str
+    serializer: str
+    extended: bool
+    cases: str | None = None
+
+    def options(self) -> tuple[str, ...]:
+        return (f"--{self.cases}",) if self.cases else ()
+
+    def reason_to_skip(self) -> str | None:
+        if self.celery == "celery-5.2" and sys.version_info >= (3, 12):
+            return "Celery 5.2 finds no result backend of others on Python 3.12"
+        return None
+
+    def __str__(self) -> str:
+        kind = "extended" if self.extended else "plain"
+        return "-".join(filter(None, (self.celery, self.serializer, kind, self.cases)))
+
+
+#: The whole zoo once, and a small part of it with every other serializer.
+USUAL = [
+    Variant("celery-5.7", "json", True),
+    Variant("celery-5.7", "msgpack", False, "few"),
+    Variant("celery-5.7", "yaml", True, "few"),
+    Variant("celery-5.7", "pickle", True, "few"),
+]
+
+#: What does not depend on the serializer is played with one of them only.
+FULL = [
+    Variant("celery-5.7", "json", False),
+    *(
+        Variant("celery-5.7", serializer, extended, "brief")
+        for serializer in ("msgpack", "yaml", "pickle")
+        for extended in (True, False)
+    ),
+    Variant("celery-5.2", "json", True),
+    Variant("celery-5.4", "json", True),
+    Variant("celery-5.6", "json", True),
+]
+
+# Intended differences ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A line of the table by its words, and the cases in which it shows.
+
+    `columns` are those that may differ from the truth; they are what the message says all the
+    same. Where there are none, the truth may have no row.
+    """
+
+    line: str
+    cases: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+
+    def covers(self, case: str) -> bool:
+        return any(
+            case.startswith(name[:-1]) if name.endswith("*") else case == name
+            for name in self.cases
+        )
+
+
+OUTCOME = ("status", "result", "meta", "traceback")
+
+#: The columns that all come from one message.
+WHOLE = (*OUTCOME, "content_type", "content_encoding", "date_done")
+
+DIFFERENCES = [
+    Difference(
+        "a late state never overwrites a final one",
+        # Up to 5.6 Celery revokes the members of a body that it has just failed.
+        ("late.*", "chord.group_body_never"),
+        (*OUTCOME, *ENCODED, *DESCRIPTION, "date_started"),
+    ),
+    Difference("U+0000 in a text", ("fail.nul",), OUTCOME),
+    Difference("a lone surrogate in a traceback", ("fail.surrogate",), OUTCOME),
+    Difference("`request.meta` that is `None`", ("meta.none",), OUTCOME),
+    Difference("`request.meta` that is `None`", ("meta.header_none",)),
+    Difference(
+        "the body of a chord that never runs",
+        ("chord.header_expires", "chord.header_out_of_time", "chord.header_dies"),
+        ("meta",),
+    ),
+    # Up to 5.2 Celery tells the failure of what cannot be pickled twice, and the body has either.
+    Difference(
+        "the body of a chord that never runs",
+        ("chord.group_body_never", "chord.header_fails_oddly"),
+        ("result",),
+    ),
+    # Up to 5.6 Celery gives no id for such a body, and the table refuses the row.
+    Difference(
+        "the body of a chord that never runs",
+        ("chord.chain_body_never", "chord.in_chain_fails"),
+        ("status", "result", "traceback", "meta"),
+    ),
+    Difference(
+        "the body of a chord that never runs", ("chord.header_unregistered", "chord.nested_fails")
+    ),
+    Difference(
+        "a pickled `AsyncResult`",
+        (
+            "give.async_result",
+            "give.group_result",
+            "give.result_set",
+            "children.returned",
+            "children.returned_group",
+            "children.returned_in_dict",
+        ),
+        ("result",),
+    ),
+]
+
+
+def may_differ(case: str, column: str) -> bool:
+    return any(
+        column in difference.columns and difference.covers(case) for difference in DIFFERENCES
+    )
+
+
+def test_differences_are_documented() -> None:
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    assert not [one.line for one in DIFFERENCES if one.line not in text]
+
+
+# The runs ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Compared:
+    """One run on both sides, and how to look at it."""
+
+    variant: Variant
+    parity: Parity
+    rules: Rules
+
+    def rows(self, engine: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Case, true row, our row, of every task that has both."""
+        true, ours = self.parity.truth["tasks"], self.parity.ours[engine]["tasks"]
+        for case, ends in self.parity.cases.items():
+            for task_id in ends:
+                if task_id in true and task_id in ours:
+                    yield case, true[task_id], ours[task_id]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*on_one_worker(*USUAL), *on_one_worker(*FULL, is_full=True)],
+    ids=str,
+)
+def compared(
+    request: pytest.FixtureRequest,
+    python: dict[str, Path],
+    rabbitmq: RabbitMQ,
+    databases: Databases,
+    logs: Path,
+) -> Compared:
+    variant: Variant = request.param
+    if reason := variant.reason_to_skip():
+        pytest.skip(reason)
+    sides = make_sides(variant, python[variant.celery], rabbitmq, databases, logs)
+    compared = compare(variant, *sides)
+    # Every test below looks for differences, which nothing has.
+    cases, rows = (30, 30) if variant.cases == "few" else (120, 300)
+    assert len(compared.parity.cases) >= cases
+    for engine in ENGINES:
+        assert len(list(compared.rows(engine))) >= rows
+    return compared
+
+
+def make_sides(
+    variant: Variant,
+    interpreter: Path,
+    rabbitmq: RabbitMQ,
+    databases: Databases,
+    logs: Path,
+) -> tuple[Side, Side, Fan]:
+    """The truth, ours, and what is between our worker and the databases."""
+    settings = {
+        "RESULT_SERIALIZER": variant.serializer,
+        "RESULT_EXTENDED": "on" if variant.extended else "off",
+        "RESULT_CHORD_RETRY_INTERVAL": "0.2",
+        "ACCEPT_CONTENT": "json,msgpack,yaml,pickle",
+    }
+    true_database = databases.migrated("postgresql")
+    truth = Project(interpreter, true_database.url, rabbitmq.create(), settings)
+    broker = Broker(rabbitmq.create())
+    fan = Fan(
+        broker, {engine: databases.migrated(engine) for engine in ENGINES}, logs / str(variant)
+    )
+    ours = Project(
+        interpreter,
+        fan.databases["postgresql"].url,
+        broker.url,
+        settings | {"RESULT_BACKEND": "celeriac://"},
+    )
+    return (
+        Side(truth, true_database, logs / f"{variant} django-db.log"),
+        Side(ours, fan.databases["postgresql"], logs / f"{variant} celeriac.log"),
+        fan,
+    )
+
+
+def compare(variant: Variant, truth: Side, ours: Side, fan: Fan) -> Compared:
+    parity = play(str(variant), truth, ours, fan, *variant.options())
+    named = frozenset(task_id for ends in parity.cases.values() for task_id in ends)
+    return Compared(variant, parity, Rules(named))
+
+
+def shown(different: list[tuple[str, str, Any, Any]]) -> str:
+    """Enough of the differences to see what they are; results can be a megabyte long."""
+    lines = [f"{len(different)} differ"]
+    for case, what, true, ours in different[:15]:
+        lines += [f"{case}: {what}", f"  true: {str(true)[:900]}", f"  ours: {str(ours)[:900]}"]
+    return "\n".join(lines).encode("ascii", "backslashreplace").decode()
+
+
+def test_the_same_tasks_have_rows(compared: Compared, engine: str) -> None:
+    true, ours = compared.parity.truth["tasks"], compared.parity.ours[engine]["tasks"]
+    # THEN tasks have rows here where they have some there, and nothing was undeliverable
+    assert compared.parity.dead == []
+    different = [
+        (case, f"{task_id} of {wanted}", task_id in true, task_id in ours)
+        for case, ends in compared.parity.cases.items()
+        for task_id, wanted in ends.items()
+        if (task_id in true) != (task_id in ours)
+        and not (
+            task_id in ours and any(not one.columns and one.covers(case) for one in DIFFERENCES)
+        )
+    ]
+    assert not different, shown(different)
+    # THEN the rows of ids that Celery has made up are as many, and of the same tasks
+    named = compared.rules.named
+    unnamed = [
+        Counter(
+            (row["row"]["status"], row["row"]["task_name"])
+            for task_id, row in rows.items()
+            if task_id not in named
+        )
+        for rows in (true, ours)
+    ]
+    assert unnamed[0] == unnamed[1]
+
+
+def test_texts(compared: Compared, engine: str) -> None:
+    # THEN what was not encoded is the same to the letter
+    different = [
+        (case, column, true["row"][column], ours["row"][column])
+        for case, true, ours in compared.rows(engine)
+        for column in (*TEXTS, *DESCRIPTION)
+        if true["row"][column] != ours["row"][column] and not may_differ(case, column)
+    ]
+    assert not different, shown(different)
+
+
+def test_encoded(compared: Compared, engine: str) -> None:
+    # THEN what a serializer wrote is the same to the letter, apart from process ids and the like
+    different = [
+        (case, column, true["row"][column], ours["row"][column])
+        for case, true, ours in compared.rows(engine)
+        for column in ENCODED
+        if not compared.rules.same_column(column, true, ours) and not may_differ(case, column)
+    ]
+    assert not different, shown(different)
+
+
+def test_traceback(compared: Compared, engine: str) -> None:
+    different = []
+    for case, true, ours in compared.rows(engine):
+        left, right = (side["row"]["traceback"] for side in (true, ours))
+        if left is None and right is not None:
+            # THEN it is kept where django-celery-results drops it: without `result_extended`,
+            # and of what was stored without a request, which has no name either
+            kept = not compared.variant.extended or true["row"]["task_name"] is None
+            if not kept and not may_differ(case, "traceback"):
+                different.append((case, "only ours", left, right))
+        elif compared.rules.traceback(left) != compared.rules.traceback(right):
+            # THEN it is the same in all frames that are not the result backend's own
+            if not may_differ(case, "traceback"):
+                different.append((case, "traceback", left, right))
+    assert not different, shown(different)
+
+
+def test_a_row_is_one_message(compared: Compared, engine: str) -> None:
+    """Which one it is of several is told by django-celery-results, in the tests above."""
+    different = []
+    for task_id, ours in compared.parity.ours[engine]["tasks"].items():
+        row, messages = ours["row"], compared.parity.sent[task_id]
+        # THEN the outcome and its time are all of the same message
+        outcomes = [all(is_stored(row, one, column) for column in WHOLE) for one in messages]
+        if not any(outcomes):
+            different.append((task_id, "outcome", [m["status"] for m in messages], row))
+        # THEN the description is that message's, or another's where it has none
+        for column in (*DESCRIPTION, "task_args", "task_kwargs"):
+            told = [one[column] for one, is_own in zip(messages, outcomes) if is_own]
+            if None in told:
+                told += [one[column] for one in messages]
+            if not any(row[column] in (one, storable(one)) for one in told):
+                different.append((task_id, column, told, row[column]))
+    assert not different, shown(different)
+
+
+def is_stored(row: dict[str, Any], message: dict[str, Any], column: str) -> bool:
+    stored, told = row[column], message[column]
+    if column == "date_done":
+        return datetime.datetime.fromisoformat(stored) == datetime.datetime.fromisoformat(told)
+    # What no text column holds is replaced.
+    return stored in (told, storable(told))
+
+
+def storable(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return "".join("\ufffd" if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def test_dates(compared: Compared, engine: str) -> None:
+    different = []
+    for case, true, ours in compared.rows(engine):
+        created, started, done = (
+            datetime.datetime.fromisoformat(ours["row"][column]) if ours["row"][column] else None
+            for column in ("date_created", "date_started", "date_done")
+        )
+        messages = compared.parity.sent[ours["row"]["task_id"]]
+        times = {m["status"]: datetime.datetime.fromisoformat(m["date_done"]) for m in messages}
+        kept = {
+            # THEN a task that was seen starting has a start
+            "has a start": (started is None) == (true["row"]["date_started"] is None)
+            or may_differ(case, "date_started"),
+            # THEN a task's times are in order
+            # (a start that comes after a final state is the last all the same)
+            "in order": created <= (started or created) <= done or case.startswith("late."),
+            # THEN they are those of the messages, to the microsecond
+            "created": created
+            == min(datetime.datetime.fromisoformat(m["date_done"]) for m in messages),
+            "started": started in (None, times.get("STARTED")) or case.startswith("late."),
+        }
+        if not all(kept.values()):
+            different.append((case, str(kept), (created, started, done), times))
+    assert not different, shown(different)
+
+
+def test_async_result(compared: Compared, engine: str) -> None:
+    different = []
+    for case, true, ours in compared.rows(engine):
+        for name, left in true["view"].items():
+            right = ours["view"][name]
+            # THEN whoever holds an AsyncResult sees no difference
+            same = compared.rules.normalised(left) == compared.rules.normalised(right)
+            if name in ("date_done", "traceback"):
+                # THEN it tells what the row has
+                same = same or right == repr(ours["row"][name])
+            if not same and not may_differ(case, VIEWED.get(name, name)):
+                different.append((case, name, left, right))
+    assert not different, shown(different)
+
+
+def test_groups(compared: Compared, engine: str) -> None:
+    if compared.variant.cases == "few":
+        pytest.skip("no groups are among these cases")
+    true, ours = compared.parity.truth["groups"], compared.parity.ours[engine]["groups"]
+    assert len(true) >= 4
+
+    def described(groups: dict[str, Any], named: set[str]) -> list[tuple[object, ...]]:
+        # The group of a chord's header has an id of its own in each run.
+        return sorted(
+            (
+                group_id if group_id in named else "ID",
+                group["row"]["content_type"],
+                group["row"]["content_encoding"],
+                compared.rules.normalised(group["decoded"]["result"]),
+                compared.rules.normalised(group["view"]["members"]),
+            )
+            for group_id, group in groups.items()
+        )
+
+    # THEN saved groups have the same rows, and are restored alike
+    named = set(true) & set(ours)
+    assert len(named) >= 3
+    assert described(true, named) == described(ours, named)
+    for group_id in named:
+        assert true[group_id]["row"]["result"] == ours[group_id]["row"]["result"]
+        [*_, message] = compared.parity.sent[group_id]
+        row = ours[group_id]["row"]
+        assert row["date_done"] == message["date_done"]
+        assert row["date_created"] == compared.parity.sent[group_id][0]["date_done"]
