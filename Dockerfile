@@ -69,7 +69,7 @@ USER 65532:65532
 FROM scratch AS celeriac
 LABEL org.opencontainers.image.title="Celeriac" \
       org.opencontainers.image.description="Puts the results of Celery tasks into a Django project's database" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /root-fs/ /
 # A number, so that Kubernetes can tell that it is not root.

@@ -3,6 +3,7 @@ PYTHON ?= python3
 # The packages in `integration/`, wherever a command is run.
 IN_INTEGRATION := PYTHONPATH='$(CURDIR)/integration'
 ENVIRONMENT := $(IN_INTEGRATION) integration/.venv/celery-5.7/bin/python
+WORKFLOW_TOOLS := integration/.venv/tools/workflows/bin
 SERVICES := $(IN_INTEGRATION) $(PYTHON) -m harness.services run --
 
 # The integration tests that are run, and by how many processes: for the most part they wait.
@@ -10,7 +11,7 @@ SELECT ?= not full
 PROCESSES ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-full build-tests test-rust test-integration lint bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
+.PHONY: help build release wheel demo test test-full build-tests test-rust test-integration lint docs lint-workflows bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -49,6 +50,18 @@ lint: ## Checks formatting, lints and licences
 	cargo clippy --locked --all-targets --quiet -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --quiet
 	$(PYTHON) .ci/licences.py
+
+docs: ## Builds the site of the documentation into `target/site`
+	$(IN_INTEGRATION) $(PYTHON) -m harness.environments tools/docs
+	integration/.venv/tools/docs/bin/mkdocs build --strict
+
+lint-workflows: ## Checks the files under `.github/`
+	$(IN_INTEGRATION) $(PYTHON) -m harness.environments tools/workflows
+	$(WORKFLOW_TOOLS)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(WORKFLOW_TOOLS)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(WORKFLOW_TOOLS)/check-jsonschema --builtin-schema vendor.github-issue-forms \
+		.github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(WORKFLOW_TOOLS)/zizmor --offline --quiet .github
 
 bench: release environments ## Measures it against django-celery-results
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.drain $(BENCH)
