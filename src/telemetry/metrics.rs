@@ -225,7 +225,8 @@ mod tests {
             cell.split('`').skip(1).step_by(2)
         });
         // RabbitMQ moves those itself.
-        let documented: BTreeSet<_> = reasons.filter(|&reason| reason != "delivery-limit").collect();
+        let documented: BTreeSet<_> =
+            reasons.filter(|&reason| reason != "delivery-limit").collect();
         assert_eq!(documented, BTreeSet::from(REASON_CODES));
         let source = include_str!("../decode/error.rs");
         let codes = source.split("pub fn code(").nth(1).expect("the function");

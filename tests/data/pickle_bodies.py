@@ -3,8 +3,6 @@
 django-celery-results would have for the same values.
 
     python3 tests/data/pickle_bodies.py
-
-A column that is null is one that no part of the body can be: it has to be taken out of the whole.
 """
 
 from __future__ import annotations
@@ -205,12 +203,8 @@ def case(name: str, protocol: int, members: dict[str, Any]) -> dict[str, Any]:
     if name == WHOLE:
         body["result"] = body
         body["children"] = [body]
-    columns: dict[str, str | None] = {
-        name: column(body[name], protocol) for name in ("result", "args", "kwargs")
-    }
+    columns = {member: column(body[member], protocol) for member in ("result", "args", "kwargs")}
     columns["meta"] = column({"children": body["children"]}, protocol)
-    if name == WHOLE:
-        columns |= {"result": None, "meta": None}
     return {
         "name": f"{name}, protocol {protocol}",
         "body": column(body, protocol),
@@ -221,14 +215,9 @@ def case(name: str, protocol: int, members: dict[str, Any]) -> dict[str, Any]:
 def cases() -> list[dict[str, Any]]:
     made = []
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        # In protocol 0 a recursive tuple is thrown away element by element, and not by its mark.
-        # What takes it from elsewhere in the body then differs in that, and not in what it builds.
-        sharing = {} if protocol == 0 else related()
         for name, value in values().items():
-            is_shared = protocol > 0 and name != "recursive holder"
-            children = [value] if is_shared else []
-            made.append(case(name, protocol, {"result": value, "children": children}))
-        for name, members in sharing.items():
+            made.append(case(name, protocol, {"result": value, "children": [value]}))
+        for name, members in related().items():
             made.append(case(name, protocol, members))
         made.append(case(WHOLE, protocol, {}))
     for name, value in large().items():

@@ -1,16 +1,16 @@
 //! The pickle body of Celery's `rpc://` results. It is walked and never executed.
 //!
-//! The columns hold what `pickle.dumps` would have written for a member's value alone, in base64,
-//! as django-celery-results does with everything binary (`DatabaseBackend.encode_content` in
-//! `django_celery_results/backends/database.py`, 2.6.0).
+//! A column holds a pickle that loads to the value of a member, in base64, as
+//! django-celery-results stores everything binary (`DatabaseBackend.encode_content` in
+//! `django_celery_results/backends/database.py`, 2.6.0). It is made of the member's own opcodes in
+//! the body. It is equal to what `pickle.dumps` would write for the value, but not byte for byte.
 //!
 //! As in Python, what follows the opcode STOP is not read.
 
+mod column;
 mod opcode;
-mod program;
 mod text;
 mod walk;
-mod write;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -18,8 +18,8 @@ use std::collections::BTreeSet;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use self::opcode::Op;
-use self::program::{Kind, Pair, Program, Span, malformed, offset};
+use self::opcode::{Kind, Op};
+use self::walk::{Pair, Program, malformed};
 use crate::decode::envelope::accept::PICKLE;
 use crate::decode::event::{Event, EventPolicy, python_json};
 use crate::decode::limits::Context;
@@ -36,11 +36,11 @@ pub(in crate::decode) fn decode(
     body: &[u8],
     context: Context<'_>,
 ) -> Result<TaskResult, DecodeError> {
-    let program = walk::read(body, context.limits.depth, 1)?;
-    if program.root != Kind::Dict {
+    let program = Program::read(body, context.limits.depth, 1)?;
+    let (dict, Kind::Dict) = program.root else {
         return Err(malformed("expected a dict", 0));
-    }
-    ResultMeta::collect(members(&program, 0))?.into_result(context.message)
+    };
+    ResultMeta::collect(members(&program, dict))?.into_result(context.message)
 }
 
 /// Reads the events in a body of the content type `application/x-python-serialize`: one, or a
@@ -51,23 +51,23 @@ pub(in crate::decode) fn decode_events(
     context: Context<'_>,
 ) -> Result<Decoded, DecodeError> {
     let Context { message, limits } = context;
-    let program = walk::read(body, limits.depth, 2)?;
+    let program = Program::read(body, limits.depth, 2)?;
     // Celery's events share short texts only, as the name of the host.
     if program.shared_bytes() > body.len() + MAX_SHARED_EXCESS {
         return Err(malformed("the events share too much", 0));
     }
     let mut events = Decoded::default();
     match program.root {
-        Kind::Dict => {
-            events.push(Event::collect(members(&program, 0))?.into_result(message, policy));
+        (dict, Kind::Dict) => {
+            events.push(Event::collect(members(&program, dict))?.into_result(message, policy));
         }
-        Kind::List if program.elements.len() > limits.events => {
+        (_, Kind::List) if program.elements.len() > limits.events => {
             return Err(DecodeError::TooManyEvents { limit: limits.events });
         }
-        Kind::List => {
-            for &(span, kind) in &program.elements {
+        (_, Kind::List) => {
+            for &(dict, kind) in &program.elements {
                 events.push(if kind == Kind::Dict {
-                    Event::collect(members(&program, span.start))?.into_result(message, policy)
+                    Event::collect(members(&program, dict))?.into_result(message, policy)
                 } else {
                     Err("it is not a dict")
                 });
@@ -78,23 +78,25 @@ pub(in crate::decode) fn decode_events(
     Ok(events)
 }
 
-/// The members of the dict whose bytes begin there, but for those whose names are no texts or, in
-/// the memo, longer than any of ours.
+/// The members of the dict whose bytes begin there, except those whose names are not texts.
 fn members<'program, 'body>(
     program: &'program Program<'body>,
     dict: u32,
 ) -> impl Iterator<Item = Result<(Cow<'body, str>, Pickled<'program, 'body>), DecodeError>> {
     program.pairs(dict).iter().filter_map(|pair| {
-        let key = text::of(&program.short_atom(pair.key)?)?.text;
+        let key = text::of(&program.op(pair.key)?)?.text;
         Some(Ok((key, Pickled { program, pair })))
     })
 }
 
-/// `pickle.dumps(None, 4)`: the protocol is kombu's default (`kombu/serialization.py`, 5.7.0).
+/// `None` in protocol 4, the default of kombu (`kombu/serialization.py`, 5.7.0).
 const NONE: &[u8] = b"\x80\x04N.";
 
-/// `pickle.dumps({"children": []}, 4)`
-const NO_CHILDREN: &[u8] = b"\x80\x04\x95\x11\0\0\0\0\0\0\0}\x94\x8c\x08children\x94]\x94s.";
+/// `{"children": []}` in protocol 4.
+const NO_CHILDREN: &[u8] = b"\x80\x04}\x8c\x08children]s.";
+
+/// What comes before and after the value of `children` to make a dict of it.
+const CHILDREN: [&[u8]; 2] = [b"}X\x08\0\0\0children", b"s"];
 
 /// The value of a member.
 #[derive(Clone, Copy)]
@@ -104,9 +106,13 @@ struct Pickled<'program, 'body> {
 }
 
 impl<'body> Pickled<'_, 'body> {
-    /// The opcode that pushes the value, where it is only one.
-    fn atom(self) -> Option<Op<'body>> {
-        self.program.atom(self.pair.value)
+    /// The opcode that pushes the value, where it is a scalar.
+    fn scalar(self) -> Option<Op<'body>> {
+        self.program.op(self.pair.made.start).filter(|_| self.pair.kind == Kind::Scalar)
+    }
+
+    fn pickle(self, around: [&[u8]; 2]) -> String {
+        STANDARD.encode(column::pickle(self.program, self.pair, around))
     }
 }
 
@@ -115,31 +121,27 @@ impl<'body> Value<'body> for Pickled<'_, 'body> {
     const CONTENT_ENCODING: &'static str = "binary";
 
     fn is_null(self) -> bool {
-        // No pickler puts it into the memo.
-        self.program.only(self.pair.value).is_some_and(|op| op.code == opcode::NONE)
+        self.scalar().is_some_and(|op| op.code == opcode::NONE)
     }
 
     fn text(self) -> Option<Text<'body>> {
-        text::of(&self.atom()?)
+        text::of(&self.scalar()?)
     }
 
     fn texts(self) -> Vec<Cow<'body, str>> {
-        let Self { program, pair: &Pair { value, .. } } = self;
-        let container = program.made_elsewhere(value).unwrap_or(value);
-        let texts = program.ops(container).filter_map(|op| {
-            let span = Span { start: offset(op.start), end: offset(op.end) };
-            Some(text::of(&program.short_atom(span)?)?.text)
-        });
+        let Self { program, pair } = self;
+        let ops = program.ops(pair.made).filter_map(|op| program.short_scalar(op));
+        let texts = ops.filter_map(|op| Some(text::of(&op)?.text));
         // Each once, however often it is got from the memo.
         texts.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     fn number(self) -> Option<f64> {
-        number(&self.atom()?)
+        number(&self.scalar()?)
     }
 
     fn is_true(self) -> bool {
-        self.atom().is_some_and(|op| match op.code {
+        self.scalar().is_some_and(|op| match op.code {
             opcode::INT => op.argument == b"01",
             code => code == opcode::NEWTRUE,
         })
@@ -150,7 +152,7 @@ impl<'body> Value<'body> for Pickled<'_, 'body> {
     }
 
     fn column(self) -> String {
-        STANDARD.encode(write::value(self.program, self.pair))
+        self.pickle([b"", b""])
     }
 
     fn null_column() -> String {
@@ -158,42 +160,30 @@ impl<'body> Value<'body> for Pickled<'_, 'body> {
     }
 
     fn meta(children: Option<Self>) -> String {
-        children.map_or_else(
-            || STANDARD.encode(NO_CHILDREN),
-            |children| STANDARD.encode(write::dict(children.program, children.pair)),
-        )
+        children.map_or_else(|| STANDARD.encode(NO_CHILDREN), |children| children.pickle(CHILDREN))
     }
 }
 
-/// The number that an opcode pushes, where it pushes one.
+/// The number that an opcode pushes, where it can be the time of an event in seconds.
 #[expect(clippy::cast_precision_loss, reason = "it is the time of an event")]
 fn number(op: &Op<'_>) -> Option<f64> {
     let bytes = op.argument;
-    let line = || std::str::from_utf8(bytes).ok();
     match op.code {
         opcode::BINFLOAT => Some(f64::from_be_bytes(bytes.try_into().ok()?)),
         opcode::BININT1 | opcode::BININT2 => Some(opcode::little_endian(bytes) as f64),
         opcode::BININT => Some(f64::from(i32::from_le_bytes(bytes.try_into().ok()?))),
-        // In as few bytes as it needs, and the highest bit is the sign.
-        opcode::LONG1 | opcode::LONG4 if bytes.len() <= 8 => {
-            let unused = 64 - 8 * u32::try_from(bytes.len()).ok()?;
-            let shifted = opcode::little_endian(bytes).checked_shl(unused).unwrap_or(0);
-            Some((shifted.cast_signed() >> unused.min(63)) as f64)
-        }
+        // They are the truth values of protocol 0.
         opcode::INT if bytes == b"00" || bytes == b"01" => None,
-        opcode::INT | opcode::FLOAT => line()?.parse().ok(),
-        opcode::LONG => line()?.trim_end_matches('L').parse().ok(),
+        opcode::INT | opcode::LONG | opcode::FLOAT => {
+            std::str::from_utf8(bytes).ok()?.trim_end_matches('L').parse().ok()
+        }
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::io::Read;
-
     use chrono::DateTime;
-    use serde::Deserialize;
 
     use super::*;
     use crate::decode::WireLimits;
@@ -245,53 +235,6 @@ mod tests {
         }
     }
 
-    /// A body that Python has written, and the columns for its members.
-    #[derive(Deserialize)]
-    struct Case {
-        name: String,
-        body: String,
-        columns: BTreeMap<String, Option<String>>,
-    }
-
-    fn cases() -> Vec<Case> {
-        let packed = include_bytes!("../../../../tests/data/pickle_bodies.json.xz");
-        let mut json = String::new();
-        liblzma::read::XzDecoder::new(&packed[..]).read_to_string(&mut json).expect("XZ");
-        serde_json::from_str(&json).expect("JSON")
-    }
-
-    #[test]
-    fn columns_hold_what_python_would_pickle() {
-        let mut whole = 0;
-        for Case { name, body, columns } in cases() {
-            let row = decode(bytes(Some(&body))).expect(&name);
-            assert_eq!((row.task_id.as_str(), row.outcome.status.as_str()), ("t", "SUCCESS"));
-            assert_eq!(row.outcome.content_type, "application/x-python-serialize");
-            assert_eq!(row.outcome.content_encoding, "binary");
-            assert_eq!(row.outcome.date_done.to_rfc3339(), "2026-11-23T06:51:16.000321+00:00");
-            assert_eq!(row.outcome.traceback, None);
-            assert_eq!(row.description.task_name.as_deref(), Some("shop.pay"));
-            assert_eq!(row.description.worker.as_deref(), Some("w@h"));
-            for (column, expected) in columns {
-                let held = match &*column {
-                    "result" => &row.outcome.result,
-                    "meta" => &row.outcome.meta,
-                    "args" => &row.description.task_args,
-                    _ => &row.description.task_kwargs,
-                };
-                if expected.is_some() {
-                    assert!(*held == expected, "{column} of {name}");
-                    continue;
-                }
-                let held = bytes(held.as_deref());
-                let text = String::from_utf8_lossy(&held);
-                assert!(text.contains("coperator\ngetitem\n("), "{column} of {name}");
-                whole += 1;
-            }
-        }
-        assert_eq!(whole, 12, "two for each protocol");
-    }
-
     #[test]
     fn what_python_2_wrote_is_read() {
         // `{"task_id": "t", "status": u"SUCCESS", "result": {"a": [1, 2L, u"\xe9\u20ac"]},
@@ -304,9 +247,9 @@ mod tests {
         assert_eq!(text.task_id, "t");
         assert_eq!(
             bytes(text.outcome.result.as_deref()),
-            b"(dp0\nS'a'\n(lp1\nI1\naL2L\naV\xe9\\u20ac\np2\nas."
+            b"(dS'a'\n(lI1\naL2L\naV\xe9\\u20ac\nas."
         );
-        assert_eq!(bytes(text.outcome.meta.as_deref()), b"(dp0\nS'children'\np1\n(lp2\ns.");
+        assert_eq!(bytes(text.outcome.meta.as_deref()), b"}X\x08\0\0\0children(ls.");
 
         let binary = decode(
             b"\x80\x02}q\x01(U\x06statusq\x02X\x07\x00\x00\x00SUCCESSq\x03U\x06resultq\x04}q\x05U\x01a]q\x06(K\x01\x8a\x01\x02X\x05\x00\x00\x00\xc3\xa9\xe2\x82\xacq\x07esU\x07task_idq\x08U\x01tU\x08childrenq\t]u."
@@ -316,9 +259,9 @@ mod tests {
         assert_eq!(binary.outcome.status.as_str(), "SUCCESS");
         assert_eq!(
             bytes(binary.outcome.result.as_deref()),
-            b"\x80\x02}q\x00U\x01a]q\x01(K\x01\x8a\x01\x02X\x05\x00\x00\x00\xc3\xa9\xe2\x82\xacq\x02es."
+            b"\x80\x02}U\x01a](K\x01\x8a\x01\x02X\x05\x00\x00\x00\xc3\xa9\xe2\x82\xaces."
         );
-        assert_eq!(bytes(binary.outcome.meta.as_deref()), b"\x80\x02}q\x00U\x08childrenq\x01]s.");
+        assert_eq!(bytes(binary.outcome.meta.as_deref()), b"\x80\x02}X\x08\0\0\0children]s.");
     }
 
     #[test]
@@ -367,11 +310,7 @@ mod tests {
             (b"J\xff\xff\xff\xff", Some(-1.0)),
             (b"K\xff", Some(255.0)),
             (b"M\xff\xff", Some(65_535.0)),
-            (b"\x8a\x00", Some(0.0)),
-            (b"\x8a\x01\xff", Some(-1.0)),
-            (b"\x8a\x05\0\0\0\0\x01", Some(4_294_967_296.0)),
-            (b"\x8b\x02\0\0\0\xff\x7f", Some(32_767.0)),
-            (b"\x8a\x09\0\0\0\0\0\0\0\0\x01", None),
+            (b"\x8a\x01\xff", None),
             (b"I7\n", Some(7.0)),
             (b"L7L\n", Some(7.0)),
             (b"F1.5\n", Some(1.5)),
@@ -388,7 +327,7 @@ mod tests {
     fn absent_members_are_what_they_would_be_as_none() {
         let row = decode(with(b"")).expect("good");
         assert_eq!(row.outcome.result.as_deref(), Some("gAROLg=="));
-        assert_eq!(row.outcome.meta.as_deref(), Some("gASVEQAAAAAAAAB9lIwIY2hpbGRyZW6UXZRzLg=="));
+        assert_eq!(row.outcome.meta.as_deref(), Some("gAR9jAhjaGlsZHJlbl1zLg=="));
         let row = decode(with(b"\x8c\x04argsN\x8c\x06resultN")).expect("good");
         assert_eq!(row.description.task_args, None);
         assert_eq!(row.outcome.result.as_deref(), Some("gAROLg=="));
@@ -413,12 +352,24 @@ mod tests {
         // The list in `result` gets another element by way of `x`.
         let members = b"\x8c\x06result]\x94K\x01a\x8c\x01xh\0K\x02a";
         let body = with(members);
-        let program =
-            [&b"coperator\ngetitem\n("[..], &body[2..body.len() - 1], b"\x8c\x06resulttR."]
-                .concat();
-        let expected =
-            [b"\x80\x04\x95", &(program.len() as u64).to_le_bytes()[..], &program].concat();
+        let whole = &body[2..body.len() - 1];
+        let expected = [b"\x80\x04coperator\ngetitem\n(", whole, b"\x8c\x06resulttR."].concat();
         assert_eq!(result(&body), expected);
+    }
+
+    #[test]
+    fn what_is_shared_is_made_once_and_kept_for_as_long_as_it_is_needed() {
+        // `x` holds a list in the memo, and another that holds the first twice.
+        let shared = b"\x8c\x01x(]\x94K\x01a]\x94(h\0h\0et";
+        for (value, expected) in [
+            (&b"h\x01"[..], &b"]\x94K\x01a0]\x94(h\0h\0e0h\x01"[..]),
+            (b"h\0", b"]\x94K\x01a0h\0"),
+            (b"h\0h\x01\x86", b"]\x94K\x01a0]\x94(h\0h\0e0h\0h\x01\x86"),
+            (b"K\x07", b"K\x07"),
+        ] {
+            let body = with(&[shared, &b"\x8c\x06result"[..], value].concat());
+            assert_eq!(result(&body), [b"\x80\x04", expected, b"."].concat(), "{value:x?}");
+        }
     }
 
     #[test]
@@ -441,12 +392,10 @@ mod tests {
         for (body, expected) in [
             (&b""[..], ("it is cut off", 0)),
             (b"\x80\x04", ("it is cut off", 2)),
-            (b"\x80\x06N.", ("a protocol that is unknown or not at the beginning", 0)),
-            (b"N\x80\x04.", ("a protocol that is unknown or not at the beginning", 1)),
+            (b"\x80\x06N.", ("an unknown protocol", 0)),
             (b"\x80\x04\xff.", ("an unknown opcode", 2)),
             (b"\x80\x04\x95\x03\0\0\0\0\0\0\0N.", ("a frame is cut off", 2)),
             (b"\x95\xff\xff\xff\xff\xff\xff\xff\xffN.", ("a frame is cut off", 0)),
-            (b"\x95\x02\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0\0.", ("a frame is empty or in a frame", 9)),
             (b".", ("there is too little on the stack", 0)),
             (b"NN.", ("something is left on the stack", 2)),
             (b"}(K\x01u.", ("a key has no value", 4)),
@@ -456,7 +405,6 @@ mod tests {
             (b"](Na(e.", ("there is too little on the stack", 3)),
             (b"(Ne.", ("there is too little on the stack", 2)),
             (b"N(R.", ("there is too little on the stack", 2)),
-            (b"(o.", ("there is too little on the stack", 1)),
             (b"(\x94.", ("there is too little on the stack", 1)),
             (b"h\0.", ("it is not in the memo", 0)),
             (b"N\x94h\x01.", ("it is not in the memo", 2)),

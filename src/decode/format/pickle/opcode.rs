@@ -1,10 +1,7 @@
-//! The opcodes of pickle, and how long each is (`Lib/pickletools.py`, Python 3.13).
+//! The opcodes of pickle: how long each one is and what it does to the stack
+//! (`Lib/pickletools.py`, Python 3.13).
 
-pub(super) const MARK: u8 = b'(';
-pub(super) const STOP: u8 = b'.';
 pub(super) const POP: u8 = b'0';
-pub(super) const POP_MARK: u8 = b'1';
-pub(super) const DUP: u8 = b'2';
 pub(super) const FLOAT: u8 = b'F';
 pub(super) const INT: u8 = b'I';
 pub(super) const BININT: u8 = b'J';
@@ -12,155 +9,175 @@ pub(super) const BININT1: u8 = b'K';
 pub(super) const LONG: u8 = b'L';
 pub(super) const BININT2: u8 = b'M';
 pub(super) const NONE: u8 = b'N';
-pub(super) const PERSID: u8 = b'P';
-pub(super) const BINPERSID: u8 = b'Q';
 pub(super) const REDUCE: u8 = b'R';
+pub(super) const STOP: u8 = b'.';
 pub(super) const STRING: u8 = b'S';
 pub(super) const BINSTRING: u8 = b'T';
 pub(super) const SHORT_BINSTRING: u8 = b'U';
 pub(super) const UNICODE: u8 = b'V';
 pub(super) const BINUNICODE: u8 = b'X';
-pub(super) const APPEND: u8 = b'a';
-pub(super) const BUILD: u8 = b'b';
-pub(super) const GLOBAL: u8 = b'c';
-pub(super) const DICT: u8 = b'd';
-pub(super) const EMPTY_DICT: u8 = b'}';
-pub(super) const APPENDS: u8 = b'e';
-pub(super) const GET: u8 = b'g';
+pub(super) const BINFLOAT: u8 = b'G';
 pub(super) const BINGET: u8 = b'h';
-pub(super) const INST: u8 = b'i';
 pub(super) const LONG_BINGET: u8 = b'j';
-pub(super) const LIST: u8 = b'l';
-pub(super) const EMPTY_LIST: u8 = b']';
-pub(super) const OBJ: u8 = b'o';
-pub(super) const PUT: u8 = b'p';
 pub(super) const BINPUT: u8 = b'q';
 pub(super) const LONG_BINPUT: u8 = b'r';
-pub(super) const SETITEM: u8 = b's';
-pub(super) const TUPLE: u8 = b't';
-pub(super) const EMPTY_TUPLE: u8 = b')';
-pub(super) const SETITEMS: u8 = b'u';
-pub(super) const BINFLOAT: u8 = b'G';
 pub(super) const PROTO: u8 = 0x80;
-pub(super) const NEWOBJ: u8 = 0x81;
-pub(super) const EXT1: u8 = 0x82;
-pub(super) const EXT2: u8 = 0x83;
-pub(super) const EXT4: u8 = 0x84;
-pub(super) const TUPLE1: u8 = 0x85;
 pub(super) const TUPLE2: u8 = 0x86;
-pub(super) const TUPLE3: u8 = 0x87;
 pub(super) const NEWTRUE: u8 = 0x88;
-pub(super) const NEWFALSE: u8 = 0x89;
-pub(super) const LONG1: u8 = 0x8A;
-pub(super) const LONG4: u8 = 0x8B;
-pub(super) const BINBYTES: u8 = b'B';
-pub(super) const SHORT_BINBYTES: u8 = b'C';
 pub(super) const SHORT_BINUNICODE: u8 = 0x8C;
 pub(super) const BINUNICODE8: u8 = 0x8D;
-pub(super) const BINBYTES8: u8 = 0x8E;
-pub(super) const EMPTY_SET: u8 = 0x8F;
-pub(super) const ADDITEMS: u8 = 0x90;
-pub(super) const FROZENSET: u8 = 0x91;
-pub(super) const NEWOBJ_EX: u8 = 0x92;
-pub(super) const STACK_GLOBAL: u8 = 0x93;
 pub(super) const MEMOIZE: u8 = 0x94;
-pub(super) const FRAME: u8 = 0x95;
-pub(super) const BYTEARRAY8: u8 = 0x96;
-pub(super) const NEXT_BUFFER: u8 = 0x97;
-pub(super) const READONLY_BUFFER: u8 = 0x98;
+
+/// What is on the stack, as far as it matters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    Mark,
+    /// A value that one opcode pushes.
+    Scalar,
+    Dict,
+    List,
+    #[default]
+    Other,
+}
+
+/// What an opcode does to the stack and the memo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Pushes a mark, a scalar or an empty container.
+    Push(Kind),
+    /// Makes one item of so many.
+    Fold(usize),
+    /// Makes one item of all that are above the last mark.
+    FoldMarked(Kind),
+    /// Adds so many items to the one below them, which is as a container of this kind.
+    Add(Kind, usize),
+    /// Adds the items above the last mark to the one below it.
+    AddMarked(Kind),
+    Pop,
+    PopMark,
+    Get,
+    Put,
+    Protocol,
+    Frame,
+    Stop,
+}
+
+/// How the argument of an opcode is written.
+enum Argument {
+    /// In so many bytes.
+    Bytes(usize),
+    /// In so many lines.
+    Lines(usize),
+    /// Behind its length, which has so many bytes.
+    Counted(usize),
+}
+
+fn describe(code: u8) -> Result<(Argument, Effect), &'static str> {
+    use Argument::{Bytes, Counted, Lines};
+    use Effect::{Add, AddMarked, Fold, FoldMarked, Get, Push, Put};
+
+    Ok(match code {
+        b'(' => (Bytes(0), Push(Kind::Mark)),
+        NONE | NEWTRUE | 0x89 => (Bytes(0), Push(Kind::Scalar)),
+        // With the opcodes EXT1, EXT2 and EXT4.
+        BININT1 | 0x82 => (Bytes(1), Push(Kind::Scalar)),
+        BININT2 | 0x83 => (Bytes(2), Push(Kind::Scalar)),
+        BININT | 0x84 => (Bytes(4), Push(Kind::Scalar)),
+        BINFLOAT => (Bytes(8), Push(Kind::Scalar)),
+        FLOAT | INT | LONG | STRING | UNICODE => (Lines(1), Push(Kind::Scalar)),
+        // GLOBAL
+        b'c' => (Lines(2), Push(Kind::Scalar)),
+        // With LONG1 and SHORT_BINBYTES, LONG4 and BINBYTES, BINBYTES8 and BYTEARRAY8.
+        SHORT_BINSTRING | SHORT_BINUNICODE | 0x8A | b'C' => (Counted(1), Push(Kind::Scalar)),
+        BINSTRING | BINUNICODE | 0x8B | b'B' => (Counted(4), Push(Kind::Scalar)),
+        BINUNICODE8 | 0x8E | 0x96 => (Counted(8), Push(Kind::Scalar)),
+        // EMPTY_LIST, EMPTY_DICT, EMPTY_TUPLE, EMPTY_SET
+        b']' => (Bytes(0), Push(Kind::List)),
+        b'}' => (Bytes(0), Push(Kind::Dict)),
+        b')' | 0x8F => (Bytes(0), Push(Kind::Other)),
+        // TUPLE1; NEWOBJ, STACK_GLOBAL; TUPLE3, NEWOBJ_EX
+        0x85 => (Bytes(0), Fold(1)),
+        TUPLE2 | REDUCE | 0x81 | 0x93 => (Bytes(0), Fold(2)),
+        0x87 | 0x92 => (Bytes(0), Fold(3)),
+        // LIST; DICT; TUPLE, OBJ, FROZENSET; INST
+        b'l' => (Bytes(0), FoldMarked(Kind::List)),
+        b'd' => (Bytes(0), FoldMarked(Kind::Dict)),
+        b't' | b'o' | 0x91 => (Bytes(0), FoldMarked(Kind::Other)),
+        b'i' => (Lines(2), FoldMarked(Kind::Other)),
+        // APPEND, BUILD, SETITEM; APPENDS, ADDITEMS, SETITEMS
+        b'a' => (Bytes(0), Add(Kind::List, 1)),
+        b'b' => (Bytes(0), Add(Kind::Other, 1)),
+        b's' => (Bytes(0), Add(Kind::Dict, 2)),
+        b'e' => (Bytes(0), AddMarked(Kind::List)),
+        0x90 => (Bytes(0), AddMarked(Kind::Other)),
+        b'u' => (Bytes(0), AddMarked(Kind::Dict)),
+        POP => (Bytes(0), Effect::Pop),
+        b'1' => (Bytes(0), Effect::PopMark),
+        b'g' => (Lines(1), Get),
+        BINGET => (Bytes(1), Get),
+        LONG_BINGET => (Bytes(4), Get),
+        b'p' => (Lines(1), Put),
+        BINPUT => (Bytes(1), Put),
+        LONG_BINPUT => (Bytes(4), Put),
+        MEMOIZE => (Bytes(0), Put),
+        PROTO => (Bytes(1), Effect::Protocol),
+        0x95 => (Bytes(8), Effect::Frame),
+        STOP => (Bytes(0), Effect::Stop),
+        // PERSID, BINPERSID; NEXT_BUFFER, READONLY_BUFFER; DUP. `pickle.dumps` alone writes none
+        // of them.
+        b'P' | b'Q' => return Err("a persistent id"),
+        0x97 | 0x98 => return Err("a buffer outside of the body"),
+        b'2' => return Err("an opcode that no pickler writes"),
+        _ => return Err("an unknown opcode"),
+    })
+}
 
 /// An opcode with its argument.
 #[derive(Clone, Copy)]
 pub(super) struct Op<'body> {
     pub(super) code: u8,
+    pub(super) effect: Effect,
     /// Where it begins.
-    pub(super) start: usize,
+    pub(super) start: u32,
     /// Where the next one begins.
-    pub(super) end: usize,
+    pub(super) end: u32,
     /// The argument, without its length and without the end of its last line.
     pub(super) argument: &'body [u8],
 }
 
 impl<'body> Op<'body> {
-    /// Reads the opcode at a position.
+    /// Reads the opcode at an offset of a body that is shorter than 4 GiB.
     ///
     /// # Errors
     ///
     /// Says what is wrong with it.
-    pub(super) fn read(body: &'body [u8], start: usize) -> Result<Self, &'static str> {
+    pub(super) fn read(body: &'body [u8], start: u32) -> Result<Self, &'static str> {
         const CUT: &str = "it is cut off";
-        let code = *body.get(start).ok_or(CUT)?;
-        let rest = &body[start + 1..];
-        let (head, length) = match code {
-            FLOAT | INT | LONG | PERSID | STRING | UNICODE | GET | PUT => {
-                (0, line(rest).ok_or(CUT)?)
+        let (&code, rest) = body.get(start as usize..).and_then(<[u8]>::split_first).ok_or(CUT)?;
+        let (argument, effect) = describe(code)?;
+        let (before, length, after) = match argument {
+            Argument::Bytes(length) => (0, length, 0),
+            Argument::Lines(count) => {
+                let mut ends = rest.iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
+                (0, ends.nth(count - 1).ok_or(CUT)?.0, 1)
             }
-            GLOBAL | INST => {
-                let module = line(rest).ok_or(CUT)? + 1;
-                (0, module + line(&rest[module..]).ok_or(CUT)?)
+            Argument::Counted(width) => {
+                let length = little_endian(rest.get(..width).ok_or(CUT)?);
+                (width, usize::try_from(length).map_err(|_| CUT)?, 0)
             }
-            BININT1 | BINGET | BINPUT | EXT1 | PROTO => (0, 1),
-            BININT2 | EXT2 => (0, 2),
-            BININT | LONG_BINGET | LONG_BINPUT | EXT4 => (0, 4),
-            BINFLOAT | FRAME => (0, 8),
-            LONG1 | SHORT_BINSTRING | SHORT_BINBYTES | SHORT_BINUNICODE => {
-                (1, length(rest, 1).ok_or(CUT)?)
-            }
-            LONG4 | BINSTRING | BINBYTES | BINUNICODE => (4, length(rest, 4).ok_or(CUT)?),
-            BINBYTES8 | BINUNICODE8 | BYTEARRAY8 => (8, length(rest, 8).ok_or(CUT)?),
-            MARK | STOP | POP | POP_MARK | DUP | NONE | BINPERSID | REDUCE | APPEND | BUILD
-            | DICT | EMPTY_DICT | APPENDS | LIST | EMPTY_LIST | OBJ | SETITEM | TUPLE
-            | EMPTY_TUPLE | SETITEMS | NEWOBJ | TUPLE1 | TUPLE2 | TUPLE3 | NEWTRUE | NEWFALSE
-            | EMPTY_SET | ADDITEMS | FROZENSET | NEWOBJ_EX | STACK_GLOBAL | MEMOIZE
-            | NEXT_BUFFER | READONLY_BUFFER => (0, 0),
-            _ => return Err("an unknown opcode"),
         };
-        let argument = rest.get(head..).and_then(|rest| rest.get(..length)).ok_or(CUT)?;
-        let is_line = matches!(
-            code,
-            FLOAT | INT | LONG | PERSID | STRING | UNICODE | GET | PUT | GLOBAL | INST
-        );
-        let end = start + 1 + head + length + usize::from(is_line);
-        Ok(Self { code, start, end, argument })
+        let argument = rest.get(before..).and_then(|rest| rest.get(..length)).ok_or(CUT)?;
+        let end = start + 1 + u32::try_from(before + length + after).map_err(|_| CUT)?;
+        Ok(Self { code, effect, start, end, argument })
     }
 
-    /// Its bytes in the body.
-    pub(super) fn bytes<'any>(&self, body: &'any [u8]) -> &'any [u8] {
-        &body[self.start..self.end]
-    }
-
-    /// The number that a GET or a PUT has.
+    /// The number in the memo that a GET or a PUT other than MEMOIZE names.
     pub(super) fn index(&self) -> Option<u32> {
         match self.code {
-            GET | PUT => std::str::from_utf8(self.argument).ok()?.parse().ok(),
+            b'g' | b'p' => std::str::from_utf8(self.argument).ok()?.parse().ok(),
             _ => u32::try_from(little_endian(self.argument)).ok(),
         }
     }
-
-    /// Whether it puts the top of the stack into the memo.
-    pub(super) fn is_put(&self) -> bool {
-        matches!(self.code, PUT | BINPUT | LONG_BINPUT | MEMOIZE)
-    }
-
-    /// Whether it takes something out of the memo.
-    pub(super) fn is_get(&self) -> bool {
-        matches!(self.code, GET | BINGET | LONG_BINGET)
-    }
-
-    /// Whether it says something of the bytes only and nothing of the value.
-    pub(super) fn is_about_bytes(&self) -> bool {
-        matches!(self.code, PROTO | FRAME)
-    }
-}
-
-/// The length of the first line.
-fn line(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|&byte| byte == b'\n')
-}
-
-/// The length that is written in so many bytes.
-fn length(bytes: &[u8], width: usize) -> Option<usize> {
-    usize::try_from(little_endian(bytes.get(..width)?)).ok()
 }
 
 /// The number that at most eight bytes are.

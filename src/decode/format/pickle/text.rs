@@ -21,9 +21,9 @@ pub(super) fn of<'body>(op: &Op<'body>) -> Option<Text<'body>> {
     }
 }
 
-/// Whether bytes are a text.
-pub(super) fn check(bytes: &[u8]) -> Option<()> {
-    if std::str::from_utf8(bytes).is_ok() { Some(()) } else { utf8(bytes).map(|_| ()) }
+/// Whether bytes are UTF-8 in which lone surrogates may stand.
+pub(super) fn is_utf8(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok() || utf8(bytes).is_some()
 }
 
 fn utf8(bytes: &[u8]) -> Option<Text<'_>> {

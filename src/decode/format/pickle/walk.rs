@@ -1,424 +1,393 @@
 //! Following the opcodes of a body without doing what they say.
 //!
-//! Each item on the stack is known by the bytes that made it: from the end of the item below it
-//! to where it was last touched. What was pushed and popped in between belongs to it: Python
-//! writes the elements of a recursive tuple, takes them away and gets the tuple from the memo
-//! (`save_tuple` in `Lib/pickle.py`, Python 3.13).
-
-use std::cell::OnceCell;
+//! Each item on the stack is known by the bytes that make it: from its first opcode to the last
+//! one that touches it. Such spans are nested or apart from each other, and each one leaves exactly
+//! one item more on the stack. What is pushed and popped between two items belongs to neither.
 
 use crate::decode::DecodeError;
-use crate::decode::format::pickle::opcode as op;
-use crate::decode::format::pickle::opcode::Op;
-use crate::decode::format::pickle::program::{
-    Entry, Kind, Pair, Program, Span, Whole, malformed, offset,
+use crate::decode::format::pickle::opcode::{
+    BINUNICODE, BINUNICODE8, Effect, Kind, MEMOIZE, Op, REDUCE, SHORT_BINUNICODE, TUPLE2,
+    little_endian,
 };
 use crate::decode::format::pickle::text;
 
 /// The highest protocol there is.
 const HIGHEST_PROTOCOL: u8 = 5;
 
-/// Follows a body in which values nest at most so deep, not counting the `outer` levels that
-/// hold them.
-pub(super) fn read(
-    body: &[u8],
-    max_depth: usize,
-    outer: usize,
-) -> Result<Program<'_>, DecodeError> {
-    if u32::try_from(body.len()).is_err() {
-        return Err(DecodeError::BodyTooLarge { limit: u32::MAX as usize });
-    }
-    let mut walk = Walk::new(u16::try_from(max_depth.saturating_add(outer)).unwrap_or(u16::MAX));
-    let mut position = 0;
-    loop {
-        let found = Op::read(body, position)
-            .map_err(Problem::Malformed)
-            .and_then(|op| walk.step(&op, body.len()).map(|()| op));
-        match found {
-            Ok(op) if op.code == op::STOP => return Ok(walk.finish(&body[..op.start])),
-            Ok(op) => position = op.end,
-            Err(Problem::Malformed(problem)) => return Err(malformed(problem, position)),
-            Err(Problem::TooDeep) => return Err(DecodeError::TooDeep { limit: max_depth }),
-        }
+/// The most bytes of a name. No member that counts has a longer one, and one in the memo can be
+/// the name of very many members.
+const MAX_NAME: usize = 128;
+
+/// Some bytes of the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) start: u32,
+    pub(super) end: u32,
+}
+
+impl Span {
+    /// Whether another span is in this one.
+    pub(super) fn contains(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
     }
 }
 
-struct Item {
-    /// Where the bytes end that made it. They begin where those of the item below end.
-    end: u32,
-    /// What of the memo it is.
-    entry: Option<u32>,
-    /// How deep it nests.
+/// Something in the memo.
+#[derive(Clone, Copy)]
+pub(super) struct Entry {
+    /// The bytes that make it.
+    pub(super) span: Span,
+    /// Where it is put into the memo.
+    pub(super) put: u32,
     depth: u16,
     kind: Kind,
 }
 
-enum Problem {
-    Malformed(&'static str),
-    TooDeep,
+/// A key of a dict and its value.
+#[derive(Clone, Copy)]
+pub(super) struct Pair {
+    /// Where the bytes of the dict begin.
+    pub(super) dict: u32,
+    /// Where the opcode of the key is, which is a scalar.
+    pub(super) key: u32,
+    pub(super) value: Span,
+    pub(super) kind: Kind,
+    /// The bytes that make the value, which is elsewhere where `value` gets it from the memo.
+    pub(super) made: Span,
 }
 
-impl From<&'static str> for Problem {
-    fn from(problem: &'static str) -> Self {
-        Self::Malformed(problem)
+/// A body that was followed to its end.
+#[derive(Default)]
+pub(super) struct Program<'body> {
+    /// The opcodes, without STOP.
+    pub(super) body: &'body [u8],
+    /// Where the bytes begin of what the body builds, and what it is.
+    pub(super) root: (u32, Kind),
+    /// The elements of a list that the body builds: where their bytes begin, and what they are.
+    pub(super) elements: Vec<(u32, Kind)>,
+    /// The pairs of the outermost dicts, dict by dict, each in their order.
+    pairs: Vec<Pair>,
+    /// The memo, in the order in which it was filled.
+    pub(super) entries: Vec<Entry>,
+    /// The number of the first entry: Python 2 counts from 1.
+    first_index: u32,
+    /// Whether something is changed by bytes that are not among those that make it, so that no part
+    /// of the body can be had without the rest.
+    pub(super) is_entangled: bool,
+}
+
+impl<'body> Program<'body> {
+    /// Follows a body in which values nest at most so deep, not counting the `outer` levels that
+    /// hold them.
+    pub(super) fn read(
+        body: &'body [u8],
+        max_depth: usize,
+        outer: usize,
+    ) -> Result<Self, DecodeError> {
+        if u32::try_from(body.len()).is_err() {
+            return Err(DecodeError::BodyTooLarge { limit: u32::MAX as usize });
+        }
+        let program = Self { body, ..Self::default() };
+        let mut walk = Walk { program, ..Walk::default() };
+        let mut position = 0;
+        loop {
+            let at_position = |problem| malformed(problem, position as usize);
+            let op = Op::read(body, position).map_err(at_position)?;
+            walk.step(&op).map_err(at_position)?;
+            let depth = walk.stack.last().map_or(0, |top| usize::from(top.depth));
+            if depth > max_depth.saturating_add(outer) {
+                return Err(DecodeError::TooDeep { limit: max_depth });
+            }
+            if op.effect == Effect::Stop {
+                return Ok(walk.finish(op.start));
+            }
+            position = op.end;
+        }
+    }
+
+    /// The opcode at an offset.
+    pub(super) fn op(&self, start: u32) -> Option<Op<'body>> {
+        Op::read(self.body, start).ok()
+    }
+
+    /// The bytes of an opcode.
+    pub(super) fn bytes(&self, op: &Op<'_>) -> &'body [u8] {
+        &self.body[op.start as usize..op.end as usize]
+    }
+
+    /// The opcodes in some bytes.
+    pub(super) fn ops(&self, span: Span) -> impl Iterator<Item = Op<'body>> {
+        let next = move |start: u32| (start < span.end).then(|| self.op(start)).flatten();
+        std::iter::successors(next(span.start), move |op| next(op.end))
+    }
+
+    /// The pairs of the outermost dict whose bytes begin there.
+    pub(super) fn pairs(&self, dict: u32) -> &[Pair] {
+        let from = self.pairs.partition_point(|pair| pair.dict < dict);
+        let to = self.pairs.partition_point(|pair| pair.dict <= dict);
+        &self.pairs[from..to]
+    }
+
+    /// How many bytes the scalars have that the values of the outermost dicts get from the memo,
+    /// each counted as often as it is got.
+    pub(super) fn shared_bytes(&self) -> usize {
+        let shared = self.pairs.iter().filter(|pair| pair.kind == Kind::Scalar);
+        let shared = shared.filter(|pair| !pair.value.contains(pair.made));
+        shared.map(|pair| (pair.made.end - pair.made.start) as usize).sum()
+    }
+
+    /// The opcode of a scalar that an opcode of the body pushes, or gets from the memo, where it is
+    /// short.
+    pub(super) fn short_scalar(&self, op: Op<'body>) -> Option<Op<'body>> {
+        let op = match op.effect {
+            Effect::Get => {
+                let entry = self.entries.get(self.got(&op)? as usize)?;
+                self.op(entry.span.start).filter(|_| entry.kind == Kind::Scalar)?
+            }
+            _ => op,
+        };
+        (op.argument.len() <= MAX_NAME).then_some(op)
+    }
+
+    /// The place among the entries of what a GET gets.
+    pub(super) fn got(&self, get: &Op<'_>) -> Option<u32> {
+        get.index()?.checked_sub(self.first_index)
     }
 }
 
-const UNDERFLOW: Problem = Problem::Malformed("there is too little on the stack");
+/// Something on the stack.
+struct Item {
+    span: Span,
+    /// Its place among the entries, where it is in the memo.
+    entry: Option<u32>,
+    /// How deep it nests.
+    depth: u16,
+    kind: Kind,
+    /// Whether its bytes only get it from the memo.
+    is_got: bool,
+}
+
+impl Item {
+    /// Where its bytes begin, and what they make.
+    fn value(&self) -> (u32, Kind) {
+        (self.span.start, if self.is_got { Kind::Other } else { self.kind })
+    }
+}
 
 /// The stack and the memo on the way.
-struct Walk {
-    max_depth: u16,
+#[derive(Default)]
+struct Walk<'body> {
     stack: Vec<Item>,
     /// The places of the marks in the stack.
-    marks: Vec<u32>,
-    entries: Vec<Entry>,
-    first_index: u32,
-    pairs: Vec<Pair>,
-    elements: Vec<(Span, Kind)>,
-    protocol: Option<u8>,
-    is_plain: bool,
+    marks: Vec<usize>,
     /// The two opcodes before this one.
     before: [u8; 2],
-    /// Whether the last opcodes have only popped something.
-    has_popped: bool,
-    rebuilt: Vec<Whole>,
-    frame_end: usize,
+    program: Program<'body>,
 }
 
-impl Walk {
-    fn new(max_depth: u16) -> Self {
-        Self {
-            max_depth,
-            stack: Vec::new(),
-            marks: Vec::new(),
-            entries: Vec::new(),
-            first_index: 0,
-            pairs: Vec::new(),
-            elements: Vec::new(),
-            protocol: None,
-            is_plain: true,
-            before: [op::PROTO; 2],
-            has_popped: false,
-            rebuilt: Vec::new(),
-            frame_end: 0,
+impl<'body> Walk<'body> {
+    /// Follows one opcode, and says what is wrong with it.
+    fn step(&mut self, op: &Op<'body>) -> Result<(), &'static str> {
+        match op.effect {
+            Effect::Protocol if op.argument[0] > HIGHEST_PROTOCOL => {
+                return Err("an unknown protocol");
+            }
+            Effect::Frame => {
+                let rest = self.program.body.len() - op.end as usize;
+                if little_endian(op.argument) > rest as u64 {
+                    return Err("a frame is cut off");
+                }
+            }
+            Effect::Protocol => {}
+            Effect::Push(kind) => {
+                let is_utf8 = matches!(op.code, BINUNICODE | SHORT_BINUNICODE | BINUNICODE8);
+                if is_utf8 && !text::is_utf8(op.argument) {
+                    return Err("invalid UTF-8 in a text");
+                }
+                if kind == Kind::Mark {
+                    self.marks.push(self.stack.len());
+                }
+                let depth = u16::from(!matches!(kind, Kind::Mark | Kind::Scalar));
+                self.push(op.start, op.end, kind, depth);
+            }
+            Effect::Fold(count) => {
+                let first = self.operands(count)?;
+                self.fold(first, Kind::Other, op.end);
+            }
+            Effect::FoldMarked(kind) => {
+                let mark = self.last_mark()?;
+                self.record(kind, mark, mark + 1)?;
+                self.fold(mark, kind, op.end);
+            }
+            Effect::Add(kind, count) => {
+                let target = self.operands(count + 1)?;
+                self.add(kind, target, target + 1, op.end)?;
+            }
+            Effect::AddMarked(kind) => {
+                let mark = self.last_mark()?;
+                let target = self.operands(self.stack.len() - mark + 1)?;
+                self.add(kind, target, mark + 1, op.end)?;
+            }
+            Effect::Pop if self.stack.last().is_some_and(|top| top.kind == Kind::Mark) => {
+                self.marks.pop();
+                self.stack.pop();
+            }
+            Effect::Pop => {
+                let first = self.operands(1)?;
+                self.stack.truncate(first);
+                // A call with a pair that is not in the memo sets the state of the item below
+                // (`save_reduce` in `Lib/pickle.py`, Python 3.13).
+                if self.before == [TUPLE2, REDUCE] && first > 0 {
+                    self.touch(first - 1, op.end);
+                }
+            }
+            Effect::PopMark => {
+                let mark = self.last_mark()?;
+                self.stack.truncate(mark);
+            }
+            Effect::Get => {
+                let entry = self.program.got(op);
+                let got = entry.and_then(|entry| self.program.entries.get(entry as usize));
+                let &Entry { depth, kind, .. } = got.ok_or("it is not in the memo")?;
+                let span = Span { start: op.start, end: op.end };
+                self.stack.push(Item { span, entry, depth, kind, is_got: true });
+            }
+            Effect::Put => self.put(op)?,
+            Effect::Stop if self.operands(1)? > 0 => return Err("something is left on the stack"),
+            Effect::Stop => {}
         }
-    }
-
-    /// Follows one opcode of a body of this length.
-    fn step(&mut self, op: &Op<'_>, length: usize) -> Result<(), Problem> {
-        match op.code {
-            op::PROTO => return self.protocol(op),
-            op::FRAME => return self.frame(op, length),
-            op::POP | op::POP_MARK => {}
-            _ => self.settle_popped(op),
-        }
-        self.apply(op)?;
         self.before = [self.before[1], op.code];
         Ok(())
     }
 
-    fn protocol(&mut self, op: &Op<'_>) -> Result<(), Problem> {
-        match *op.argument {
-            [protocol @ 0..=HIGHEST_PROTOCOL] if op.start == 0 => {
-                self.protocol = Some(protocol);
-                Ok(())
-            }
-            _ => Err("a protocol that is unknown or not at the beginning".into()),
-        }
-    }
-
-    fn frame(&mut self, op: &Op<'_>, length: usize) -> Result<(), Problem> {
-        let frame = usize::try_from(op::little_endian(op.argument)).unwrap_or(usize::MAX);
-        if op.start < self.frame_end || frame == 0 {
-            return Err("a frame is empty or in a frame".into());
-        }
-        if frame > length - op.end {
-            return Err("a frame is cut off".into());
-        }
-        self.frame_end = op.end + frame;
-        Ok(())
-    }
-
-    /// Does to the stack and the memo what an opcode does.
-    fn apply(&mut self, op: &Op<'_>) -> Result<(), Problem> {
-        let end = offset(op.end);
-        match op.code {
-            op::NONE
-            | op::NEWTRUE
-            | op::NEWFALSE
-            | op::INT
-            | op::BININT
-            | op::BININT1
-            | op::BININT2
-            | op::LONG
-            | op::LONG1
-            | op::LONG4
-            | op::FLOAT
-            | op::BINFLOAT
-            | op::STRING
-            | op::UNICODE
-            | op::BINSTRING
-            | op::SHORT_BINSTRING
-            | op::BINBYTES
-            | op::SHORT_BINBYTES
-            | op::BINBYTES8
-            | op::BYTEARRAY8
-            | op::GLOBAL
-            | op::EXT1
-            | op::EXT2
-            | op::EXT4 => self.push(Kind::Other, 0, end),
-            op::BINUNICODE | op::SHORT_BINUNICODE | op::BINUNICODE8 => {
-                text::check(op.argument).ok_or("invalid UTF-8 in a text")?;
-                self.push(Kind::Other, 0, end)
-            }
-            op::EMPTY_LIST => self.push(Kind::List, 1, end),
-            op::EMPTY_DICT => self.push(Kind::Dict, 1, end),
-            op::EMPTY_TUPLE | op::EMPTY_SET => self.push(Kind::Other, 1, end),
-            op::MARK => {
-                self.marks.push(offset(self.stack.len()));
-                self.push(Kind::Mark, 0, end)
-            }
-            op::TUPLE1 => self.fold(1, end),
-            op::TUPLE2 | op::STACK_GLOBAL | op::REDUCE | op::NEWOBJ => self.fold(2, end),
-            op::TUPLE3 | op::NEWOBJ_EX => self.fold(3, end),
-            op::TUPLE | op::FROZENSET | op::INST | op::OBJ | op::LIST | op::DICT => {
-                self.fold_to_mark(op.code, end)
-            }
-            op::APPEND | op::BUILD => {
-                let first = self.operands(1)?;
-                self.add(op.code, first, first, end)
-            }
-            op::SETITEM => {
-                let first = self.operands(2)?;
-                self.add(op.code, first, first, end)
-            }
-            op::APPENDS | op::SETITEMS | op::ADDITEMS => {
-                let mark = self.last_mark()?;
-                self.add(op.code, mark, mark + 1, end)
-            }
-            op::POP if self.stack.last().is_some_and(|top| top.kind == Kind::Mark) => {
-                self.marks.pop();
-                self.stack.pop();
-                Ok(())
-            }
-            op::POP => {
-                let first = self.operands(1)?;
-                self.consume(first);
-                // A call with a pair that is not in the memo sets the state of the item below
-                // (`save_reduce` in `Lib/pickle.py`, Python 3.13).
-                match self.stack.last_mut() {
-                    Some(top) if self.before == [op::TUPLE2, op::REDUCE] => top.end = end,
-                    _ => self.has_popped = true,
-                }
-                Ok(())
-            }
-            op::POP_MARK => {
-                let mark = self.last_mark()?;
-                self.consume(mark);
-                self.has_popped = true;
-                Ok(())
-            }
-            op::GET | op::BINGET | op::LONG_BINGET => self.get(op),
-            op::PUT | op::BINPUT | op::LONG_BINPUT | op::MEMOIZE => self.put(op),
-            op::STOP => {
-                let first = self.operands(1)?;
-                if first == 0 { Ok(()) } else { Err("something is left on the stack".into()) }
-            }
-            // Nothing that `pickle.dumps` writes has these.
-            op::PERSID | op::BINPERSID => Err("a persistent id".into()),
-            op::NEXT_BUFFER | op::READONLY_BUFFER => Err("a buffer outside of the body".into()),
-            _ => Err("an opcode that no pickler writes".into()),
-        }
-    }
-
-    /// Says whose the bytes are that pushed and popped something: those of the item that an
-    /// opcode gets from the memo, where that was put there on the way, as for a recursive tuple,
-    /// else those of the item below.
-    fn settle_popped(&mut self, op: &Op<'_>) {
-        if !std::mem::take(&mut self.has_popped) {
-            return;
-        }
-        let start = self.end_below(self.stack.len());
-        let is_from_popped = |entry: &u32| self.entries[*entry as usize].put >= start;
-        let entry = if op.is_get() { self.entry(op).filter(is_from_popped) } else { None };
-        if let Some(entry) = entry {
-            self.rebuilt.push(Whole { start, end: offset(op.end), entry });
-        } else if let Some(top) = self.stack.last_mut() {
-            top.end = offset(op.start);
-        }
-    }
-
-    /// Where the bytes begin of the item at a place in the stack.
-    fn end_below(&self, place: usize) -> u32 {
-        place.checked_sub(1).map_or(0, |below| self.stack[below].end)
-    }
-
-    fn span(&self, place: usize) -> Span {
-        Span { start: self.end_below(place), end: self.stack[place].end }
-    }
-
-    fn push(&mut self, kind: Kind, depth: u16, end: u32) -> Result<(), Problem> {
-        if depth > self.max_depth {
-            return Err(Problem::TooDeep);
-        }
-        self.stack.push(Item { end, entry: None, depth, kind });
-        Ok(())
+    fn push(&mut self, start: u32, end: u32, kind: Kind, depth: u16) {
+        let span = Span { start, end };
+        self.stack.push(Item { span, entry: None, depth, kind, is_got: false });
     }
 
     /// The place of the first of the topmost items, which must all be above the last mark.
-    fn operands(&self, count: usize) -> Result<usize, Problem> {
-        let floor = self.marks.last().map_or(0, |&mark| mark as usize + 1);
-        self.stack.len().checked_sub(count).filter(|&first| first >= floor).ok_or(UNDERFLOW)
+    fn operands(&self, count: usize) -> Result<usize, &'static str> {
+        let floor = self.marks.last().map_or(0, |mark| mark + 1);
+        let first = self.stack.len().checked_sub(count).filter(|&first| first >= floor);
+        first.ok_or("there is too little on the stack")
     }
 
     /// Takes the last mark from the list of marks. It stays on the stack.
-    fn last_mark(&mut self) -> Result<usize, Problem> {
-        let mark = self.marks.pop().ok_or(Problem::Malformed("there is no mark"))?;
-        Ok(mark as usize)
+    fn last_mark(&mut self) -> Result<usize, &'static str> {
+        self.marks.pop().ok_or("there is no mark")
     }
 
-    /// Takes items off the stack, from this place on, and tells how deep the deepest nests.
-    fn consume(&mut self, first: usize) -> u16 {
-        let mut depth = 0;
-        for item in self.stack.drain(first..) {
-            depth = depth.max(item.depth);
-            let made = item.entry.filter(|_| item.kind != Kind::Known);
-            if let Some(entry) = made.and_then(|entry| self.entries.get_mut(entry as usize)) {
-                entry.end = item.end;
-                entry.depth = item.depth;
-            }
-        }
-        depth
+    /// Takes items off the stack, from this place on, and tells how deep a container of them nests.
+    fn take(&mut self, first: usize) -> u16 {
+        let depth = self.stack.drain(first..).map(|item| item.depth).max();
+        depth.unwrap_or(0).saturating_add(1)
     }
 
-    /// Makes one item of the topmost ones.
-    fn fold(&mut self, count: usize, end: u32) -> Result<(), Problem> {
-        let first = self.operands(count)?;
-        let depth = self.consume(first);
-        self.push(Kind::Other, depth.saturating_add(1), end)
+    /// Makes one item of those from this place on.
+    fn fold(&mut self, first: usize, kind: Kind, end: u32) {
+        let start = self.stack[first].span.start;
+        let depth = self.take(first);
+        self.push(start, end, kind, depth);
     }
 
-    /// Makes one item of all that is above the last mark, and of the mark.
-    fn fold_to_mark(&mut self, code: u8, end: u32) -> Result<(), Problem> {
-        let mark = self.last_mark()?;
-        let first = mark + 1;
-        let kind = match code {
-            op::LIST => Kind::List,
-            op::DICT => Kind::Dict,
-            _ => Kind::Other,
-        };
-        match code {
-            op::LIST if mark == 0 => self.record_elements(first),
-            op::DICT => self.record_pairs(mark, first)?,
-            op::OBJ if first == self.stack.len() => return Err(UNDERFLOW),
-            _ => {}
+    /// Adds the items from `first` on to the target, as to a container of this kind.
+    fn add(
+        &mut self,
+        kind: Kind,
+        target: usize,
+        first: usize,
+        end: u32,
+    ) -> Result<(), &'static str> {
+        if kind == Kind::Dict || self.stack[target].kind == kind {
+            self.record(kind, target, first)?;
         }
-        let depth = self.consume(mark);
-        self.push(kind, depth.saturating_add(1), end)
-    }
-
-    /// Adds items to the one below `above`.
-    fn add(&mut self, code: u8, above: usize, first: usize, end: u32) -> Result<(), Problem> {
-        let floor = self.marks.last().map_or(0, |&mark| mark as usize + 1);
-        let target = above.checked_sub(1).filter(|&target| target >= floor).ok_or(UNDERFLOW)?;
-        match (code, self.stack[target].kind) {
-            // It is made elsewhere, and differs from what is made there from here on.
-            (_, Kind::Known) => self.is_plain = false,
-            (op::SETITEM | op::SETITEMS, _) => self.record_pairs(target, first)?,
-            (op::APPEND | op::APPENDS, Kind::List) if target == 0 => self.record_elements(first),
-            _ => {}
-        }
-        let depth = self.consume(above).saturating_add(1);
-        if depth > self.max_depth {
-            return Err(Problem::TooDeep);
-        }
-        let target = &mut self.stack[target];
-        target.depth = target.depth.max(depth);
-        target.end = end;
+        let depth = self.take(target + 1);
+        let item = &mut self.stack[target];
+        item.depth = item.depth.max(depth);
+        self.touch(target, end);
         Ok(())
     }
 
-    /// Keeps the keys and values from a place on, where the dict is the body's value or can be an
-    /// element of it.
-    fn record_pairs(&mut self, dict: usize, first: usize) -> Result<(), Problem> {
-        if (self.stack.len() - first) % 2 == 1 {
-            return Err("a key has no value".into());
-        }
-        let is_outermost = dict == 0
-            || (matches!(self.stack[0].kind, Kind::List | Kind::Mark) && self.marks.len() <= 1);
-        if is_outermost {
-            let start = self.end_below(dict);
-            for key in (first..self.stack.len()).step_by(2) {
-                let pair = Pair { dict: start, key: self.span(key), value: self.span(key + 1) };
-                self.pairs.push(pair);
-            }
-        }
-        Ok(())
-    }
-
-    fn record_elements(&mut self, first: usize) {
-        for place in first..self.stack.len() {
-            self.elements.push((self.span(place), self.stack[place].kind));
-        }
-    }
-
-    /// What of the memo an opcode gets.
-    fn entry(&self, get: &Op<'_>) -> Option<u32> {
-        let entry = get.index()?.checked_sub(self.first_index)?;
-        (entry < offset(self.entries.len())).then_some(entry)
-    }
-
-    fn get(&mut self, op: &Op<'_>) -> Result<(), Problem> {
-        let entry = self.entry(op).ok_or("it is not in the memo")?;
-        let depth = self.entries[entry as usize].depth;
-        self.push(Kind::Known, depth, offset(op.end))
-    }
-
-    fn put(&mut self, op: &Op<'_>) -> Result<(), Problem> {
-        let place = self.operands(1)?;
-        let entry = offset(self.entries.len());
-        match (op.code, op.index()) {
-            (op::MEMOIZE, _) if self.first_index == 0 => {}
-            (op::MEMOIZE, _) | (_, None) => return Err("the memo is out of order".into()),
-            (_, Some(index)) if entry == 0 => self.first_index = index,
-            (_, Some(index)) if Some(index) == self.first_index.checked_add(entry) => {}
-            _ => return Err("the memo is out of order".into()),
-        }
-        let start = self.end_below(place);
+    /// Notes that an item changes up to an offset.
+    fn touch(&mut self, place: usize, end: u32) {
         let item = &mut self.stack[place];
-        if item.kind == Kind::Known || item.entry.is_some() {
-            self.is_plain = false;
+        item.span.end = end;
+        if item.is_got {
+            // The bytes that make it are elsewhere and do not say this.
+            self.program.is_entangled = true;
+        } else if let Some(entry) = item.entry {
+            let entry = &mut self.program.entries[entry as usize];
+            entry.span.end = end;
+            entry.depth = item.depth;
         }
-        if let Some(earlier) = item.entry.and_then(|entry| self.entries.get_mut(entry as usize)) {
-            earlier.end = item.end;
-        }
-        self.entries.push(Entry { start, put: offset(op.start), end: item.end, depth: item.depth });
-        item.entry = Some(entry);
-        item.end = offset(op.end);
-        if item.kind == Kind::Known {
-            item.kind = Kind::Other;
+    }
+
+    /// Keeps the elements of the outermost list, or the keys and values of a dict that is the
+    /// body's value or can be one of these elements.
+    fn record(&mut self, kind: Kind, target: usize, first: usize) -> Result<(), &'static str> {
+        let items = &self.stack[first..];
+        let program = &mut self.program;
+        if kind == Kind::Dict {
+            if items.len() % 2 == 1 {
+                return Err("a key has no value");
+            }
+            let root = self.stack[0].kind;
+            let is_element = matches!(root, Kind::List | Kind::Mark) && self.marks.len() <= 1;
+            if target > 0 && !is_element {
+                return Ok(());
+            }
+            let dict = self.stack[target].span.start;
+            for [key, value] in items.as_chunks().0 {
+                let made = |item: &Item| match item.entry {
+                    Some(entry) => program.entries[entry as usize].span,
+                    None => item.span,
+                };
+                let (key_kind, key) = (key.kind, made(key).start);
+                let is_name = |op: Op<'_>| op.argument.len() <= MAX_NAME;
+                if key_kind == Kind::Scalar && program.op(key).is_some_and(is_name) {
+                    let (kind, made) = (value.kind, made(value));
+                    program.pairs.push(Pair { dict, key, value: value.span, kind, made });
+                }
+            }
+        } else if kind == Kind::List && target == 0 {
+            program.elements.extend(items.iter().map(Item::value));
         }
         Ok(())
     }
 
-    /// What was built, of all opcodes but STOP.
-    fn finish(mut self, body: &[u8]) -> Program<'_> {
-        let root = self.stack.first().map_or(Kind::Other, |root| root.kind);
-        self.consume(0);
-        self.pairs.sort_by_key(|pair| pair.dict);
-        let is_text = body.first() == Some(&op::MARK);
-        Program {
-            body,
-            protocol: self.protocol.unwrap_or(u8::from(!is_text)),
-            root,
-            elements: self.elements,
-            is_plain: self.is_plain,
-            pairs: self.pairs,
-            entries: self.entries,
-            first_index: self.first_index,
-            rebuilt: self.rebuilt,
-            wholes: OnceCell::new(),
+    fn put(&mut self, op: &Op<'_>) -> Result<(), &'static str> {
+        let place = self.operands(1)?;
+        let Program { entries, first_index, is_entangled, .. } = &mut self.program;
+        let number = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        let index = if op.code == MEMOIZE { Some(number) } else { op.index() };
+        if number == 0 {
+            *first_index = index.unwrap_or(0);
         }
+        if index.is_none() || index != first_index.checked_add(number) {
+            return Err("the memo is out of order");
+        }
+        let item = &mut self.stack[place];
+        let &mut Item { mut span, depth, kind, .. } = item;
+        if let Some(before) = item.entry {
+            // No pickler puts an object into the memo twice.
+            *is_entangled = true;
+            span = entries[before as usize].span;
+        }
+        entries.push(Entry { span, put: op.start, depth, kind });
+        item.entry = Some(number);
+        self.touch(place, op.end);
+        Ok(())
     }
+
+    /// What was built by the opcodes up to STOP.
+    fn finish(mut self, stop: u32) -> Program<'body> {
+        self.program.root = self.stack[0].value();
+        self.program.pairs.sort_by_key(|pair| pair.dict);
+        self.program.body = &self.program.body[..stop as usize];
+        self.program
+    }
+}
+
+pub(super) fn malformed(problem: &'static str, position: usize) -> DecodeError {
+    DecodeError::Malformed { format: "pickle", problem, position }
 }
