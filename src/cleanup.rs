@@ -12,16 +12,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
 
-use crate::config::{Cleanup, Config};
+use crate::config::{CleanupConfig, Config};
 use crate::diagnosis::Causes;
 use crate::retry::Backoff;
-use crate::row::expiry::{Expiry, Subject};
+use crate::row::expiry::{Expiry, RuleSubject};
 use crate::row::state::State;
-use crate::store::{Cleaner, Database, ErrorClass, Found, Job, Next, Step, StoreError};
+use crate::store::{Cleaner, CleanupStep, Database, ErrorClass, Found, Job, NextStep, StoreError};
 use crate::telemetry::{CleanupMetrics, CleanupOutcome, Telemetry};
 
 /// How long a cleanup that has begun tries again before it gives up.
-const PATIENCE: Duration = Duration::from_mins(10);
+const RETRY_LIMIT: Duration = Duration::from_mins(10);
 
 /// The part of the time between two cleanups within which the first one begins, and by which the
 /// others are early or late, so that many daemons do not come in step.
@@ -29,7 +29,7 @@ const JITTER: f64 = 0.1;
 
 /// How a cleanup has ended where it has not failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum CleanupEnd {
     /// All that had expired was deleted.
     Done,
     /// It was time to stop.
@@ -40,7 +40,7 @@ pub enum End {
 
 /// What a cleanup with these settings is to do now.
 #[must_use]
-pub fn job(settings: &Cleanup) -> Job {
+pub fn job(settings: &CleanupConfig) -> Job {
     Job {
         expiry: settings.expiry.clone(),
         batch: settings.batch,
@@ -60,8 +60,8 @@ pub async fn run(
     cleaner: &mut dyn Cleaner,
     pause: Duration,
     shutdown: &CancellationToken,
-    on_step: &mut (dyn FnMut(&Step) + Send),
-) -> Result<End, StoreError> {
+    on_step: &mut (dyn FnMut(&CleanupStep) + Send),
+) -> Result<CleanupEnd, StoreError> {
     let mut backoff = Backoff::new();
     let mut has_begun = false;
     while !shutdown.is_cancelled() {
@@ -73,7 +73,7 @@ pub async fn run(
                     ErrorClass::Outage => has_begun,
                     ErrorClass::Poison | ErrorClass::Setup => false,
                 };
-                if !may_pass || backoff.elapsed() > PATIENCE {
+                if !may_pass || backoff.elapsed() > RETRY_LIMIT {
                     return Err(error);
                 }
                 if backoff.wait(Level::WARN, "the cleanup waits", &error, shutdown).await.is_break()
@@ -88,16 +88,16 @@ pub async fn run(
         backoff = Backoff::new();
         on_step(&step);
         match step.next {
-            Next::Over => return Ok(End::Done),
-            Next::Taken => return Ok(End::Elsewhere),
-            Next::More if step.has_locked => tokio::select! {
+            NextStep::Over => return Ok(CleanupEnd::Done),
+            NextStep::Taken => return Ok(CleanupEnd::Elsewhere),
+            NextStep::More if step.has_locked => tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = shutdown.cancelled() => {}
             },
-            Next::More => {}
+            NextStep::More => {}
         }
     }
-    Ok(End::Stopped)
+    Ok(CleanupEnd::Stopped)
 }
 
 /// How many rows of tasks and of groups were found.
@@ -113,7 +113,7 @@ pub fn totals(found: &Found) -> (u64, u64) {
 /// an application sets them.
 pub fn warn_of_states(expiry: &Expiry) {
     for rule in expiry.rules() {
-        if let Subject::State(name) = &rule.subject
+        if let RuleSubject::State(name) = &rule.subject
             && matches!(State::from(name.as_str()), State::Custom(_))
         {
             tracing::warn!(
@@ -166,15 +166,15 @@ async fn clean_up(config: &Config, metrics: &CleanupMetrics, shutdown: &Cancella
     let (tasks, groups) = totals(cleaner.found());
     let seconds = began_at.elapsed().as_secs_f32();
     match done {
-        Ok(End::Done) => {
+        Ok(CleanupEnd::Done) => {
             tracing::info!(tasks, groups, seconds, "expired rows are deleted");
             metrics.end(CleanupOutcome::Done);
         }
-        Ok(End::Elsewhere) => {
+        Ok(CleanupEnd::Elsewhere) => {
             tracing::info!("another daemon deletes expired rows");
             metrics.end(CleanupOutcome::Elsewhere);
         }
-        Ok(End::Stopped) => {}
+        Ok(CleanupEnd::Stopped) => {}
         Err(error) => {
             let error_text = Causes(&error).to_string();
             let problem = "expired rows are left for the next time";
@@ -195,8 +195,8 @@ async fn follow(
     pause: Duration,
     metrics: &CleanupMetrics,
     shutdown: &CancellationToken,
-) -> Result<End, StoreError> {
-    let mut count = |step: &Step| {
+) -> Result<CleanupEnd, StoreError> {
+    let mut count = |step: &CleanupStep| {
         let (tasks, groups) = if step.of_groups { (0, step.deleted) } else { (step.deleted, 0) };
         metrics.delete(tasks, groups);
     };

@@ -17,7 +17,7 @@ use celeriac::row::group_result::GroupResult;
 use celeriac::row::state::State;
 use celeriac::row::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 use celeriac::store::{
-    Catalog, Cleaner, Database, Effect, ErrorClass, Job, Mysql, Next, Postgres, Sqlite, Store,
+    Catalog, Cleaner, Database, Effect, ErrorClass, Job, Mysql, NextStep, Postgres, Sqlite, Store,
     StoreError, Written,
 };
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
@@ -811,7 +811,7 @@ async fn finish(cleaner: &mut dyn Cleaner) -> Result<(u64, u64), StoreError> {
         } else {
             deleted.0 += step.deleted;
         }
-        if step.next == Next::Over {
+        if step.next == NextStep::Over {
             let found = cleaner.found();
             let told =
                 |of| found.iter().filter(move |(kind, _)| kind.is_group == of).map(|(_, n)| n);
@@ -820,7 +820,7 @@ async fn finish(cleaner: &mut dyn Cleaner) -> Result<(u64, u64), StoreError> {
             assert!(told.0 >= deleted.0 && told.1 >= deleted.1, "{told:?} {deleted:?}");
             return Ok(told);
         }
-        assert_eq!(step.next, Next::More);
+        assert_eq!(step.next, NextStep::More);
     }
 }
 
@@ -968,14 +968,14 @@ async fn one_process_cleans_up_at_a_time(database: &mut TestDatabase) {
     let mut store = database.store();
     store.store_tasks(&[&aged("a", "SUCCESS", 1)]).await.expect("stored");
     let (mut first, mut second) = (database.cleaner(alone()), database.cleaner(alone()));
-    assert_eq!(first.step().await.expect("read").next, Next::More);
+    assert_eq!(first.step().await.expect("read").next, NextStep::More);
     let is_server = !matches!(database.kind, DatabaseKind::Sqlite);
-    let expected = if is_server { Next::Taken } else { Next::More };
+    let expected = if is_server { NextStep::Taken } else { NextStep::More };
     assert_eq!(second.step().await.expect("read").next, expected);
     // One that does not ask for it goes on.
     assert!(finish(&mut *database.cleaner(job(expiry(Some(DAY))))).await.is_ok());
     first.close().await;
-    assert_ne!(second.step().await.expect("read").next, Next::Taken);
+    assert_ne!(second.step().await.expect("read").next, NextStep::Taken);
 }
 
 async fn a_cleanup_that_is_broken_off_goes_on_where_it_was(database: &mut TestDatabase) {
@@ -988,7 +988,7 @@ async fn a_cleanup_that_is_broken_off_goes_on_where_it_was(database: &mut TestDa
     for number in 0_u64.. {
         let patience = if number % 5 == 4 { 10_000_000 } else { 200 * (number % 40) };
         match tokio::time::timeout(Duration::from_micros(patience), cleaner.step()).await {
-            Ok(Ok(step)) if step.next == Next::Over => break,
+            Ok(Ok(step)) if step.next == NextStep::Over => break,
             Ok(step) => {
                 step.expect("no error");
                 whole += 1;

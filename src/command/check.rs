@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use celeriac::check;
 use celeriac::config::Config;
-use celeriac::diagnosis::finding::{Finding, Level};
+use celeriac::diagnosis::finding::{Finding, Severity};
 use celeriac::store::Database;
 
 use super::exit::Exit;
@@ -33,9 +33,9 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let mut failure = None;
     let mut report = |finding: Finding| {
         match finding.level {
-            Level::Ok => {}
-            Level::Warning => warnings += 1,
-            Level::Error => errors += 1,
+            Severity::Ok => {}
+            Severity::Warning => warnings += 1,
+            Severity::Error => errors += 1,
         }
         if !arguments.json {
             print_line(&line(&finding));

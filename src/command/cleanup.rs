@@ -4,10 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use celeriac::cleanup::{self, End};
+use celeriac::cleanup::{self, CleanupEnd};
 use celeriac::config::Config;
-use celeriac::row::expiry::{Age, Expiry, Subject};
-use celeriac::store::{Cleaner, Database, Found, Job, Step, StoreError};
+use celeriac::row::expiry::{Age, Expiry, RuleSubject};
+use celeriac::store::{Cleaner, CleanupStep, Database, Found, Job, StoreError};
 use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use super::{listen_for_signals, print_line, printable};
 
 /// How long the rows are counted before, for the progress bar. Without a count there is none, and
 /// all the rest is the same.
-const COUNT_PATIENCE: Duration = Duration::from_secs(15);
+const COUNT_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -43,7 +43,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let total = count(&mut *cleaner, &shutdown).await?;
     let mut progress = Progress::new(total, "rows");
     let mut read = 0;
-    let mut on_step = |step: &Step| {
+    let mut on_step = |step: &CleanupStep| {
         read += step.read;
         progress.set(read);
     };
@@ -53,7 +53,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         expiry,
         found: cleaner.found(),
         dry_run: arguments.dry_run,
-        is_complete: matches!(ended, Ok(End::Done)),
+        is_complete: matches!(ended, Ok(CleanupEnd::Done)),
         seconds: began_at.elapsed().as_secs_f64(),
     };
     // Also after an error: what is deleted is deleted.
@@ -71,7 +71,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
 async fn count(cleaner: &mut dyn Cleaner, shutdown: &CancellationToken) -> Result<u64, StoreError> {
     tokio::select! {
         count = cleaner.count() => count,
-        () = tokio::time::sleep(COUNT_PATIENCE) => Ok(0),
+        () = tokio::time::sleep(COUNT_TIMEOUT) => Ok(0),
         () = shutdown.cancelled() => Ok(0),
     }
 }
@@ -137,9 +137,9 @@ impl Report<'_> {
     fn rule(&self, number: usize) -> (Age, String) {
         let Some(rule) = self.expiry.rules().get(number) else { return (None, String::new()) };
         let by = match &rule.subject {
-            Subject::Others => "result-expires".to_owned(),
-            Subject::State(name) => format!("result-expires-by-state {name}"),
-            Subject::Task(pattern) => format!("result-expires-by-task {pattern}"),
+            RuleSubject::Others => "result-expires".to_owned(),
+            RuleSubject::State(name) => format!("result-expires-by-state {name}"),
+            RuleSubject::Task(pattern) => format!("result-expires-by-task {pattern}"),
         };
         (rule.age, by)
     }

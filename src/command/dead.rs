@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::bail;
-use celeriac::broker::rabbitmq::dead_queue::{self, DeadQueue, Reviver};
+use celeriac::broker::rabbitmq::dead_queue::{self, DeadQueue, Replayer};
 use celeriac::broker::{BrokerError, BrokerErrorClass};
 use celeriac::config::Config;
 use celeriac::message::Message;
@@ -194,14 +194,14 @@ pub(crate) async fn run(action: Action, config: &Config) -> anyhow::Result<ExitC
 }
 
 /// The letters of the queue one by one, with progress.
-struct Look<'shutdown> {
+struct Letters<'shutdown> {
     queue: DeadQueue,
     progress: Progress,
     shutdown: &'shutdown CancellationToken,
     now: DateTime<Utc>,
 }
 
-impl<'shutdown> Look<'shutdown> {
+impl<'shutdown> Letters<'shutdown> {
     fn begin(queue: DeadQueue, shutdown: &'shutdown CancellationToken) -> Self {
         let progress = Progress::new(queue.remaining().into(), "dead letters");
         Self { queue, progress, shutdown, now: Utc::now() }
@@ -249,11 +249,11 @@ async fn list(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let total = queue.remaining();
-    let mut look = Look::begin(queue, shutdown);
+    let mut letters_ahead = Letters::begin(queue, shutdown);
     let mut letters = Vec::new();
     let mut failure = None;
     while limit == 0 || letters.len() < limit {
-        let letter = match look.next().await {
+        let letter = match letters_ahead.next().await {
             Ok(Some((letter, _))) => letter,
             Ok(None) => break,
             Err(error) => {
@@ -261,7 +261,7 @@ async fn list(
                 break;
             }
         };
-        if !selection.has(&letter, look.now) {
+        if !selection.has(&letter, letters_ahead.now) {
             continue;
         }
         if json {
@@ -269,11 +269,11 @@ async fn list(
         }
         letters.push(letter);
     }
-    let unseen = look.queue.remaining();
+    let unseen = letters_ahead.queue.remaining();
     // A connection that has failed cannot be closed in good order.
     match failure {
-        Some(_) => look.progress.end(),
-        None => look.end().await?,
+        Some(_) => letters_ahead.progress.end(),
+        None => letters_ahead.end().await?,
     }
     if !json {
         letters.sort_by_key(|letter| letter.time);
@@ -329,15 +329,15 @@ async fn show(
     json: bool,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let mut look = Look::begin(queue, shutdown);
+    let mut letters_ahead = Letters::begin(queue, shutdown);
     let found = loop {
-        match look.next().await? {
+        match letters_ahead.next().await? {
             Some((letter, message)) if letter.id == id => break Some((letter, message)),
             Some(_) => {}
             None => break None,
         }
     };
-    look.end().await?;
+    letters_ahead.end().await?;
     let Some((letter, message)) = found else {
         bail!("no dead letter has the id {id:?}: `celeriac dead list` shows the ids");
     };
@@ -378,19 +378,19 @@ async fn replay(
     selection: &Selection,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let mut reviver = Reviver::open(config).await?;
-    let mut look = Look::begin(queue, shutdown);
+    let mut replayer = Replayer::open(config).await?;
+    let mut letters_ahead = Letters::begin(queue, shutdown);
     let mut chosen = 0;
     let mut replayed = 0;
-    let mut homeless = 0;
+    let mut without_queue = 0;
     let mut refused = BTreeMap::<String, usize>::new();
     let mut waiting = BTreeMap::<String, Vec<Message>>::new();
     let mut waiting_bytes = 0;
     loop {
-        let next = look.next().await?;
+        let next = letters_ahead.next().await?;
         let is_over = next.is_none();
         if let Some((letter, message)) = next
-            && selection.has(&letter, look.now)
+            && selection.has(&letter, letters_ahead.now)
         {
             chosen += 1;
             match letter.queue {
@@ -401,23 +401,23 @@ async fn replay(
                     waiting_bytes += message.body.len();
                     waiting.entry(queue).or_default().push(message);
                 }
-                None => homeless += 1,
+                None => without_queue += 1,
             }
         }
         let together = waiting.values().map(Vec::len).sum::<usize>();
         if is_over || together >= MAX_TOGETHER || waiting_bytes >= MAX_TOGETHER_BYTES {
             waiting_bytes = 0;
             for (queue, letters) in std::mem::take(&mut waiting) {
-                match reviver.publish(&queue, &letters).await {
+                match replayer.publish(&queue, &letters).await {
                     Ok(()) => {
                         let tags: Vec<_> =
                             letters.iter().map(|letter| letter.delivery_id).collect();
-                        look.queue.remove(&tags).await?;
+                        letters_ahead.queue.remove(&tags).await?;
                         replayed += letters.len();
                     }
                     Err(error) if error.class == BrokerErrorClass::Refused => {
                         // A publisher is not used again after an error.
-                        reviver = Reviver::open(config).await?;
+                        replayer = Replayer::open(config).await?;
                         refused.insert(queue, letters.len());
                     }
                     Err(error) => return Err(error.into()),
@@ -428,17 +428,17 @@ async fn replay(
             break;
         }
     }
-    let ended = look.end().await;
+    let ended = letters_ahead.end().await;
     say(&format!("{replayed} dead letters were sent back to their queues"));
     for (queue, letters) in &refused {
         say(&format!("{letters} were left: the broker did not take them for the queue {queue}"));
     }
-    if homeless > 0 {
-        say(&format!("{homeless} were left: they do not say which queue they came from"));
+    if without_queue > 0 {
+        say(&format!("{without_queue} were left: they do not say which queue they came from"));
     }
     ended?;
     selection.require_found(chosen)?;
-    let is_good = homeless == 0 && refused.is_empty();
+    let is_good = without_queue == 0 && refused.is_empty();
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -458,22 +458,22 @@ async fn purge(
         say(&format!("{purged} dead letters were deleted"));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut look = Look::begin(queue, shutdown);
+    let mut letters_ahead = Letters::begin(queue, shutdown);
     let mut chosen = Vec::new();
-    while let Some((letter, message)) = look.next().await? {
-        if selection.has(&letter, look.now) {
+    while let Some((letter, message)) = letters_ahead.next().await? {
+        if selection.has(&letter, letters_ahead.now) {
             chosen.push(message.delivery_id);
         }
     }
     if shutdown.is_cancelled() {
-        return look.end().await.map(|()| ExitCode::FAILURE);
+        return letters_ahead.end().await.map(|()| ExitCode::FAILURE);
     }
-    look.progress.end();
+    letters_ahead.progress.end();
     selection.require_found(chosen.len())?;
     let question = format!("Delete {} of the {total} dead letters?", chosen.len());
     confirm(yes, &question, shutdown).await?;
-    look.queue.remove(&chosen).await?;
-    look.end().await?;
+    letters_ahead.queue.remove(&chosen).await?;
+    letters_ahead.end().await?;
     say(&format!("{} dead letters were deleted", chosen.len()));
     Ok(ExitCode::SUCCESS)
 }

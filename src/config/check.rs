@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono_tz::Tz;
 
 use super::broker_url::BrokerUrl;
-use super::cleanup::{self, Cleanup};
+use super::cleanup::{self, CleanupConfig};
 use super::database_url::{DatabaseKind, DatabaseUrl};
 use super::error::ConfigError;
 use super::parse::{
@@ -49,7 +49,7 @@ pub struct Config {
     /// The zone of times in columns without one.
     pub time_zone: Tz,
     /// What expires, and how it is deleted.
-    pub cleanup: Cleanup,
+    pub cleanup: CleanupConfig,
     /// Where metrics and health are told, if anywhere.
     pub listen: Option<SocketAddr>,
     /// How log lines look.

@@ -10,7 +10,7 @@ use crate::row::expiry::{Age, Expiry};
 
 /// How expired rows are deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cleanup {
+pub struct CleanupConfig {
     /// What expires, and when.
     pub expiry: Expiry,
     /// How many rows are deleted together, at least 1.
@@ -45,7 +45,7 @@ pub(super) struct Texts<'text> {
     pub(super) every: Option<&'text str>,
 }
 
-pub(super) fn check(texts: &Texts<'_>) -> Result<Cleanup, ConfigError> {
+pub(super) fn check(texts: &Texts<'_>) -> Result<CleanupConfig, ConfigError> {
     let others = match texts.result_expires {
         None => Some(RESULT_EXPIRES),
         Some(text) => age("result-expires", text)?,
@@ -77,7 +77,7 @@ pub(super) fn check(texts: &Texts<'_>) -> Result<Cleanup, ConfigError> {
             "nothing ever expires: write an age in result-expires, or leave this out",
         ));
     }
-    Ok(Cleanup {
+    Ok(CleanupConfig {
         expiry,
         batch: usize::from(whole("cleanup-batch", texts.batch, 1..=u16::MAX)?.unwrap_or(1_000)),
         pause: pause(texts.pause)?,

@@ -18,7 +18,7 @@ mod settings;
 
 pub use self::broker_url::BrokerUrl;
 pub use self::check::{Config, Events, LogFormat};
-pub use self::cleanup::Cleanup;
+pub use self::cleanup::CleanupConfig;
 pub use self::database_url::{DatabaseKind, DatabaseUrl};
 pub use self::error::ConfigError;
 pub use self::layers::{FileSettings, LayeredSettings, with_defaults};

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// How good a thing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub enum Severity {
     /// As it should be.
     Ok,
     /// `celeriac run` works with it, and somebody should know.
@@ -14,7 +14,7 @@ pub enum Level {
     Error,
 }
 
-impl Level {
+impl Severity {
     /// The word for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -59,7 +59,7 @@ pub struct Finding {
     /// What it is about.
     pub subject: Subject,
     /// How good it is.
-    pub level: Level,
+    pub level: Severity,
     /// What was found, and why it matters.
     pub text: String,
     /// What to do or to type, where the text does not say so itself.
@@ -71,19 +71,19 @@ impl Finding {
     /// Something that is as it should be.
     #[must_use]
     pub fn ok(subject: Subject, text: impl Into<String>) -> Self {
-        Self { subject, level: Level::Ok, text: text.into(), fix: None }
+        Self { subject, level: Severity::Ok, text: text.into(), fix: None }
     }
 
     /// Something that somebody should know.
     #[must_use]
     pub fn warning(subject: Subject, text: impl Into<String>) -> Self {
-        Self { level: Level::Warning, ..Self::ok(subject, text) }
+        Self { level: Severity::Warning, ..Self::ok(subject, text) }
     }
 
     /// Something that does not work.
     #[must_use]
     pub fn error(subject: Subject, text: impl Into<String>) -> Self {
-        Self { level: Level::Error, ..Self::ok(subject, text) }
+        Self { level: Severity::Error, ..Self::ok(subject, text) }
     }
 
     /// With what to do or to type.

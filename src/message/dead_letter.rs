@@ -68,7 +68,7 @@ pub const REASON_CODES: [&str; 14] = [
 
 /// How a message died.
 #[derive(Clone, Copy, Debug)]
-pub struct Death<'death> {
+pub struct Circumstances<'death> {
     /// Why.
     pub reason: &'death Reason,
     /// The queue that it came from.
@@ -94,7 +94,10 @@ pub fn as_published(message: Message) -> Message {
 /// The properties and headers of the dead letter that a message becomes: its own, made persistent
 /// and without an expiry, and those that say how it died.
 #[must_use]
-pub fn bury(message: &Message, death: &Death<'_>) -> (Properties, Headers) {
+pub fn to_dead_letter(
+    message: &Message,
+    circumstances: &Circumstances<'_>,
+) -> (Properties, Headers) {
     let is_too_large = size_bytes(&message.headers) > MAX_HEADERS_BYTES;
     let own = message.headers.iter().filter(|_| !is_too_large);
     let mut headers: Headers = own
@@ -104,18 +107,18 @@ pub fn bury(message: &Message, death: &Death<'_>) -> (Properties, Headers) {
             (name, value.clone())
         })
         .collect();
-    let error_end = death.reason.error.floor_char_boundary(MAX_ERROR_BYTES);
-    let time = death.time.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let error_end = circumstances.reason.error.floor_char_boundary(MAX_ERROR_BYTES);
+    let time = circumstances.time.to_rfc3339_opts(SecondsFormat::Micros, true);
     let mut set = |name: &str, value: &str| {
         headers.insert(name.to_owned(), Value::Text(value.to_owned()));
     };
-    set(REASON, death.reason.code);
-    set(ERROR, &death.reason.error[..error_end]);
-    set(QUEUE, death.queue);
+    set(REASON, circumstances.reason.code);
+    set(ERROR, &circumstances.reason.error[..error_end]);
+    set(QUEUE, circumstances.queue);
     set(EXCHANGE, &message.exchange);
     set(ROUTING_KEY, &message.routing_key);
     set(TIME, &time);
-    set(HOST, death.host);
+    set(HOST, circumstances.host);
     set(VERSION, env!("CARGO_PKG_VERSION"));
     if is_too_large {
         set("x-celeriac-headers", "the message's own headers were too large to be kept");
@@ -160,7 +163,7 @@ fn size_bytes(headers: &Headers) -> usize {
 /// stay aside. One that does not say when it was published has the time of its death as the
 /// broker's, because that is nearer than the time at which it comes again.
 #[must_use]
-pub fn revive(letter: &Message) -> Option<(String, Properties, Headers)> {
+pub fn restore(letter: &Message) -> Option<(String, Properties, Headers)> {
     let DeadLetter { queue: Some(queue), time, .. } = DeadLetter::of(letter) else { return None };
     let aside = SENDS_COPIES.map(|name| format!("{PREFIX}{name}"));
     let mut headers = letter.headers.clone();
@@ -309,8 +312,8 @@ mod tests {
     fn buried(message: &Message) -> Message {
         let reason = Reason { code: "not-a-result", error: "é".repeat(1_000) };
         let time = DateTime::UNIX_EPOCH + TimeDelta::days(20_000);
-        let death = Death { reason: &reason, queue: "celeriac.results", host: "box", time };
-        let (properties, headers) = bury(message, &death);
+        let death = Circumstances { reason: &reason, queue: "celeriac.results", host: "box", time };
+        let (properties, headers) = to_dead_letter(message, &death);
         Message { properties, headers, ..message.clone() }
     }
 
@@ -348,7 +351,7 @@ mod tests {
     #[test]
     fn the_way_back_leads_to_the_queue_and_takes_our_headers_off() {
         let letter = buried(&message());
-        let (queue, properties, headers) = revive(&letter).expect("it says where it came from");
+        let (queue, properties, headers) = restore(&letter).expect("it says where it came from");
         assert_eq!(queue, "celeriac.results");
         assert_eq!(properties.correlation_id.as_deref(), Some("t"));
         assert_eq!((properties.delivery_mode, properties.expiration), (Some(2), None));
@@ -378,7 +381,7 @@ mod tests {
         assert_eq!(said.queue.as_deref(), Some("celeriac.results"));
         assert_eq!(said.routing_key.as_deref(), Some("celeriac.results"));
         assert_eq!(said.time.map(|time| time.timestamp()), Some(1_800_000_000));
-        let (queue, _, headers) = revive(&letter).expect("it says where it came from");
+        let (queue, _, headers) = restore(&letter).expect("it says where it came from");
         assert_eq!(queue, "celeriac.results");
         assert!(!headers.contains_key("x-death") && !headers.contains_key("x-delivery-count"));
     }
@@ -387,7 +390,7 @@ mod tests {
     fn a_message_without_such_headers_has_no_way_back() {
         let letter = message();
         assert_eq!(DeadLetter::of(&letter).reason, "unknown");
-        assert_eq!(revive(&letter), None);
+        assert_eq!(restore(&letter), None);
     }
 
     #[test]

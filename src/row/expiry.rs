@@ -15,7 +15,7 @@ pub type Age = Option<Duration>;
 
 /// The rows that an age is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Subject {
+pub enum RuleSubject {
     /// Those that nothing else is said of, and all groups.
     Others,
     /// Tasks in a state, by its name in Celery's spelling.
@@ -24,7 +24,7 @@ pub enum Subject {
     Task(Pattern),
 }
 
-impl fmt::Display for Subject {
+impl fmt::Display for RuleSubject {
     /// As users write it, and nothing for the others.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -39,7 +39,7 @@ impl fmt::Display for Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The rows.
-    pub subject: Subject,
+    pub subject: RuleSubject,
     /// How long they are kept.
     pub age: Age,
 }
@@ -47,7 +47,7 @@ pub struct Rule {
 /// The ages of all rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expiry {
-    /// In the order in which they count; the last one is for [`Subject::Others`].
+    /// In the order in which they count; the last one is for [`RuleSubject::Others`].
     rules: Vec<Rule>,
 }
 
@@ -62,9 +62,9 @@ impl Expiry {
             (is_pattern, Reverse((literal, age.unwrap_or(Duration::MAX))))
         };
         tasks.sort_by_key(order);
-        let tasks = tasks.into_iter().map(|(pattern, age)| (Subject::Task(pattern), age));
-        let states = states.into_iter().map(|(name, age)| (Subject::State(name), age));
-        let rules = tasks.chain(states).chain([(Subject::Others, others)]);
+        let tasks = tasks.into_iter().map(|(pattern, age)| (RuleSubject::Task(pattern), age));
+        let states = states.into_iter().map(|(name, age)| (RuleSubject::State(name), age));
+        let rules = tasks.chain(states).chain([(RuleSubject::Others, others)]);
         Self { rules: rules.map(|(subject, age)| Rule { subject, age }).collect() }
     }
 
@@ -78,9 +78,9 @@ impl Expiry {
     #[must_use]
     pub fn of_task(&self, state: &str, name: Option<&str>) -> usize {
         let is_for = |rule: &Rule| match &rule.subject {
-            Subject::Task(pattern) => name.is_some_and(|name| pattern.matches(name)),
-            Subject::State(name) => name == state,
-            Subject::Others => true,
+            RuleSubject::Task(pattern) => name.is_some_and(|name| pattern.matches(name)),
+            RuleSubject::State(name) => name == state,
+            RuleSubject::Others => true,
         };
         self.rules.iter().position(is_for).unwrap_or_else(|| self.of_groups())
     }

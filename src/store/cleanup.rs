@@ -14,7 +14,7 @@ use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
 use sqlx::{ColumnIndex, Connection, Decode, Row, Type};
 
-use super::session::{Database, GRANT, SqlStore, patiently};
+use super::session::{GRANT, SqlDatabase, SqlStore, patiently};
 use super::{ErrorClass, GROUPS, StoreError, TASKS};
 use crate::row::expiry::Expiry;
 
@@ -44,7 +44,7 @@ pub struct Job {
 
 /// What a step has done, and what comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct CleanupStep {
     /// The rows that it has read.
     pub read: u64,
     /// The rows that it has deleted.
@@ -54,12 +54,12 @@ pub struct Step {
     /// Whether it took locks, so that a pause should follow.
     pub has_locked: bool,
     /// What comes next.
-    pub next: Next,
+    pub next: NextStep,
 }
 
 /// What comes after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextStep {
     /// There is more to do.
     More,
     /// All is done.
@@ -70,7 +70,7 @@ pub enum Next {
 
 /// Rows that are alike.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kind {
+pub struct ExpiredKind {
     /// Whether they are groups.
     pub is_group: bool,
     /// The number of the rule that they have expired by.
@@ -80,7 +80,7 @@ pub struct Kind {
 }
 
 /// How many rows of each kind have been deleted, or only found.
-pub type Found = BTreeMap<Kind, u64>;
+pub type Found = BTreeMap<ExpiredKind, u64>;
 
 /// Deletes expired rows over a connection of its own, step by step.
 ///
@@ -93,7 +93,7 @@ pub trait Cleaner: Send {
     ///
     /// [`ErrorClass::Setup`] where the table of tasks or a right is missing, or other tables refer
     /// to the rows.
-    fn step(&mut self) -> BoxFuture<'_, Result<Step, StoreError>>;
+    fn step(&mut self) -> BoxFuture<'_, Result<CleanupStep, StoreError>>;
 
     /// How many rows the steps will read, as far as is known now.
     ///
@@ -145,7 +145,7 @@ pub(super) struct Range<'cleaner, T> {
 }
 
 /// What one database does in its own way.
-pub(super) trait Cleanup: Database {
+pub(super) trait CleanupDialect: SqlDatabase {
     /// The values of `date_done` as they stand in the column.
     type Time: Ord + Clone + Send + Sync;
 
@@ -204,14 +204,14 @@ pub(super) trait Cleanup: Database {
 }
 
 /// A [`Cleaner`] for one database.
-struct SqlCleaner<D: Cleanup> {
+struct SqlCleaner<D: CleanupDialect> {
     database: D,
     job: Job,
     connection: Option<D::Connection>,
     /// Set by the first session, and the same from then on, so that the work has an end.
-    law: Option<Law<D::Time>>,
+    cutoffs: Option<Cutoffs<D::Time>>,
     /// The tables that are left.
-    tables: VecDeque<Table>,
+    tables: VecDeque<ExpiredTable>,
     /// The last row that was read.
     after: (D::Time, i64),
     /// Whether all of the table has been read.
@@ -222,12 +222,12 @@ struct SqlCleaner<D: Cleanup> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Table {
+enum ExpiredTable {
     Tasks,
     Groups,
 }
 
-impl Table {
+impl ExpiredTable {
     fn name(self) -> &'static str {
         match self {
             Self::Tasks => TASKS,
@@ -244,7 +244,7 @@ impl Table {
     }
 
     /// The start of a query for candidates.
-    fn select<D: Cleanup>(self) -> String {
+    fn select<D: CleanupDialect>(self) -> String {
         let described = match self {
             Self::Tasks => "status, task_name",
             Self::Groups => "'' as status, '' as task_name",
@@ -254,40 +254,45 @@ impl Table {
 }
 
 /// What has expired.
-struct Law<T> {
+struct Cutoffs<T> {
     expiry: Expiry,
     /// For each rule the time before which rows have expired by it.
     cutoffs: Vec<Option<T>>,
 }
 
-impl<T: Ord> Law<T> {
+impl<T: Ord> Cutoffs<T> {
     /// The time before which any row of a table has expired, where any has.
-    fn before(&self, table: Table) -> Option<&T> {
+    fn before(&self, table: ExpiredTable) -> Option<&T> {
         match table {
-            Table::Tasks => self.cutoffs.iter().flatten().max(),
-            Table::Groups => self.cutoffs.get(self.expiry.of_groups())?.as_ref(),
+            ExpiredTable::Tasks => self.cutoffs.iter().flatten().max(),
+            ExpiredTable::Groups => self.cutoffs.get(self.expiry.of_groups())?.as_ref(),
         }
     }
 
     /// The kind of a row that has expired.
-    fn expired(&self, table: Table, row: &Candidate<T>) -> Option<Kind> {
+    fn expired(&self, table: ExpiredTable, row: &Candidate<T>) -> Option<ExpiredKind> {
         let (is_group, rule) = match table {
-            Table::Tasks => (false, self.expiry.of_task(&row.status, row.task_name.as_deref())),
-            Table::Groups => (true, self.expiry.of_groups()),
+            ExpiredTable::Tasks => {
+                (false, self.expiry.of_task(&row.status, row.task_name.as_deref()))
+            }
+            ExpiredTable::Groups => (true, self.expiry.of_groups()),
         };
         let cutoff = self.cutoffs.get(rule)?.as_ref()?;
-        (row.date_done < *cutoff).then(|| Kind { is_group, rule, state: row.status.clone() })
+        (row.date_done < *cutoff).then(|| ExpiredKind { is_group, rule, state: row.status.clone() })
     }
 }
 
 /// A cleaner over a connection that the store does not have yet.
-pub(super) fn cleaner<D: Cleanup + 'static>(store: SqlStore<D>, job: Job) -> Box<dyn Cleaner> {
+pub(super) fn cleaner<D: CleanupDialect + 'static>(
+    store: SqlStore<D>,
+    job: Job,
+) -> Box<dyn Cleaner> {
     Box::new(SqlCleaner {
         database: store.into_database(),
         job,
         connection: None,
-        law: None,
-        tables: VecDeque::from([Table::Tasks, Table::Groups]),
+        cutoffs: None,
+        tables: VecDeque::from([ExpiredTable::Tasks, ExpiredTable::Groups]),
         after: (D::beginning(), 0),
         is_read: false,
         expired: Vec::new(),
@@ -295,7 +300,7 @@ pub(super) fn cleaner<D: Cleanup + 'static>(store: SqlStore<D>, job: Job) -> Box
     })
 }
 
-impl<D: Cleanup> SqlCleaner<D> {
+impl<D: CleanupDialect> SqlCleaner<D> {
     /// Opens a connection. False where another process does the work.
     async fn open(&mut self) -> Result<bool, StoreError> {
         let mut connection = patiently::<D, _>(self.database.connect()).await?;
@@ -306,7 +311,7 @@ impl<D: Cleanup> SqlCleaner<D> {
             let _ = connection.close().await;
             return Ok(false);
         }
-        if self.law.is_none() {
+        if self.cutoffs.is_none() {
             for table in [TASKS, GROUPS] {
                 let columns = self.database.columns(&mut connection, table);
                 if patiently::<D, _>(columns).await?.is_empty() {
@@ -314,7 +319,7 @@ impl<D: Cleanup> SqlCleaner<D> {
                         return Err(StoreError::missing_table());
                     }
                     tracing::warn!(table, "the table does not exist and is left out");
-                    self.tables.retain(|table| *table == Table::Tasks);
+                    self.tables.retain(|table| *table == ExpiredTable::Tasks);
                 }
             }
             let now = self.job.now.min(patiently::<D, _>(D::now(&mut connection)).await?);
@@ -328,32 +333,32 @@ impl<D: Cleanup> SqlCleaner<D> {
             // No column has more than microseconds.
             let times = cutoffs.map(|time| Some(self.database.time(time?.trunc_subsecs(6))));
             let cutoffs = times.collect();
-            self.law = Some(Law { expiry: self.job.expiry.clone(), cutoffs });
+            self.cutoffs = Some(Cutoffs { expiry: self.job.expiry.clone(), cutoffs });
         }
         self.connection = Some(connection);
         Ok(true)
     }
 
-    fn add(&mut self, mut kind: Kind) {
+    fn add(&mut self, mut kind: ExpiredKind) {
         if self.found.len() >= MAX_KINDS && !self.found.contains_key(&kind) {
             kind.state.clear();
         }
         *self.found.entry(kind).or_default() += 1;
     }
 
-    async fn take_step(&mut self) -> Result<Step, StoreError> {
-        let mut step = Step {
+    async fn take_step(&mut self) -> Result<CleanupStep, StoreError> {
+        let mut step = CleanupStep {
             read: 0,
             deleted: 0,
-            of_groups: self.tables.front() == Some(&Table::Groups),
+            of_groups: self.tables.front() == Some(&ExpiredTable::Groups),
             has_locked: false,
-            next: Next::More,
+            next: NextStep::More,
         };
         if self.connection.is_none() && !self.open().await? {
-            return Ok(Step { next: Next::Taken, ..step });
+            return Ok(CleanupStep { next: NextStep::Taken, ..step });
         }
         let Some(&table) = self.tables.front() else {
-            return Ok(Step { next: Next::Over, ..step });
+            return Ok(CleanupStep { next: NextStep::Over, ..step });
         };
         // Taken out, so that a step which is cancelled or fails takes its connection with it, and
         // the database undoes what it has begun.
@@ -371,7 +376,7 @@ impl<D: Cleanup> SqlCleaner<D> {
             self.is_read = false;
         }
         if self.tables.is_empty() {
-            step.next = Next::Over;
+            step.next = NextStep::Over;
         }
         Ok(step)
     }
@@ -379,9 +384,10 @@ impl<D: Cleanup> SqlCleaner<D> {
     async fn read_page(
         &mut self,
         connection: &mut D::Connection,
-        table: Table,
+        table: ExpiredTable,
     ) -> Result<u64, StoreError> {
-        let Some((law, before)) = self.law.as_ref().and_then(|law| Some((law, law.before(table)?)))
+        let Some((cutoffs, before)) =
+            self.cutoffs.as_ref().and_then(|cutoffs| Some((cutoffs, cutoffs.before(table)?)))
         else {
             self.is_read = true;
             return Ok(0);
@@ -396,7 +402,7 @@ impl<D: Cleanup> SqlCleaner<D> {
         let rows = rows.map_err(explained)?;
         self.is_read = rows.len() < PAGE;
         let expired: Vec<_> =
-            rows.iter().filter_map(|row| Some((row.id, law.expired(table, row)?))).collect();
+            rows.iter().filter_map(|row| Some((row.id, cutoffs.expired(table, row)?))).collect();
         for (id, kind) in expired {
             if self.job.dry_run {
                 self.add(kind);
@@ -415,7 +421,7 @@ impl<D: Cleanup> SqlCleaner<D> {
     async fn delete_batch(
         &mut self,
         connection: &mut D::Connection,
-        table: Table,
+        table: ExpiredTable,
     ) -> Result<u64, StoreError> {
         let batch = self.job.batch.min(self.expired.len());
         let ids = self.expired[..batch].iter().copied();
@@ -426,9 +432,9 @@ impl<D: Cleanup> SqlCleaner<D> {
             condition = format!("{key} in (select {key} from ({keys}) as batch)");
         }
         let query = format!("{} where {condition} {}", table.select::<D>(), D::LOCKING);
-        let law = &self.law;
+        let cutoffs = &self.cutoffs;
         let expired = |row: &Candidate<_>| {
-            law.as_ref().and_then(|law| Some((row.id, law.expired(table, row)?)))
+            cutoffs.as_ref().and_then(|cutoffs| Some((row.id, cutoffs.expired(table, row)?)))
         };
         let work = async {
             D::execute(connection, D::BEGIN).await?;
@@ -458,7 +464,8 @@ impl<D: Cleanup> SqlCleaner<D> {
         let Some(mut connection) = self.connection.take() else { return Ok(0) };
         let mut count = 0;
         for &table in &self.tables {
-            let Some(before) = self.law.as_ref().and_then(|law| law.before(table)) else {
+            let Some(before) = self.cutoffs.as_ref().and_then(|cutoffs| cutoffs.before(table))
+            else {
                 continue;
             };
             let query = format!("select count(*) from {} where {}", table.name(), condition::<D>());
@@ -471,8 +478,8 @@ impl<D: Cleanup> SqlCleaner<D> {
     }
 }
 
-impl<D: Cleanup> Cleaner for SqlCleaner<D> {
-    fn step(&mut self) -> BoxFuture<'_, Result<Step, StoreError>> {
+impl<D: CleanupDialect> Cleaner for SqlCleaner<D> {
+    fn step(&mut self) -> BoxFuture<'_, Result<CleanupStep, StoreError>> {
         Box::pin(self.take_step())
     }
 
@@ -494,7 +501,7 @@ impl<D: Cleanup> Cleaner for SqlCleaner<D> {
 }
 
 /// The rows of a range. The first part is what an index on `date_done` alone can look up.
-fn condition<D: Cleanup>() -> String {
+fn condition<D: CleanupDialect>() -> String {
     let (time, id, before) = (D::AFTER_TIME, D::AFTER_ID, D::BEFORE);
     format!("date_done >= {time} and (date_done > {time} or id > {id}) and date_done < {before}")
 }

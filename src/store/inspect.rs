@@ -10,7 +10,7 @@ use sqlx::Connection;
 use super::migrate::{self, Migrate, Standing};
 use super::session::patiently;
 use super::{Catalog, Column, ErrorClass, GROUPS, StoreError, TASKS};
-use crate::diagnosis::finding::{Finding, Level, Subject};
+use crate::diagnosis::finding::{Finding, Severity, Subject};
 use crate::row::Row;
 use crate::row::task_result::TaskResult;
 
@@ -260,7 +260,7 @@ pub(super) fn zone(newest: Option<DateTime<Utc>>, zone: chrono_tz::Tz) -> Findin
          another time zone",
         ahead.num_minutes()
     );
-    Finding { level: Level::Warning, ..Finding::ok(Subject::Database, text) }
+    Finding { level: Severity::Warning, ..Finding::ok(Subject::Database, text) }
         .fix("--time-zone: UTC where Django's USE_TZ is true, else its TIME_ZONE")
 }
 
@@ -274,10 +274,10 @@ mod tests {
     fn clocks_agree_where_the_answer_may_be_from_between() {
         let at = |milliseconds| DateTime::UNIX_EPOCH + TimeDelta::milliseconds(milliseconds);
         let level = |now, asked, answered| clocks(at(now), at(asked), at(answered)).level;
-        assert_eq!(level(5_000, 0, 10_000), Level::Ok, "a slow answer says nothing");
-        assert_eq!(level(11_000, 0, 10_000), Level::Ok);
-        assert_eq!(level(11_001, 0, 10_000), Level::Warning);
-        assert_eq!(level(-1_001, 0, 10_000), Level::Warning);
+        assert_eq!(level(5_000, 0, 10_000), Severity::Ok, "a slow answer says nothing");
+        assert_eq!(level(11_000, 0, 10_000), Severity::Ok);
+        assert_eq!(level(11_001, 0, 10_000), Severity::Warning);
+        assert_eq!(level(-1_001, 0, 10_000), Severity::Warning);
         assert!(clocks(at(3_500), at(0), at(1)).text.contains("3.5 s ahead of"));
         assert!(clocks(at(-3_500), at(0), at(1)).text.contains("3.5 s behind"));
     }
@@ -285,9 +285,9 @@ mod tests {
     #[test]
     fn a_newest_row_of_the_future_is_one_of_another_zone() {
         let level = |minutes| zone(Some(Utc::now() + TimeDelta::minutes(minutes)), Tz::UTC).level;
-        assert_eq!(level(-600), Level::Ok);
-        assert_eq!(level(5), Level::Ok, "clocks may differ");
-        assert_eq!(level(60), Level::Warning);
-        assert_eq!(zone(None, Tz::UTC).level, Level::Ok, "no rows");
+        assert_eq!(level(-600), Severity::Ok);
+        assert_eq!(level(5), Severity::Ok, "clocks may differ");
+        assert_eq!(level(60), Severity::Warning);
+        assert_eq!(zone(None, Tz::UTC).level, Severity::Ok, "no rows");
     }
 }

@@ -14,7 +14,7 @@ mod sqlite;
 mod upsert;
 
 pub use self::catalog::{Catalog, Column};
-pub use self::cleanup::{Cleaner, Found, Job, Kind, Next, Step};
+pub use self::cleanup::{Cleaner, CleanupStep, ExpiredKind, Found, Job, NextStep};
 pub use self::database::Database;
 pub use self::error::{Action, ErrorClass, MAX_HOLD, StoreError};
 pub use self::migrate::{Migrated, Tables};

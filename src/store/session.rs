@@ -20,10 +20,10 @@ pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long we wait for the server in any step. Longer than [`STATEMENT_TIMEOUT`], so that a
 /// server which is alive ends its statement first and leaves nothing behind.
-const PATIENCE: Duration = Duration::from_secs(75);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// What one database does in its own way.
-pub trait Database: fmt::Debug + Send + Sync {
+pub trait SqlDatabase: fmt::Debug + Send + Sync {
     /// A connection to it.
     type Connection: Connection + Send;
 
@@ -119,25 +119,28 @@ impl Place {
 /// A [`Store`] on one connection, which is thrown away whole after an error that may have left it
 /// in an unknown state.
 #[derive(Debug)]
-pub struct SqlStore<D: Database> {
+pub struct SqlStore<D: SqlDatabase> {
     database: D,
-    session: Option<Session<D::Connection>>,
+    session: Option<DatabaseSession<D::Connection>>,
 }
 
-struct Session<C> {
+struct DatabaseSession<C> {
     connection: C,
     catalog: Catalog,
     tasks_statement: Arc<str>,
     groups_statement: Arc<str>,
 }
 
-impl<C> fmt::Debug for Session<C> {
+impl<C> fmt::Debug for DatabaseSession<C> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Session").field("catalog", &self.catalog).finish_non_exhaustive()
+        formatter
+            .debug_struct("DatabaseSession")
+            .field("catalog", &self.catalog)
+            .finish_non_exhaustive()
     }
 }
 
-impl<D: Database> SqlStore<D> {
+impl<D: SqlDatabase> SqlStore<D> {
     pub(super) fn of(database: D) -> Self {
         Self { database, session: None }
     }
@@ -152,7 +155,7 @@ impl<D: Database> SqlStore<D> {
         self.database
     }
 
-    async fn session(&mut self) -> Result<&mut Session<D::Connection>, StoreError> {
+    async fn session(&mut self) -> Result<&mut DatabaseSession<D::Connection>, StoreError> {
         if self.session.is_none() {
             let connecting = patiently::<D, _>(self.database.connect());
             let mut connection =
@@ -160,7 +163,7 @@ impl<D: Database> SqlStore<D> {
             let tasks = patiently::<D, _>(self.database.columns(&mut connection, TASKS)).await?;
             let groups = patiently::<D, _>(self.database.columns(&mut connection, GROUPS)).await?;
             let catalog = Catalog::new(&tasks, &groups, D::ALLOWS_NUL)?;
-            self.session = Some(Session {
+            self.session = Some(DatabaseSession {
                 tasks_statement: self.database.tasks_statement(&catalog).into(),
                 groups_statement: self.database.groups_statement().into(),
                 connection,
@@ -173,7 +176,7 @@ impl<D: Database> SqlStore<D> {
     }
 }
 
-impl<D: Database> Store for SqlStore<D> {
+impl<D: SqlDatabase> Store for SqlStore<D> {
     async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
         Ok(&self.session().await?.catalog)
     }
@@ -203,9 +206,9 @@ impl<D: Database> Store for SqlStore<D> {
 }
 
 /// Commits the rows of each table with its statement.
-async fn write<D: Database>(
+async fn write<D: SqlDatabase>(
     database: &D,
-    session: &mut Session<D::Connection>,
+    session: &mut DatabaseSession<D::Connection>,
     rows: &[&Row],
 ) -> Result<Written, StoreError> {
     let (mut tasks, mut groups) = (Vec::with_capacity(rows.len()), Vec::new());
@@ -229,10 +232,10 @@ async fn write<D: Database>(
 }
 
 /// Waits for a step of the database, for so long and no longer.
-pub(super) async fn patiently<D: Database, T>(
+pub(super) async fn patiently<D: SqlDatabase, T>(
     step: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {
-    match tokio::time::timeout(PATIENCE, step).await {
+    match tokio::time::timeout(ATTEMPT_TIMEOUT, step).await {
         Ok(done) => done.map_err(|error| {
             let mut told = StoreError::from_sqlx(&error, D::classify);
             if let Some(advice) = error.as_database_error().and_then(D::advice) {
@@ -242,7 +245,7 @@ pub(super) async fn patiently<D: Database, T>(
         }),
         Err(_) => Err(StoreError::new(
             ErrorClass::Outage,
-            format!("the database did not answer within {} s", PATIENCE.as_secs()),
+            format!("the database did not answer within {} s", ATTEMPT_TIMEOUT.as_secs()),
         )),
     }
 }

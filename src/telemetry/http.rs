@@ -27,7 +27,7 @@ use crate::telemetry::{Health, Telemetry};
 const MAX_CONNECTIONS: usize = 32;
 
 /// How long a connection may last.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest head of a request, in bytes, and the most headers in it.
 const MAX_HEAD: usize = 16 * 1024;
@@ -100,10 +100,10 @@ async fn converse(stream: TcpStream, telemetry: Arc<Telemetry>, shutdown: Cancel
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE / 2)
+        .header_read_timeout(CONNECTION_TIMEOUT / 2)
         .serve_connection(TokioIo::new(stream), service);
     // What goes wrong is the client's.
-    let _ = tokio::time::timeout(PATIENCE, connection).await;
+    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
 fn answer(

@@ -33,8 +33,8 @@ pub struct Lane {
     rows_merged: Counter,
     events_skipped: Counter,
     broker_sessions: Counter,
-    tasks: Table,
-    groups: Table,
+    tasks: TableMetrics,
+    groups: TableMetrics,
     dead_letters: Family<Labels, Counter>,
     database_errors: Family<Labels, Counter>,
     batch_rows: Histogram,
@@ -45,12 +45,12 @@ pub struct Lane {
     messages_unacknowledged: Gauge,
     broker_up: Gauge,
     database_up: Gauge,
-    state: Mutex<State>,
+    state: Mutex<LaneState>,
 }
 
 /// What is counted of one table.
 #[derive(Debug)]
-struct Table {
+struct TableMetrics {
     labels: Labels,
     rows_stored: Counter,
     /// Has a sample only where the database tells how many there were.
@@ -60,7 +60,7 @@ struct Table {
 
 /// How a lane is.
 #[derive(Debug)]
-struct State {
+struct LaneState {
     /// Why the queue is not consumed, or that it is.
     broker: Result<(), String>,
     /// Why the database cannot be written, or that it can as far as is known.
@@ -85,9 +85,9 @@ pub(crate) struct BatchSize {
 }
 
 /// A step that ends when this is dropped.
-pub(crate) struct Step<'lane>(&'lane Lane);
+pub(crate) struct RunningStep<'lane>(&'lane Lane);
 
-impl Drop for Step<'_> {
+impl Drop for RunningStep<'_> {
     fn drop(&mut self) {
         self.0.state().step = None;
     }
@@ -114,8 +114,8 @@ impl Lane {
             rows_merged: families.rows_merged.get_or_create_owned(&of_queue),
             events_skipped: families.events_skipped.get_or_create_owned(&of_queue),
             broker_sessions: families.broker_sessions.get_or_create_owned(&of_queue),
-            tasks: Table::new(queue, TASKS, families),
-            groups: Table::new(queue, GROUPS, families),
+            tasks: TableMetrics::new(queue, TASKS, families),
+            groups: TableMetrics::new(queue, GROUPS, families),
             dead_letters: families.dead_letters.clone(),
             database_errors: families.database_errors.clone(),
             batch_rows: families.batch_rows.get_or_create_owned(&of_queue),
@@ -126,7 +126,7 @@ impl Lane {
             messages_unacknowledged: families.messages_unacknowledged.get_or_create_owned(&of_lane),
             broker_up: families.broker_up.get_or_create_owned(&of_lane),
             database_up: families.database_up.get_or_create_owned(&of_lane),
-            state: Mutex::new(State {
+            state: Mutex::new(LaneState {
                 broker: Err("not connected yet".to_owned()),
                 database: Err("not connected yet".to_owned()),
                 turned_at: Instant::now(),
@@ -228,9 +228,9 @@ impl Lane {
     }
 
     /// Something begins that the loop does not wait for.
-    pub(crate) fn begin(&self, step: &'static str) -> Step<'_> {
+    pub(crate) fn begin(&self, step: &'static str) -> RunningStep<'_> {
         self.state().step = Some((step, Instant::now()));
-        Step(self)
+        RunningStep(self)
     }
 
     pub(super) fn queue(&self) -> &str {
@@ -290,12 +290,12 @@ impl Lane {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LaneState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl TableMetrics {
     fn new(queue: &str, table: &str, families: &Families) -> Self {
         let labels = labels(queue, "table", table);
         Self {

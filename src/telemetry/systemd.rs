@@ -13,7 +13,7 @@ use crate::telemetry::Telemetry;
 /// How long a start waits for both sides of every lane. Then it is over all the same: an outage is
 /// no failed start, and systemd would end a daemon that does no more than wait. Shorter than
 /// systemd's own patience of 90 s.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether the start is over, and whether there is a new line to be shown.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub async fn watch(telemetry: Arc<Telemetry>, shutdown: CancellationToken) {
             _ = looks.tick(), if !is_stopping => {
                 let is_ready = telemetry.readiness().is_good;
                 let mut state = Vec::new();
-                if is_starting && (is_ready || started_at.elapsed() >= START_PATIENCE) {
+                if is_starting && (is_ready || started_at.elapsed() >= START_TIMEOUT) {
                     is_starting = false;
                     state.push(NotifyState::Ready);
                 }

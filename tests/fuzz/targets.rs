@@ -21,7 +21,7 @@ use celeriac::decode::{
 };
 use celeriac::message::capture;
 use celeriac::message::dead_letter::Reason;
-use celeriac::message::dead_letter::{self, Death};
+use celeriac::message::dead_letter::{self, Circumstances};
 use celeriac::message::{Message, Properties, Value};
 use celeriac::row::Row;
 use chrono::{DateTime, Utc};
@@ -307,7 +307,7 @@ fn signed(bytes: &[u8]) {
     }
 }
 
-/// A line of a capture: written and read again, buried and revived, it is the same message; and
+/// A line of a capture: written and read again, buried and restored, it is the same message; and
 /// whatever its labels are, it is read.
 fn captured(line: &[u8]) {
     let Ok(line) = std::str::from_utf8(line) else { return };
@@ -326,10 +326,11 @@ fn captured(line: &[u8]) {
     }
 
     let reason = Reason { code: "undecodable", error: line.to_owned() };
-    let death = Death { reason: &reason, queue: "celeriac.results", host: "host", time: now() };
-    let (properties, headers) = dead_letter::bury(&message, &death);
+    let death =
+        Circumstances { reason: &reason, queue: "celeriac.results", host: "host", time: now() };
+    let (properties, headers) = dead_letter::to_dead_letter(&message, &death);
     let letter = Message { properties, headers, ..message.clone() };
-    let (queue, _, headers) = dead_letter::revive(&letter).expect("it says which queue");
+    let (queue, _, headers) = dead_letter::restore(&letter).expect("it says which queue");
     assert_eq!(queue, "celeriac.results");
     let stays = |name: &str| {
         !name.starts_with("x-") && !["CC", "BCC"].contains(&name) && line.len() < 64 * 1024

@@ -15,7 +15,7 @@ use super::topology::declare_dead_queue;
 use crate::broker::{Acknowledge, BrokerError};
 use crate::config::{BrokerUrl, Config};
 use crate::message::Message;
-use crate::message::dead_letter::{self, Death, Reason};
+use crate::message::dead_letter::{self, Circumstances, Reason};
 
 /// How long the broker may take to stop delivering.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,8 +82,8 @@ impl Acknowledge for Acknowledger {
         let host = gethostname::gethostname();
         let host = host.to_string_lossy();
         let letters = letters.iter().map(|(message, reason)| {
-            let death = Death { reason, queue: &self.queue, host: &host, time };
-            let (properties, headers) = dead_letter::bury(message, &death);
+            let death = Circumstances { reason, queue: &self.queue, host: &host, time };
+            let (properties, headers) = dead_letter::to_dead_letter(message, &death);
             Outgoing { body: &message.body, properties, headers }
         });
         publisher.publish(&self.dead_queue, letters).await?;

@@ -18,7 +18,7 @@ use super::topology::{
 };
 use crate::config::{BrokerUrl, Config};
 use crate::diagnosis::Causes;
-use crate::diagnosis::finding::{Finding, Level, Subject};
+use crate::diagnosis::finding::{Finding, Severity, Subject};
 
 /// How long the broker may take to answer all questions.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -86,7 +86,7 @@ async fn connect_to_all<'config>(
             Err(error) => failures.push(Causes(&error).to_string()),
         }
     }
-    let level = if usable.is_some() { Level::Warning } else { Level::Error };
+    let level = if usable.is_some() { Severity::Warning } else { Severity::Error };
     for failure in failures {
         report(Finding { level, ..Finding::ok(Subject::Broker, failure) });
     }

@@ -178,11 +178,11 @@ async fn readable_before_another(config: &Config) -> Result<Option<u32>, BrokerE
 }
 
 /// Sends letters back to the queues that they came from.
-pub struct Reviver {
+pub struct Replayer {
     publisher: Publisher,
 }
 
-impl Reviver {
+impl Replayer {
     /// Connects.
     ///
     /// # Errors
@@ -199,10 +199,10 @@ impl Reviver {
     ///
     /// When any of them may not be in its queue; all may then be published again.
     pub async fn publish(&self, queue: &str, letters: &[Message]) -> Result<(), BrokerError> {
-        let revived = letters.iter().filter_map(|letter| {
-            let (_, properties, headers) = dead_letter::revive(letter)?;
+        let restored = letters.iter().filter_map(|letter| {
+            let (_, properties, headers) = dead_letter::restore(letter)?;
             Some(Outgoing { body: &letter.body, properties, headers })
         });
-        Ok(self.publisher.publish(queue, revived).await?)
+        Ok(self.publisher.publish(queue, restored).await?)
     }
 }

@@ -71,11 +71,12 @@ impl RabbitMq {
 }
 
 impl Broker for RabbitMq {
-    type Session = Session;
+    type Session = RabbitMqSession;
 
-    async fn open(&mut self) -> Result<Session, BrokerError> {
+    async fn open(&mut self) -> Result<RabbitMqSession, BrokerError> {
         let prefetch = self.careful.prefetch(self.config.prefetch);
-        let mut session = Session::open(&self.config, self.event_settings(), prefetch).await?;
+        let mut session =
+            RabbitMqSession::open(&self.config, self.event_settings(), prefetch).await?;
         session.max_age = self.careful.max_age();
         if session.max_age.is_none() {
             tracing::info!(queue = self.queue(), "consuming");
@@ -106,14 +107,14 @@ impl Broker for RabbitMq {
 }
 
 /// One connection with one channel and one consumer.
-pub struct Session {
+pub struct RabbitMqSession {
     connection: Connection,
     consumer: Consumer,
     acknowledger: Acknowledger,
     max_age: Option<Duration>,
 }
 
-impl Session {
+impl RabbitMqSession {
     /// Connects to the first broker that answers, declares the queues and consumes that of the
     /// events or else that of the results, with at most `prefetch` unacknowledged messages.
     async fn open(config: &Config, events: Option<&Events>, prefetch: u16) -> Result<Self, Error> {
@@ -141,7 +142,7 @@ impl Session {
     }
 }
 
-impl broker::Session for Session {
+impl broker::Session for RabbitMqSession {
     type Acknowledger = Acknowledger;
 
     fn split(

@@ -22,10 +22,10 @@ use crate::message::Message;
 const CONNECTION: &str = "celeriac unreadable messages";
 
 /// How long the broker may take to give a message.
-const PATIENCE: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long after an error its reason may come.
-const REASON_PATIENCE: Duration = Duration::from_millis(500);
+const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What ends a connection. lapin leaves a `basic.get` without an answer when the answer cannot be
 /// read, and tells only here.
@@ -49,7 +49,7 @@ impl Ending {
         tokio::select! {
             error = self.wait() => Err(error),
             answer = answer => Ok(answer),
-            () = tokio::time::sleep(PATIENCE) => {
+            () = tokio::time::sleep(ANSWER_TIMEOUT) => {
                 Err(Error::silent())
             }
         }
@@ -57,7 +57,7 @@ impl Ending {
 
     /// What ended the connection, where that shows at once, and else this error.
     pub(super) async fn reason_for(&mut self, error: lapin::Error) -> Error {
-        let reason = tokio::time::timeout(REASON_PATIENCE, self.wait()).await;
+        let reason = tokio::time::timeout(REASON_TIMEOUT, self.wait()).await;
         reason.unwrap_or(Error::Lost(error))
     }
 

@@ -20,7 +20,7 @@ use sqlx::error::DatabaseError;
 use self::migration::Migrations;
 use self::plan::{APP, Plan, State, Step, plan};
 use self::shape::Effect;
-use super::session::Database;
+use super::session::SqlDatabase;
 use super::{ErrorClass, StoreError};
 
 /// What is read besides the catalog, which everybody may read.
@@ -45,7 +45,7 @@ pub enum Tables {
 }
 
 /// What one database does in its own way.
-pub(super) trait Migrate: Database {
+pub(super) trait Migrate: SqlDatabase {
     /// Its migrations.
     const MIGRATIONS: Migrations;
 

@@ -10,7 +10,7 @@ use super::plan::{APP, State};
 use super::shape::{Column, Filler, Shape, TABLES, Table};
 use super::{Migrate, Transaction, right_for};
 use crate::store::mysql::MysqlDatabase;
-use crate::store::session::Database;
+use crate::store::session::SqlDatabase;
 
 /// How long another process may take: hours, for tables that are large.
 const LOCK_SECONDS: u32 = 6 * 60 * 60;

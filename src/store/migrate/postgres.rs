@@ -10,7 +10,7 @@ use super::plan::{APP, State};
 use super::shape::{Column, Filler, Shape, TABLES, Table};
 use super::{Migrate, Transaction, right_for};
 use crate::store::postgres::PostgresDatabase;
-use crate::store::session::Database;
+use crate::store::session::SqlDatabase;
 
 /// The lock's number: `celeriac` in ASCII.
 const LOCK: i64 = 0x6365_6c65_7269_6163;

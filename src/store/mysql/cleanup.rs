@@ -4,10 +4,10 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
 
-use crate::store::cleanup::{Candidate, Cleanup, Range, candidates};
+use crate::store::cleanup::{Candidate, CleanupDialect, Range, candidates};
 use crate::store::mysql::MysqlDatabase;
 
-impl Cleanup for MysqlDatabase {
+impl CleanupDialect for MysqlDatabase {
     /// A text that sorts as its time does.
     type Time = String;
 

@@ -11,7 +11,7 @@ use crate::row::task_result::TaskResult;
 use crate::store::TASKS;
 use crate::store::inspect::{Inspect, Server, zone};
 use crate::store::mysql::MysqlDatabase;
-use crate::store::session::Database;
+use crate::store::session::SqlDatabase;
 
 /// The first versions that know `json_table`.
 const OLDEST_MARIADB: (u32, u32, u32) = (10, 6, 0);

@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 use crate::config::DatabaseUrl;
 use crate::row::group_result::GroupResult;
 use crate::row::task_result::TaskResult;
-use crate::store::session::{self, Database, GRANT, MIGRATE, Place, SqlStore};
+use crate::store::session::{self, GRANT, MIGRATE, Place, SqlDatabase, SqlStore};
 use crate::store::upsert::{Law, Syntax};
 use crate::store::{Catalog, Column, Effect, ErrorClass, StoreError};
 
@@ -109,7 +109,7 @@ struct JsonGroup<'row> {
     date_created: String,
 }
 
-impl Database for MysqlDatabase {
+impl SqlDatabase for MysqlDatabase {
     type Connection = MySqlConnection;
 
     const ALLOWS_NUL: bool = true;

@@ -4,13 +4,13 @@ use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 
-use crate::store::cleanup::{Candidate, Cleanup, Range, candidates};
+use crate::store::cleanup::{Candidate, CleanupDialect, Range, candidates};
 use crate::store::postgres::PostgresDatabase;
 
 /// The lock's number: `celeriad` in ASCII, one above that of `celeriac migrate`.
 const LOCK: i64 = 0x6365_6c65_7269_6164;
 
-impl Cleanup for PostgresDatabase {
+impl CleanupDialect for PostgresDatabase {
     type Time = DateTime<Utc>;
 
     /// The last one is for a process that stops between two statements and keeps its locks.

@@ -9,7 +9,7 @@ use crate::diagnosis::finding::{Finding, Subject};
 use crate::row::task_result::TaskResult;
 use crate::store::inspect::{Inspect, Server};
 use crate::store::postgres::PostgresDatabase;
-use crate::store::session::Database;
+use crate::store::session::SqlDatabase;
 
 /// The first version that knows `materialized`, as `server_version_num` has it.
 const OLDEST: i32 = 120_000;

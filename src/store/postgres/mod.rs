@@ -13,7 +13,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
 use crate::config::DatabaseUrl;
 use crate::row::group_result::GroupResult;
 use crate::row::task_result::TaskResult;
-use crate::store::session::{self, Database, GRANT, MIGRATE, Place, STATEMENT_TIMEOUT, SqlStore};
+use crate::store::session::{
+    self, GRANT, MIGRATE, Place, STATEMENT_TIMEOUT, SqlDatabase, SqlStore,
+};
 use crate::store::upsert::{Law, Syntax};
 use crate::store::{Catalog, Column, Effect, ErrorClass, StoreError};
 
@@ -64,7 +66,7 @@ macro_rules! column {
     };
 }
 
-impl Database for PostgresDatabase {
+impl SqlDatabase for PostgresDatabase {
     type Connection = PgConnection;
 
     const ALLOWS_NUL: bool = false;

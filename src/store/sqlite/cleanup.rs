@@ -4,10 +4,10 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
 
-use crate::store::cleanup::{Candidate, Cleanup, Range, candidates};
+use crate::store::cleanup::{Candidate, CleanupDialect, Range, candidates};
 use crate::store::sqlite::SqliteDatabase;
 
-impl Cleanup for SqliteDatabase {
+impl CleanupDialect for SqliteDatabase {
     /// The text as it stands in the column; so Django compares it as well.
     type Time = String;
 

@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 
 use crate::row::group_result::GroupResult;
 use crate::row::task_result::TaskResult;
-use crate::store::session::{Database, Place, SqlStore};
+use crate::store::session::{Place, SqlDatabase, SqlStore};
 use crate::store::upsert::{Law, Syntax};
 use crate::store::{Catalog, Column, Effect, ErrorClass};
 
@@ -74,7 +74,7 @@ const SYNTAX: Syntax = Syntax {
     started_by_arrival: "excluded.task_id in (select task_id from new where started_by_arrival)",
 };
 
-impl Database for SqliteDatabase {
+impl SqlDatabase for SqliteDatabase {
     type Connection = SqliteConnection;
 
     const ALLOWS_NUL: bool = true;

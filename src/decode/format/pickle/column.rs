@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::decode::format::pickle::opcode::{
-    BINGET, BINPUT, Effect, LONG_BINGET, LONG_BINPUT, MEMOIZE, POP, PROTO, STOP,
+    BINGET, BINPUT, LONG_BINGET, LONG_BINPUT, MEMOIZE, POP, PROTO, STOP, StackEffect,
 };
 use crate::decode::format::pickle::walk::{Pair, Program, Span};
 
@@ -63,7 +63,7 @@ fn needed(program: &Program<'_>, value: Span) -> Option<Vec<Span>> {
             }
             let op = program.op(position)?;
             position = op.end;
-            if op.effect == Effect::Get {
+            if op.effect == StackEffect::Get {
                 let made = program.entries.get(program.got(&op)? as usize)?.span;
                 if !span.contains(made) {
                     open.push(made);
@@ -90,7 +90,7 @@ impl<'program, 'body> Copy<'program, 'body> {
     /// Of these spans, which are to be copied in their order.
     fn new(program: &'program Program<'body>, spans: impl IntoIterator<Item = Span>) -> Self {
         let ops = spans.into_iter().flat_map(|span| program.ops(span));
-        let gets = ops.filter(|op| op.effect == Effect::Get);
+        let gets = ops.filter(|op| op.effect == StackEffect::Get);
         let numbers = gets.filter_map(|op| Some((program.got(&op)?, 0))).collect();
         Self { program, numbers, length: 0 }
     }
@@ -102,8 +102,8 @@ impl<'program, 'body> Copy<'program, 'body> {
         for op in self.program.ops(span) {
             match op.effect {
                 // They are about bytes that are elsewhere now.
-                Effect::Protocol | Effect::Frame => {}
-                Effect::Put => {
+                StackEffect::Protocol | StackEffect::Frame => {}
+                StackEffect::Put => {
                     if let Some(number) = self.numbers.get_mut(&place) {
                         *number = self.length;
                         self.length += 1;
@@ -114,7 +114,7 @@ impl<'program, 'body> Copy<'program, 'body> {
                     }
                     place += 1;
                 }
-                Effect::Get => {
+                StackEffect::Get => {
                     let got = self.program.got(&op);
                     let number = got.and_then(|place| self.numbers.get(&place));
                     memo([BINGET, LONG_BINGET], number.copied().unwrap_or(0), out);

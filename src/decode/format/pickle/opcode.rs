@@ -42,7 +42,7 @@ pub(super) enum Kind {
 
 /// What an opcode does to the stack and the memo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
+pub(super) enum StackEffect {
     /// Pushes a mark, a scalar or an empty container.
     Push(Kind),
     /// Makes one item of so many.
@@ -72,9 +72,9 @@ enum Argument {
     Counted(usize),
 }
 
-fn describe(code: u8) -> Result<(Argument, Effect), &'static str> {
+fn describe(code: u8) -> Result<(Argument, StackEffect), &'static str> {
     use Argument::{Bytes, Counted, Lines};
-    use Effect::{Add, AddMarked, Fold, FoldMarked, Get, Push, Put};
+    use StackEffect::{Add, AddMarked, Fold, FoldMarked, Get, Push, Put};
 
     Ok(match code {
         b'(' => (Bytes(0), Push(Kind::Mark)),
@@ -111,8 +111,8 @@ fn describe(code: u8) -> Result<(Argument, Effect), &'static str> {
         b'e' => (Bytes(0), AddMarked(Kind::List)),
         0x90 => (Bytes(0), AddMarked(Kind::Other)),
         b'u' => (Bytes(0), AddMarked(Kind::Dict)),
-        POP => (Bytes(0), Effect::Pop),
-        b'1' => (Bytes(0), Effect::PopMark),
+        POP => (Bytes(0), StackEffect::Pop),
+        b'1' => (Bytes(0), StackEffect::PopMark),
         b'g' => (Lines(1), Get),
         BINGET => (Bytes(1), Get),
         LONG_BINGET => (Bytes(4), Get),
@@ -120,9 +120,9 @@ fn describe(code: u8) -> Result<(Argument, Effect), &'static str> {
         BINPUT => (Bytes(1), Put),
         LONG_BINPUT => (Bytes(4), Put),
         MEMOIZE => (Bytes(0), Put),
-        PROTO => (Bytes(1), Effect::Protocol),
-        0x95 => (Bytes(8), Effect::Frame),
-        STOP => (Bytes(0), Effect::Stop),
+        PROTO => (Bytes(1), StackEffect::Protocol),
+        0x95 => (Bytes(8), StackEffect::Frame),
+        STOP => (Bytes(0), StackEffect::Stop),
         // PERSID, BINPERSID; NEXT_BUFFER, READONLY_BUFFER; DUP. `pickle.dumps` alone writes none
         // of them.
         b'P' | b'Q' => return Err("a persistent id"),
@@ -136,7 +136,7 @@ fn describe(code: u8) -> Result<(Argument, Effect), &'static str> {
 #[derive(Clone, Copy)]
 pub(super) struct Op<'body> {
     pub(super) code: u8,
-    pub(super) effect: Effect,
+    pub(super) effect: StackEffect,
     /// Where it begins.
     pub(super) start: u32,
     /// Where the next one begins.

@@ -6,7 +6,7 @@
 
 use crate::decode::DecodeError;
 use crate::decode::format::pickle::opcode::{
-    BINUNICODE, BINUNICODE8, Effect, Kind, MEMOIZE, Op, REDUCE, SHORT_BINUNICODE, TUPLE2,
+    BINUNICODE, BINUNICODE8, Kind, MEMOIZE, Op, REDUCE, SHORT_BINUNICODE, StackEffect, TUPLE2,
     little_endian,
 };
 use crate::decode::format::pickle::text;
@@ -98,7 +98,7 @@ impl<'body> Program<'body> {
             if depth > max_depth.saturating_add(outer) {
                 return Err(DecodeError::TooDeep { limit: max_depth });
             }
-            if op.effect == Effect::Stop {
+            if op.effect == StackEffect::Stop {
                 return Ok(walk.finish(op.start));
             }
             position = op.end;
@@ -140,7 +140,7 @@ impl<'body> Program<'body> {
     /// short.
     pub(super) fn short_scalar(&self, op: Op<'body>) -> Option<Op<'body>> {
         let op = match op.effect {
-            Effect::Get => {
+            StackEffect::Get => {
                 let entry = self.entries.get(self.got(&op)? as usize)?;
                 self.op(entry.span.start).filter(|_| entry.kind == Kind::Scalar)?
             }
@@ -189,17 +189,17 @@ impl<'body> Walk<'body> {
     /// Follows one opcode, and says what is wrong with it.
     fn step(&mut self, op: &Op<'body>) -> Result<(), &'static str> {
         match op.effect {
-            Effect::Protocol if op.argument[0] > HIGHEST_PROTOCOL => {
+            StackEffect::Protocol if op.argument[0] > HIGHEST_PROTOCOL => {
                 return Err("an unknown protocol");
             }
-            Effect::Frame => {
+            StackEffect::Frame => {
                 let rest = self.program.body.len() - op.end as usize;
                 if little_endian(op.argument) > rest as u64 {
                     return Err("a frame is cut off");
                 }
             }
-            Effect::Protocol => {}
-            Effect::Push(kind) => {
+            StackEffect::Protocol => {}
+            StackEffect::Push(kind) => {
                 let is_utf8 = matches!(op.code, BINUNICODE | SHORT_BINUNICODE | BINUNICODE8);
                 if is_utf8 && !text::is_utf8(op.argument) {
                     return Err("invalid UTF-8 in a text");
@@ -210,29 +210,29 @@ impl<'body> Walk<'body> {
                 let depth = u16::from(!matches!(kind, Kind::Mark | Kind::Scalar));
                 self.push(op.start, op.end, kind, depth);
             }
-            Effect::Fold(count) => {
+            StackEffect::Fold(count) => {
                 let first = self.operands(count)?;
                 self.fold(first, Kind::Other, op.end);
             }
-            Effect::FoldMarked(kind) => {
+            StackEffect::FoldMarked(kind) => {
                 let mark = self.last_mark()?;
                 self.record(kind, mark, mark + 1)?;
                 self.fold(mark, kind, op.end);
             }
-            Effect::Add(kind, count) => {
+            StackEffect::Add(kind, count) => {
                 let target = self.operands(count + 1)?;
                 self.add(kind, target, target + 1, op.end)?;
             }
-            Effect::AddMarked(kind) => {
+            StackEffect::AddMarked(kind) => {
                 let mark = self.last_mark()?;
                 let target = self.operands(self.stack.len() - mark + 1)?;
                 self.add(kind, target, mark + 1, op.end)?;
             }
-            Effect::Pop if self.stack.last().is_some_and(|top| top.kind == Kind::Mark) => {
+            StackEffect::Pop if self.stack.last().is_some_and(|top| top.kind == Kind::Mark) => {
                 self.marks.pop();
                 self.stack.pop();
             }
-            Effect::Pop => {
+            StackEffect::Pop => {
                 let first = self.operands(1)?;
                 self.stack.truncate(first);
                 // A call with a pair that is not in the memo sets the state of the item below
@@ -241,20 +241,22 @@ impl<'body> Walk<'body> {
                     self.touch(first - 1, op.end);
                 }
             }
-            Effect::PopMark => {
+            StackEffect::PopMark => {
                 let mark = self.last_mark()?;
                 self.stack.truncate(mark);
             }
-            Effect::Get => {
+            StackEffect::Get => {
                 let entry = self.program.got(op);
                 let got = entry.and_then(|entry| self.program.entries.get(entry as usize));
                 let &Entry { depth, kind, .. } = got.ok_or("it is not in the memo")?;
                 let span = Span { start: op.start, end: op.end };
                 self.stack.push(Item { span, entry, depth, kind, is_got: true });
             }
-            Effect::Put => self.put(op)?,
-            Effect::Stop if self.operands(1)? > 0 => return Err("something is left on the stack"),
-            Effect::Stop => {}
+            StackEffect::Put => self.put(op)?,
+            StackEffect::Stop if self.operands(1)? > 0 => {
+                return Err("something is left on the stack");
+            }
+            StackEffect::Stop => {}
         }
         self.before = [self.before[1], op.code];
         Ok(())
