@@ -10,11 +10,12 @@ pub enum DecodeError {
         "the content type {0:?} is not accepted: if you trust everybody who can publish, name it in accept-content"
     )]
     NotAccepted(String),
-    /// A result was signed as a whole, and the serializer below the signature is not accepted.
+    /// A result was signed as a whole. Projects whose results are signed accept only what is signed
+    /// (`celery/app/base.py`, `setup_security`, 5.7.0), so the columns would have to be signed too.
     #[error(
-        "the result is signed as a whole, and its serializer {0:?} is not accepted, so readers that accept only auth could not read the row: use the result backend celeriac://, which signs each column, or name the serializer in accept-content if readers accept it too"
+        "the result is signed as a whole, and readers of signed results accept only columns that are signed: use the result backend celeriac:// in the workers, which signs each column"
     )]
-    SignedAsAWhole(String),
+    SignedAsAWhole,
     /// The serializer is not one that Celeriac reads.
     #[error(
         "the content type {0:?} is not supported: use json, msgpack, yaml, pickle or auth as serializer, or, with celeriac://, name it in accept-content"
@@ -130,7 +131,7 @@ impl DecodeError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotAccepted(_) | Self::SignedAsAWhole(_) => "not-accepted",
+            Self::NotAccepted(_) | Self::SignedAsAWhole => "not-accepted",
             Self::UnsupportedContentType(_) => "unsupported-content-type",
             Self::UnsupportedContentEncoding(_) => "unsupported-content-encoding",
             Self::UnsupportedCompression { .. } => "unsupported-compression",

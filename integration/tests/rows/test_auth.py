@@ -30,9 +30,8 @@ CELERY_5_4, CELERY_5_7 = (
     json.loads((FOLDER / f"celery-{version}.json").read_text()) for version in ("5.4.0", "5.7.0")
 )
 
-#: The task in all of these, and what `AsyncResult` makes of it.
+#: The task in all of these.
 TASK = "3d8a1a6e-52ad-4a0f-8b3c-0d9a3f4f1c11"
-READ = {"state": "SUCCESS", "result": "[1, 'crème', None]", "traceback": None, "children": []}
 
 
 def path(name: str) -> str:
@@ -80,16 +79,16 @@ def make_pipeline(
 
 
 @pytest.mark.parametrize("made", [CELERY_5_7, CELERY_5_4], ids=["5.7", "5.4"])
-def test_the_columns_are_what_was_signed(
-    python: dict[str, Path], make_pipeline: Callable[..., Pipeline], made: Any
+def test_a_result_of_rpc_is_a_dead_letter_that_says_what_to_do(
+    make_pipeline: Callable[..., Pipeline], made: Any
 ) -> None:
     pipeline = make_pipeline(*STORE)
     pipeline.broker.publish(signed(made["json"]))
-    pipeline.wait_for_rows({TASK: "SUCCESS"})
-    project = Project(python["celery-5.7"], pipeline.database.url, pipeline.broker.url)
-    told = project.rows()[TASK]
-    assert (told["row"]["content_type"], told["row"]["task_args"]) == ("application/json", "[7]")
-    assert told["async_result"] == READ
+    wait_until(lambda: pipeline.broker.depth(DEAD) == 1, "the dead letter", 10)
+    [letter] = pipeline.broker.take(DEAD)
+    assert letter.headers["x-celeriac-reason"] == "not-accepted"
+    assert "celeriac://" in letter.headers["x-celeriac-error"]
+    assert pipeline.database.statuses() == {}
     pipeline.stop_and_check_queues()
 
 
@@ -97,36 +96,26 @@ def test_the_command_takes_the_certificates_from_the_settings(
     python: dict[str, Path], rabbitmq: RabbitMQ, databases: Databases, tmp_path: Path
 ) -> None:
     broker, database = Broker(rabbitmq.create()), databases.migrated("sqlite")
-    accepting = {"ACCEPT_CONTENT": "auth,json", "CELERIAC_BIN": str(binary())}
-    project = Project(
-        python["celery-5.7"], database.url, broker.url, signing("worker") | accepting
-    )
-    daemon = project.daemon(tmp_path / "celeriac.log")
+    settings = signing("worker") | {"CELERIAC_BIN": str(binary())}
+    project = Project(python["celery-5.7"], database.url, broker.url, settings)
+    daemon = project.daemon(tmp_path / "celeriac.log", "--events")
     daemon.start()
     try:
-        daemon.wait_for(CONSUMING)
-        # WHEN a signed result comes, THEN it is read
-        broker.publish(signed(CELERY_5_7["json"]))
-        wait_until(lambda: TASK in database.statuses(), "the row", 10)
+        daemon.wait_for_consuming(2)
+        # WHEN a signed event comes, and a result that is not signed, which nobody there accepts
+        task_id, unsigned = results.new_id(), results.new_id()
+        body = envelope([events.event("task-started", task_id)])
+        message = events.raw(body.encode(), content_type="application/data")
+        broker.publish(message, queue=EVENTS)
+        broker.publish(results.result(unsigned))
+        # THEN the first is verified and stored, and the other is a dead letter
+        wait_until(lambda: task_id in database.statuses(), "the row", 10)
+        wait_until(lambda: broker.depth(DEAD) == 1, "the dead letter", 10)
     finally:
         daemon.kill()
-    assert project.rows()[TASK]["async_result"] == READ
-
-
-def test_where_only_signed_results_are_accepted_those_of_rpc_are_dead_letters(
-    make_pipeline: Callable[..., Pipeline],
-) -> None:
-    pipeline = make_pipeline(*STORE, "--accept-content", "auth")
-    # WHEN a signed result comes, whose columns a reader could not use, and one that is not signed
-    pipeline.broker.publish(signed(CELERY_5_7["json"]), results.result(results.new_id()))
-    wait_until(lambda: pipeline.broker.depth(DEAD) == 2, "the dead letters", 10)
-    # THEN each says why
-    letters = pipeline.broker.take(DEAD)
-    assert [letter.headers["x-celeriac-reason"] for letter in letters] == ["not-accepted"] * 2
-    errors = [letter.headers["x-celeriac-error"] for letter in letters]
-    assert any("celeriac://" in error for error in errors), errors
-    assert pipeline.database.statuses() == {}
-    pipeline.stop_and_check_queues()
+    assert unsigned not in database.statuses()
+    [letter] = broker.take(DEAD)
+    assert letter.headers["x-celeriac-reason"] == "not-accepted"
 
 
 def test_signed_events_are_stored(make_pipeline: Callable[..., Pipeline]) -> None:
@@ -146,7 +135,7 @@ def test_what_nobody_there_has_signed_is_a_dead_letter(
     make_pipeline: Callable[..., Pipeline],
 ) -> None:
     pipeline = make_pipeline(*STORE)
-    good, body = results.new_id(), results.body(results.new_id())
+    body = results.body(results.new_id())
     cases = {
         "by another key": (CELERY_5_7["twin"], "unverified"),
         "by somebody unknown": (CELERY_5_7["odd"], "unverified"),
@@ -155,8 +144,10 @@ def test_what_nobody_there_has_signed_is_a_dead_letter(
         "not at all": (json.dumps(body), "undecodable"),
         "in part": (CELERY_5_7["json"][:-40], "unverified"),
     }
+    # THEN each has its reason, and a result behind them is stored
+    good = results.new_id()
     pipeline.broker.publish(*(signed(envelope) for envelope, _ in cases.values()))
-    pipeline.broker.publish(signed(envelope(results.body(good)), good))
+    pipeline.broker.publish(results.result(good))
     pipeline.wait_for_rows({good: "SUCCESS"})
     letters = pipeline.broker.take(DEAD)
     reasons = [letter.headers["x-celeriac-reason"] for letter in letters]

@@ -208,7 +208,7 @@ def test_settings(tmp_path: Path, good_database: str) -> None:
         (["--config", tmp_path / "none"], 2, "cannot be read"),
         (["--config", tmp_path], 2, "cannot be read"),
         (["--config", bad], 2, "line 1"),
-        (["--config", unknown], 2, "unknown field `lane`"),
+        (["--config", unknown], 2, "there is no setting `lane`"),
         (["--log-level", "=["], 2, "log-level"),
         (["--nonsense"], 2, "unexpected argument '--nonsense'"),
         (["--broker-file", tmp_path / "none"], 2, "so is broker-file: drop broker"),

@@ -285,10 +285,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::decode::{Accept, Decoder};
+    use crate::decode::Decoder;
     use crate::message::{Message, Properties};
-    use crate::row::Row;
-    use crate::row::task_result::TaskResult;
 
     /// What `tests/data/auth/make_envelopes.py` has made with two versions of Celery.
     const PLAIN: &str = include_str!("../../../tests/data/auth/celery-5.4.0.json");
@@ -330,26 +328,6 @@ mod tests {
         security.open(envelope.as_bytes(), now())
     }
 
-    fn message(content_type: &str, body: &str) -> Message {
-        Message {
-            properties: Properties {
-                content_type: Some(content_type.to_owned()),
-                content_encoding: Some("utf-8".to_owned()),
-                ..Properties::default()
-            },
-            ..Message::new(body.as_bytes().to_vec(), now())
-        }
-    }
-
-    fn decode(security: &Security, message: &Message) -> TaskResult {
-        let decoder = Decoder { security: security.clone(), ..Decoder::default() };
-        let mut read = decoder.result(message).expect("a good message");
-        match read.rows.pop() {
-            Some(Row::Task(result)) => result,
-            _ => panic!("one task"),
-        }
-    }
-
     #[test]
     fn what_celery_has_signed_is_opened() {
         let security = trusting(&[WORKER, ODD]);
@@ -370,17 +348,6 @@ mod tests {
             let opened = open(&security, &made(ENCODED, name)).expect(name);
             assert_eq!((opened.content_type, &*opened.content_encoding), (content_type, "binary"));
         }
-    }
-
-    #[test]
-    fn a_signed_result_is_the_one_that_was_signed() {
-        let security = trusting(&[WORKER]);
-        let signed = made(ENCODED, "json");
-        let body = open(&security, &signed).expect("signed").bytes;
-        let body = String::from_utf8(body).expect("text");
-        let opened = decode(&security, &message(accept::AUTH, &signed));
-        assert!(opened == decode(&security, &message(accept::JSON, &body)));
-        assert_eq!(opened.outcome.content_type, accept::JSON);
     }
 
     #[test]
@@ -473,16 +440,22 @@ mod tests {
     }
 
     #[test]
-    fn a_result_whose_serializer_is_not_accepted_is_a_dead_letter() {
-        let decoder = Decoder {
-            security: trusting(&[WORKER]),
-            accept: Accept::parse("auth").expect("known"),
-            ..Decoder::default()
+    fn a_result_that_is_signed_as_a_whole_is_verified_and_refused() {
+        let result = |security: Security| {
+            let decoder = Decoder { security, ..Decoder::default() };
+            let properties = Properties {
+                content_type: Some(accept::AUTH.to_owned()),
+                content_encoding: Some("utf-8".to_owned()),
+                ..Properties::default()
+            };
+            let body = made(ENCODED, "json").into_bytes();
+            let message = Message { properties, ..Message::new(body, now()) };
+            decoder.result(&message).expect_err("signed as a whole")
         };
-        let error = decoder.result(&message(accept::AUTH, &made(ENCODED, "json")));
-        let error = error.expect_err("readers accept auth alone");
-        assert_eq!(error.code(), "not-accepted");
+        let error = result(trusting(&[WORKER]));
+        assert_eq!((&error, error.code()), (&DecodeError::SignedAsAWhole, "not-accepted"));
         assert!(error.to_string().contains("celeriac://"), "{error}");
+        assert_eq!(result(trusting(&[ODD])), DecodeError::UnknownSigner);
     }
 
     #[test]
