@@ -686,6 +686,21 @@ def service(kind: str, *, only_private: bool = False) -> Iterator[Service]:
         found.close()
 
 
+def run_to_the_end(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Runs a command and returns its exit status; its servers stay until it has cleaned up."""
+    try:
+        child = subprocess.Popen(command, env=env)
+    except OSError as error:
+        raise Failure(f"could not run {command[0]}: {error}") from error
+    signal.signal(signal.SIGTERM, lambda _number, _frame: child.terminate())
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            # The terminal has interrupted the command too.
+            continue
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Runs a command with the servers that it needs.")
     actions = parser.add_subparsers(dest="action", required=True)
@@ -710,10 +725,7 @@ def main() -> int:
             for kind in kinds:
                 provided = stack.enter_context(service(kind, only_private=options.private))
                 env |= provided.environment()
-            try:
-                return subprocess.run(options.command, env=env, check=False).returncode
-            except OSError as error:
-                raise Failure(f"could not run {options.command[0]}: {error}") from error
+            return run_to_the_end(options.command, env)
     except Failure as failure:
         say(f"services.py: {failure}")
         return 1

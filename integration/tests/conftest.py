@@ -55,6 +55,13 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["templates"] = node.config.stash[SHARED][0]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fails where pytest-xdist leaves groups apart, whose fixtures would be made in every worker."""
+    if getattr(session.config.option, "loadgroup", False):
+        grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+        assert all("@" in item.nodeid for item in grouped), "tests are not grouped"
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if SHARED in config.stash:
         config.stash[SHARED][1].close()

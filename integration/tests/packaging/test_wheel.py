@@ -13,6 +13,9 @@ from harness import environments
 from harness.daemon import REPOSITORY
 from harness.project import clean_environment
 
+#: It takes a build, and an index of packages that answers.
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("wheel")]
+
 
 def run(*command: str | Path) -> str:
     env = clean_environment()

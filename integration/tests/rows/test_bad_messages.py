@@ -401,6 +401,7 @@ def check(case: Case, bad: Message, row: Row | None, letters: list[Message]) -> 
         assert letter.headers.get(key) == value, key
 
 
+@pytest.mark.xdist_group("bad messages")
 @pytest.mark.parametrize("engine", ["postgresql"])
 @pytest.mark.parametrize("name", CASES)
 def test_bad_message(pipeline: Pipeline, name: str) -> None:

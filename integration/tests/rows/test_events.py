@@ -459,6 +459,10 @@ def skipped(pipeline: Pipeline) -> dict[str, int]:
     return counts
 
 
+#: The daemons of the listener are made once, and not for each process.
+on_one_listener = pytest.mark.xdist_group("listener")
+
+
 #: What is wrong with an event, by the part of the log's words.
 OBJECT, TYPE, UUID, TIME = "it is not an object", "`type`", "`uuid` is missing", "`timestamp`"
 
@@ -607,6 +611,7 @@ def comparable(row: Row) -> Row:
     return row | {name: row[name] and utc(row[name]) for name in TIMES}
 
 
+@on_one_listener
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "in-a-list"])
 def test_bad_events_cost_only_themselves(listener: Pipeline, alone: bool) -> None:
     ids = {name: results.new_id() for name in (*SKIPPED, *SILENT, *STORED)}
@@ -640,6 +645,7 @@ def test_bad_events_cost_only_themselves(listener: Pipeline, alone: bool) -> Non
         assert sum(counts) == wanted, problem
 
 
+@on_one_listener
 @on_postgresql
 @pytest.mark.parametrize(
     ("message", "reason"),
@@ -699,6 +705,7 @@ def test_bad_message_of_events(
     assert letter.body == message.body
 
 
+@on_one_listener
 def test_events_that_cannot_be_read_cost_only_themselves(listener: Pipeline) -> None:
     ids = [results.new_id() for _ in range(6)]
     messages = [events.message(received(task_id)) for task_id in ids]
@@ -713,6 +720,7 @@ def test_events_that_cannot_be_read_cost_only_themselves(listener: Pipeline) -> 
     wait_until(lambda: listener.broker.depth(EVENTS) == 0, "an empty queue", 15)
 
 
+@on_one_listener
 @pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_ten_thousand_events_in_one_list(listener: Pipeline) -> None:
     # WHEN a list is as long as may be, and an odd event is among the last
@@ -725,6 +733,7 @@ def test_ten_thousand_events_in_one_list(listener: Pipeline) -> None:
     listener.database.execute(f"delete from {TABLE}")
 
 
+@on_one_listener
 def test_any_routing_key(listener: Pipeline) -> None:
     # WHEN events come under the keys of their types, of lists, and of others' making
     keys = ("task.received", "task.multi", "task", "task.of.our.own")
@@ -752,6 +761,7 @@ LATER_EVENTS = [
 ]
 
 
+@on_one_listener
 @pytest.mark.parametrize("result_first", [True, False], ids=["result-first", "event-first"])
 def test_an_event_never_replaces_a_result(listener: Pipeline, result_first: bool) -> None:
     # GIVEN results of tasks, and an event of each
