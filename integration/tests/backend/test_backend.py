@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from harness.processes import Process, wait_until
 from harness.project import SITE, Project, clean_environment
 from harness.proxy import Proxy
 from harness.services import PrivateRabbitMQ, RabbitMQ, private
+from harness.users import another_user
 
 EXCHANGE = "celeriac"
 
@@ -372,20 +372,6 @@ def test_what_was_deleted_meanwhile_is_made_again(
     for number in range(3):
         backend.store_result(f"t{number}", 1, "SUCCESS")
     assert ids(broker) == {"t0", "t1", "t2"}
-
-
-@contextmanager
-def another_user(rabbitmq: RabbitMQ, broker: Broker, *permissions: str) -> Iterator[str]:
-    """The URL of a user who has these permissions in the virtual host: configure, write, read."""
-    name = f"celeriac_test_{os.getpid()}"
-    vhost = broker.url.rpartition("/")[2]
-    rabbitmq.control("add_user", name, "pass@word")
-    try:
-        rabbitmq.control("set_permissions", "-p", vhost, name, *permissions)
-        host = broker.url.partition("@")[2]
-        yield f"amqp://{name}:pass%40word@{host}"
-    finally:
-        rabbitmq.control("delete_user", name)
 
 
 def test_a_user_who_may_only_write(rabbitmq: RabbitMQ, broker: Broker) -> None:

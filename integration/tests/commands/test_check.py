@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from test_backend import another_user
 
 from harness import results
 from harness.broker import DEAD, EXCHANGE, QUEUES, RESULTS, Broker, Message
@@ -19,6 +18,7 @@ from harness.daemon import Daemon
 from harness.database import TABLE, Database, Databases
 from harness.pipeline import Pipeline
 from harness.services import MariaDB, PostgreSQL, RabbitMQ, free_port, unique_name
+from harness.users import another_user
 
 
 class Check:
