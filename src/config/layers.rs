@@ -261,7 +261,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("celeriac-{}.toml", std::process::id()));
         let error = |toml: &str| {
             std::fs::write(&path, toml).expect("the folder is writable");
-            let error = FileSettings::read(&path).err().expect(toml).to_string();
+            let error = FileSettings::read(&path).expect_err(toml).to_string();
             std::fs::remove_file(&path).expect("just written");
             error
         };
@@ -272,7 +272,7 @@ mod tests {
             message.contains("line 1") && message.contains("there is no setting `lane`"),
             "{message}"
         );
-        let message = FileSettings::read(&path).err().expect("no file").to_string();
+        let message = FileSettings::read(&path).expect_err("no file").to_string();
         assert!(message.contains("cannot be read"), "{message}");
     }
 
