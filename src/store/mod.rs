@@ -17,7 +17,7 @@ use std::fmt;
 pub use self::catalog::{Catalog, Column};
 pub use self::cleanup::{Cleaner, Found, Job, Kind, Next, Step};
 pub use self::database::Database;
-pub use self::migrate::{Migrated, Tables};
+pub use self::migrate::Standing;
 pub use self::mysql::Mysql;
 pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;
