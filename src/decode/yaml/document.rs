@@ -150,6 +150,8 @@ impl<'text> Document<'text> {
             emit_comments: false,
             flow_nesting_limit: nesting,
             block_nesting_limit: nesting,
+            // PyYAML writes keys of up to 128 characters like this, with escapes of ten.
+            simple_key_max_lookahead: 2_048,
         };
         let mut composer = Composer {
             limits,

@@ -3,20 +3,20 @@
 //! All of it is ASCII, as what `safe_dump` writes is: the character set of a database may have no
 //! more.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use super::document::{Document, Id, Kind, Node};
 use super::resolve;
 
-/// The longest scalar that is written as a key without `?`. PyYAML allows for 1,024 characters
-/// with all escapes and the anchor.
-const SIMPLE_KEY: usize = 80;
+/// The most bytes of a scalar that is written as a key without `?`. An escape makes up to four
+/// characters of a byte, and PyYAML reads such a key within 1,024 characters.
+const SIMPLE_KEY: usize = 200;
 
 /// The text of a value.
 pub(super) fn value(document: &Document<'_>, id: Id) -> String {
-    let (text, repeated) = write(document, id, &HashSet::new());
-    if repeated.is_empty() { text } else { write(document, id, &repeated).0 }
+    let (text, repeated) = write(document, id, None);
+    if repeated.is_empty() { text } else { write(document, id, Some(&repeated)).0 }
 }
 
 /// What is still to be written.
@@ -25,10 +25,10 @@ enum Step {
     Text(&'static str),
 }
 
-/// Writes a value, with anchors for the nodes that are known to come again in it, and gives all
-/// that came again.
-fn write(document: &Document<'_>, id: Id, known: &HashSet<Id>) -> (String, HashSet<Id>) {
-    let (mut text, mut seen, mut repeated) = (String::new(), HashSet::new(), HashSet::new());
+/// Writes a value, with anchors for the nodes of which it is known that they come again in it.
+/// Gives the nodes that did come again, too.
+fn write(document: &Document<'_>, id: Id, repeated: Option<&HashSet<Id>>) -> (String, HashSet<Id>) {
+    let (mut text, mut names, mut found) = (String::new(), HashMap::new(), HashSet::new());
     let mut steps = vec![Step::Node(id)];
     while let Some(step) = steps.pop() {
         let id = match step {
@@ -39,13 +39,17 @@ fn write(document: &Document<'_>, id: Id, known: &HashSet<Id>) -> (String, HashS
             }
         };
         let node = &document.nodes[id];
-        if node.is_shared && !seen.insert(id) {
-            repeated.insert(id);
-            let _ = write!(text, "*{id}");
-            continue;
-        }
-        if known.contains(&id) {
-            let _ = write!(text, "&{id} ");
+        if repeated.map_or(node.is_shared, |repeated| repeated.contains(&id)) {
+            let next = names.len() + 1;
+            if let Some(name) = names.get(&id) {
+                let _ = write!(text, "*{name}");
+                found.insert(id);
+                continue;
+            }
+            names.insert(id, next);
+            if repeated.is_some() {
+                let _ = write!(text, "&{next} ");
+            }
         }
         if node.kind == Kind::Scalar {
             scalar(&mut text, node);
@@ -69,7 +73,7 @@ fn write(document: &Document<'_>, id: Id, known: &HashSet<Id>) -> (String, HashS
             }
         }
     }
-    (text, repeated)
+    (text, found)
 }
 
 fn scalar(text: &mut String, node: &Node<'_>) {

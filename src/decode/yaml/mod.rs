@@ -287,7 +287,7 @@ worker: w@h
                 "\"a b\\nA\\xE9\\u65E5\\U0001F600\\x00\\\"/\\\\\"",
             ),
             ("|\n  a\n   b\n\n  c\n\n", "\"a\\n b\\n\\nc\\n\""),
-            ("|2+\n   a\n\n", "\" a\\n\\n\""),
+            ("|2+\n   a\n", "\" a\\n\\n\""),
             (">-\n  a\n  b\n\n  c\n   d\n  e", "\"a b\\nc\\n d\\ne\""),
             // Lone surrogates are there only as escapes between double quotes.
             ("\"\\uD83D\\udE00 \\\\uD800\"", "\"\\ud83d\\ude00 \\\\uD800\""),
@@ -309,21 +309,24 @@ worker: w@h
             ("\n- - 1\n  - - 2\n-\n- k:\n  - 3", "[[1, [2]], null, {k: [3]}]"),
             ("{<<: {a: 1}, =: 2, ~: , '<<': }", "{<<: {a: 1}, \"=\": 2, null: null, \"<<\": null}"),
             // Anchors.
-            ("&x [*x]", "&6 [*6]"),
-            ("[&b {}, &a [], *a, *b, *a]", "[&7 {}, &8 [], *8, *7, *8]"),
+            ("&x [*x]", "&1 [*1]"),
+            ("[&b {}, &a [], *a, *b, *a]", "[&1 {}, &2 [], *2, *1, *2]"),
             ("[&a a]", "[a]"),
-            ("[&a 2001-12-14, {*a: 1, b: '*a: 1'}]", "[&7 2001-12-14, {*7: 1, b: \"*a: 1\"}]"),
-            ("\n  - &a 1\n  - *a:\n    *a : *a", "[&7 1, {*7: {*7: *7}}]"),
+            ("[&a 2001-12-14, {*a: 1, b: '*a: 1'}]", "[&1 2001-12-14, {*1: 1, b: \"*a: 1\"}]"),
+            ("\n  - &a 1\n  - *a:\n      *a : *a", "[&1 1, {*1: {*1: *1}}]"),
         ] {
             assert_eq!(column(body), expected, "{body}");
         }
-        let (short, long) = ("k".repeat(80), "k".repeat(81));
+        let (short, long) = ("k".repeat(200), "k".repeat(201));
         let expected = format!("{{{short}: 1, ? {long}: 2}}");
         assert_eq!(column(&expected), expected);
+        // PyYAML writes this key, though it does not read it: it has more than 1,024 characters.
+        let key = format!("\"{}\"", "\\U0001F600".repeat(110));
+        assert_eq!(column(&format!("{{{key}: 1}}")), format!("{{? {key}: 1}}"));
         // What only a value outside of the column is repeated by needs no anchor in it.
         let TaskResult { outcome, .. } =
             decode("task_id: t\nstatus: s\nargs: &a [&b [], *b]\nresult: [*a, *b]").expect("good");
-        assert_eq!(outcome.result.as_deref(), Some("[[&6 [], *6], *6]"));
+        assert_eq!(outcome.result.as_deref(), Some("[[&1 [], *1], *1]"));
     }
 
     #[test]
@@ -370,7 +373,6 @@ worker: w@h
             "--- {task_id: t, status: s}\n--- {}\n",
             "task_id: t\nstatus: s\n...\nx\n",
             "%YAML 2.0\n---\ntask_id: t\nstatus: s\n",
-            "%TAG !e! x\n---\ntask_id: t\nstatus: s\n",
             "\u{7F}: 1\n",
             "<<: {task_id: t, status: s}\n",
         ] {
@@ -401,7 +403,6 @@ worker: w@h
             "\"\\u12x4\"",
             "\"\\U00110000\"",
             "@a",
-            "\ta",
             "|x\n  a",
             "& a",
             "&a!",
