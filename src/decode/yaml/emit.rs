@@ -1,7 +1,8 @@
-//! Text in YAML that PyYAML's `safe_load` reads as a value: on one line, in the flow style.
+//! Writes a value as the text of a column: in the flow style, on one line, and without quotes where
+//! none are needed.
 //!
-//! All of it is ASCII, as what `safe_dump` writes is: the character set of a database may have no
-//! more.
+//! The text is ASCII, like that of `safe_dump`, so that a database of any character set can store
+//! it.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -9,24 +10,24 @@ use std::fmt::Write;
 use super::document::{Document, Id, Kind, Node};
 use super::resolve;
 
-/// The most bytes of a scalar that is written as a key without `?`. An escape makes up to four
-/// characters of a byte, and PyYAML reads such a key within 1,024 characters.
+/// The most bytes of a scalar that becomes a key without `?`. PyYAML limits such keys to 1,024
+/// characters, and a byte becomes an escape of at most four.
 const SIMPLE_KEY: usize = 200;
 
-/// The text of a value.
+/// Writes a value.
 pub(super) fn value(document: &Document<'_>, id: Id) -> String {
     let (text, repeated) = write(document, id, None);
     if repeated.is_empty() { text } else { write(document, id, Some(&repeated)).0 }
 }
 
-/// What is still to be written.
+/// What remains to be written.
 enum Step {
     Node(Id),
     Text(&'static str),
 }
 
-/// Writes a value, with anchors for the nodes of which it is known that they come again in it.
-/// Gives the nodes that did come again, too.
+/// Writes a value, and returns the nodes that occur in it more than once. They get their anchors
+/// only if they are known beforehand, as `repeated`.
 fn write(document: &Document<'_>, id: Id, repeated: Option<&HashSet<Id>>) -> (String, HashSet<Id>) {
     let (mut text, mut names, mut found) = (String::new(), HashMap::new(), HashSet::new());
     let mut steps = vec![Step::Node(id)];
@@ -90,7 +91,7 @@ fn scalar(text: &mut String, node: &Node<'_>) {
     }
 }
 
-/// Whether a text may stand without quotes: words of letters and digits, and little else.
+/// Whether a text consists of harmless characters, and can be written without quotes.
 fn is_word(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphabetic())
         && !text.ends_with(' ')
@@ -117,7 +118,7 @@ fn quoted(text: &mut String, node: &Node<'_>) {
 }
 
 impl Node<'_> {
-    /// The text of a scalar, with its lone surrogates as escapes and the rest as it is spelled.
+    /// The text of a scalar with escapes for lone surrogates. The rest is what `spell` makes of it.
     pub(super) fn spelled(&self, spell: impl Fn(&str) -> String) -> String {
         let mut spelled = String::new();
         let mut start = 0;

@@ -1,19 +1,20 @@
-//! The YAML body of Celery's `rpc://` results, which PyYAML's `safe_dump` wrote (`register_yaml` in
-//! `kombu/serialization.py`, 5.7.0).
+//! The format of the content type `application/x-yaml`, which PyYAML's `safe_dump` writes
+//! (`register_yaml` in `kombu/serialization.py`, 5.7.0).
 //!
-//! A value cannot be cut out of the body, where it may be indented and refer to anchors outside of
-//! it. So the body is read, and the columns hold what `safe_load` reads as the same value, though
-//! `safe_dump` would have written other text. Nothing is constructed: a number, a time or base64
-//! stays the text that it is. An alias stays an alias, so that a value is never larger than the
-//! body makes it.
+//! A value cannot be cut out of the body as text: it is indented there, and may refer to anchors
+//! outside of it. So the body is parsed, and the columns are written anew. PyYAML's `safe_load` reads
+//! them as the same values; the text is another one than `safe_dump` would write. No value is
+//! converted: a number, a time or base64 stays the text that it is, and an alias stays an alias, so
+//! that no value grows.
 
+mod compat;
 mod document;
 mod emit;
 mod resolve;
 
 use std::borrow::Cow;
 
-use self::document::{Document, Id, Kind, Node, malformed, readable};
+use self::document::{Document, Id, Kind, Node};
 use crate::decode::event::{Event, EventPolicy, python_json};
 use crate::decode::result_meta::{ResultMeta, Text, Value};
 use crate::decode::{Context, DecodeError, Decoded};
@@ -21,14 +22,14 @@ use crate::task_result::TaskResult;
 
 /// Reads the result in a body of the content type `application/x-yaml`.
 pub(super) fn decode(body: &[u8], context: Context<'_>) -> Result<TaskResult, DecodeError> {
-    let text = readable(text(body)?)?;
+    let text = compat::rewritten(text(body)?)?;
     let document = Document::read(&text, context.limits)?;
     let root = Yaml { document: &document, id: Document::ROOT };
     if root.node().kind != Kind::Mapping {
         return Err(malformed("expected a mapping", 0));
     }
     if root.members().any(|(key, _)| key.node().tag == "merge") {
-        return Err(malformed("a merge among the members of a result", 0));
+        return Err(malformed("a merge key among the members of a result", 0));
     }
     ResultMeta::collect(root.named())?.into_result(context.message)
 }
@@ -40,7 +41,7 @@ pub(super) fn decode_events(
     context: Context<'_>,
 ) -> Result<Decoded, DecodeError> {
     let Context { message, limits } = context;
-    let text = readable(text(body)?)?;
+    let text = compat::rewritten(text(body)?)?;
     let document = Document::read(&text, limits)?;
     let root = &document.nodes[Document::ROOT];
     let ids = match root.kind {
@@ -52,7 +53,7 @@ pub(super) fn decode_events(
         return Err(DecodeError::TooManyEvents { limit: limits.events });
     }
     let mut events = Decoded::default();
-    // Each event copies the texts that its aliases stand for.
+    // Each event gets copies of the texts that its aliases refer to.
     let limit = limits.body_bytes.max(limits.decompressed_bytes);
     let mut bytes = 0_usize;
     for &id in ids {
@@ -69,21 +70,27 @@ pub(super) fn decode_events(
     Ok(events)
 }
 
-/// The text of a body that is YAML.
+/// Decodes the text of a body, and refuses characters that YAML does not allow.
 fn text(body: &[u8]) -> Result<&str, DecodeError> {
     let text = std::str::from_utf8(body)
         .map_err(|error| malformed("invalid UTF-8", error.valid_up_to()))?;
     match text.char_indices().find(|(_, character)| !is_printable(*character)) {
-        Some((position, _)) => Err(malformed("a control character", position)),
+        Some((position, _)) => {
+            Err(malformed("a control character or an unusual line break", position))
+        }
         None => Ok(text),
     }
 }
 
-/// Whether a character may stand in a text in YAML (`Reader.check_printable` in `yaml/reader.py`,
-/// 6.0.3), and is no line break in YAML 1.1 alone.
+/// Whether PyYAML allows a character (`Reader.check_printable` in `yaml/reader.py`, 6.0.3), except
+/// for U+0085, U+2028 and U+2029, which are line breaks in YAML 1.1 but not for the parser.
 fn is_printable(character: char) -> bool {
     matches!(character, '\t' | '\n' | '\r' | ' '..='~' | '\u{A0}'..)
         && !matches!(character, '\u{2028}' | '\u{2029}' | '\u{FFFE}' | '\u{FFFF}')
+}
+
+fn malformed(problem: &'static str, position: usize) -> DecodeError {
+    DecodeError::Malformed { format: "YAML", problem, position }
 }
 
 /// A value in a document.
@@ -98,12 +105,12 @@ impl<'doc> Yaml<'doc> {
         &self.document.nodes[self.id]
     }
 
-    /// The node of a scalar with one of these tags.
+    /// The node, if it has one of these tags.
     fn tagged(self, tags: &[&str]) -> Option<&'doc Node<'doc>> {
         Some(self.node()).filter(|node| tags.contains(&node.tag))
     }
 
-    /// The pairs of a mapping.
+    /// The pairs of a mapping; nothing for other values.
     fn members(self) -> impl Iterator<Item = (Self, Self)> {
         let node = self.node();
         let items = if node.kind == Kind::Mapping { node.items.as_slice() } else { &[] };
@@ -112,7 +119,7 @@ impl<'doc> Yaml<'doc> {
             .map(move |pair| (Self { id: pair[0], ..self }, Self { id: pair[1], ..self }))
     }
 
-    /// The members whose name is a text.
+    /// The pairs whose key is a text.
     fn named(self) -> impl Iterator<Item = Result<(Cow<'doc, str>, Self), DecodeError>> {
         self.members().filter_map(|(key, value)| {
             let text = key.text().filter(|text| !text.is_lossy)?;
@@ -465,6 +472,10 @@ worker: w@h
         let error = decode(with_result(&laughs)).expect_err("too many");
         assert_eq!(error, DecodeError::TooManyValues { limit: 1_000_000 });
         assert_eq!(error.code(), "too-many-values");
+
+        let unclosed = "[".to_owned() + &"1, ".repeat(600_000);
+        let error = decode(with_result(&unclosed.repeat(2))).expect_err("too many");
+        assert_eq!(error, DecodeError::TooManyValues { limit: 1_000_000 });
 
         let limits = WireLimits { expanded_values: 14, ..WireLimits::default() };
         // The members are eight values, the mapping that they are in is one.

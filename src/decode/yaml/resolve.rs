@@ -1,52 +1,43 @@
-//! What a scalar is: the rules of YAML 1.1 in PyYAML (`yaml/resolver.py` and
+//! The meaning of scalars by the rules of YAML 1.1, as in PyYAML (`yaml/resolver.py` and
 //! `yaml/constructor.py`, 6.0.3).
 
 use std::sync::LazyLock;
 
-use regex::RegexSet;
+use regex::Regex;
 
-/// The tags of plain scalars, and the patterns by which PyYAML gives them.
-const PLAIN: [(&str, &str); 7] = [
-    ("bool", "^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$"),
-    (
-        "float",
-        r"(?x)^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?
+/// Plain scalars that are not of the tag `str`. The names of the groups are their tags.
+const PLAIN: &str = r"(?x)^(?:
+    (?<bool>yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)
+    |(?<float>[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?
         |\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?
         |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
         |[-+]?\.(?:inf|Inf|INF)
-        |\.(?:nan|NaN|NAN))$",
-    ),
-    (
-        "int",
-        r"(?x)^(?:[-+]?0b[0-1_]+
+        |\.(?:nan|NaN|NAN))
+    |(?<int>[-+]?0b[0-1_]+
         |[-+]?0[0-7_]+
         |[-+]?(?:0|[1-9][0-9_]*)
         |[-+]?0x[0-9a-fA-F_]+
-        |[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+)$",
-    ),
-    ("merge", "^<<$"),
-    ("null", "^(?:~|null|Null|NULL|)$"),
-    (
-        "timestamp",
-        r"(?x)^(?:[0-9]{4}-[0-9]{2}-[0-9]{2}
+        |[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+)
+    |(?<merge><<)
+    |(?<null>~|null|Null|NULL|)
+    |(?<timestamp>[0-9]{4}-[0-9]{2}-[0-9]{2}
         |[0-9]{4}-[0-9][0-9]?-[0-9][0-9]?
          (?:[Tt]|[\ \t]+)[0-9][0-9]?:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?
-         (?:[\ \t]*(?:Z|[-+][0-9][0-9]?(?::[0-9]{2})?))?)$",
-    ),
-    ("value", "^=$"),
-];
+         (?:[\ \t]*(?:Z|[-+][0-9][0-9]?(?::[0-9]{2})?))?)
+    |(?<value>=)
+)$";
 
-#[expect(clippy::expect_used, reason = "the patterns are constants, and the tests compile them")]
-static PATTERNS: LazyLock<RegexSet> =
-    LazyLock::new(|| RegexSet::new(PLAIN.map(|(_, pattern)| pattern)).expect("good patterns"));
+#[expect(clippy::expect_used, reason = "the pattern is a constant, and the tests compile it")]
+static PATTERN: LazyLock<Regex> = LazyLock::new(|| Regex::new(PLAIN).expect("a valid pattern"));
 
 /// The tag of a plain scalar.
 pub(super) fn plain(text: &str) -> &'static str {
-    // Most texts begin with a character that no pattern begins with, and end the search here.
-    PATTERNS.matches(text).iter().next().map_or("str", |index| PLAIN[index].0)
+    let Some(found) = PATTERN.captures(text) else { return "str" };
+    let mut names = PATTERN.capture_names().flatten();
+    names.find(|name| found.name(name).is_some()).unwrap_or("str")
 }
 
-/// The truth value that a text stands for.
+/// The value of a boolean.
 pub(super) fn truth(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "yes" | "true" | "on" => Some(true),
@@ -55,9 +46,10 @@ pub(super) fn truth(text: &str) -> Option<bool> {
     }
 }
 
-/// The number in the text of an integer or a float.
+/// The value of an integer or a float.
 pub(super) fn number(text: &str) -> Option<f64> {
     let text = text.replace('_', "").to_ascii_lowercase();
+    let text = text.replace(".inf", "inf").replace(".nan", "nan");
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => (-1.0, digits),
         None => (1.0, text.strip_prefix('+').unwrap_or(&text)),
@@ -66,21 +58,14 @@ pub(super) fn number(text: &str) -> Option<f64> {
         let mut digits = digits.chars().map(|digit| digit.to_digit(base).map(f64::from));
         digits.try_fold(0.0, |number, digit| Some(number * f64::from(base) + digit?))
     };
-    let number = if digits == ".inf" {
-        f64::INFINITY
-    } else if digits == ".nan" {
-        f64::NAN
-    } else if let Some(digits) = digits.strip_prefix("0b") {
-        in_base(2, digits)?
-    } else if let Some(digits) = digits.strip_prefix("0x") {
-        in_base(16, digits)?
-    } else if digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        in_base(8, digits)?
-    } else {
-        // Of base 60 where there are colons.
-        digits
+    let number = match digits.as_bytes() {
+        [b'0', b'b', _, ..] => in_base(2, &digits[2..])?,
+        [b'0', b'x', _, ..] => in_base(16, &digits[2..])?,
+        [b'0', rest @ ..] if rest.iter().all(u8::is_ascii_digit) => in_base(8, digits)?,
+        // Colons separate digits in base 60.
+        _ => digits
             .split(':')
-            .try_fold(0.0, |number, part| Some(number * 60.0 + part.parse::<f64>().ok()?))?
+            .try_fold(0.0, |number, part| Some(number * 60.0 + part.parse::<f64>().ok()?))?,
     };
     Some(sign * number)
 }
