@@ -1,15 +1,17 @@
-"""Bodies in YAML, and whether PyYAML loads the columns made of them as the values in the bodies.
+"""Checks with PyYAML that the columns Celeriac writes for YAML results hold the right values.
 
-The bodies are what PyYAML writes for whole results: random values, from a seed, of the kinds that a
-serializer gets wrong, and the results in the captures of real workers. `tests/yaml.rs` makes
-the columns, and compares them with those in `tests/data/yaml-pairs.json`, which this has checked:
+`tests/data/yaml-pairs.json` holds bodies, as PyYAML writes them for whole results, and the columns
+that `tests/yaml.rs` expects for each. The bodies are random, from a seed, with values of the kinds
+that a serializer gets wrong, and those of the results in the captures of real workers.
+
+After a change to the columns, write and check the file anew:
 
     export PYTHONHASHSEED=0 CELERIAC_YAML_PAIRS=$PWD/tests/data/yaml-pairs.json
     python integration/yaml_pairs.py make > $CELERIAC_YAML_PAIRS
     cargo test --test yaml -- --ignored columns_are_written
     python integration/yaml_pairs.py check $CELERIAC_YAML_PAIRS
 
-`make` takes a number of bodies and a seed, too, to compare with other values than those stored.
+To check more values than those in the file, give `make` a number of bodies and another seed.
 """
 
 import base64
@@ -24,7 +26,8 @@ import yaml
 
 SEED = 20261123
 PAIRS = 250
-DATA = Path(__file__).parent.parent / "tests" / "data"
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "Cargo.toml").exists())
+DATA = ROOT / "tests" / "data"
 
 WORDS = [
     *"a b the word lorem naïve 日本語 😀 # - ? : [ ] { } , & * ! | > ' \" % @ ` \\ ~ = << 0".split(),
@@ -119,7 +122,7 @@ def body(r):
 
 
 def captured():
-    """The bodies of the results that real workers sent, by each version of Celery."""
+    """The bodies of results in the captures of real workers, of every version of Celery."""
     for path in sorted(DATA.glob("golden/celery-*-yaml.messages.jsonl.gz")):
         with gzip.open(path, "rt") as lines:
             messages = [json.loads(line) for line in lines]
@@ -138,7 +141,8 @@ def make(pairs=PAIRS, seed=SEED):
 
 
 def is_read(body):
-    """Whether PyYAML reads what it wrote, which it does not where escapes make a key too long."""
+    """Whether PyYAML can read a body that it wrote. It cannot where escapes make a key longer than
+    1,024 characters."""
     try:
         return yaml.compose(body) is not None
     except yaml.YAMLError:
@@ -146,8 +150,12 @@ def is_read(body):
 
 
 def tree(text, *names):
-    """The value of a document, or of a member in it, as a tree that can be compared: each node with
-    its tag and its value, and a node above itself as the number of levels up to it."""
+    """The value of a document, or of a member in it, as a tree that can be compared.
+
+    Each node is its tag and its value. A node that contains itself is replaced there by the number
+    of levels up to it. Collections are not constructed, because `safe_load` refuses those with
+    keys such as lists, which `safe_dump` writes.
+    """
     loader = yaml.SafeLoader(text)
     node = loader.get_single_node()
     for name in names:
@@ -160,7 +168,7 @@ def tree(text, *names):
         if node in above:
             return "level", len(above) - above.index(node)
         if isinstance(node, yaml.ScalarNode):
-            # As `repr`, because NaN is not equal to itself, and 1 is to True.
+            # `repr` is equal for NaN, and differs for 1 and True.
             return node.tag, repr(loader.construct_object(node))
         above = [*above, node]
         if isinstance(node, yaml.MappingNode):
@@ -174,7 +182,7 @@ def tree(text, *names):
 
 
 def is_same(column, value):
-    """Whether a column says no more and no less than the value of a member."""
+    """Whether a column has the value of a member."""
     if column is None:
         return value in (None, NULL)
     return tree(column) == value
@@ -184,7 +192,7 @@ NULL = tree("null")
 
 
 def differences(pairs):
-    """What of some pairs is not the same, as texts."""
+    """Describes each column that does not have the value in the body."""
     for pair in pairs:
         body = pair["body"]
         if "error" in pair:

@@ -205,8 +205,8 @@ fn unsigned(column: Option<&str>) -> Option<String> {
     text.rsplit("\0\u{1}").next().map(str::to_owned)
 }
 
-/// A text in YAML as a column of ours holds the same value. That PyYAML loads such columns as the
-/// values that were sent is what `integration/yaml_pairs.py` checks, with the same captures.
+/// Writes the value of a YAML column the way Celeriac does, so that it can be compared. With the
+/// same captures, `integration/yaml_pairs.py` checks against PyYAML that the value stays the same.
 fn respelled(decoder: &Decoder, text: &str) -> String {
     let lines = text.strip_suffix("\n...\n").unwrap_or(text).lines();
     let lines = lines.map(|line| format!("  {line}\n")).collect::<String>();

@@ -1,5 +1,5 @@
-//! Bodies that PyYAML wrote, and the columns that are made of them. That PyYAML loads the columns as
-//! the values in the bodies is what `integration/yaml_pairs.py` checks.
+//! The columns made of YAML bodies that PyYAML wrote, compared with stored ones.
+//! `integration/yaml_pairs.py` checks with PyYAML that the stored ones have the right values.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use celeriac::message::{Message, Properties};
 use celeriac::row::Row;
 use chrono::DateTime;
 
-/// A body and the columns that are made of it, by their names.
+/// A body and its columns, by their names.
 type Pair = BTreeMap<String, Option<String>>;
 
-/// The pair with this body, as it is read now.
+/// Makes the columns of a body.
 fn read(body: &str) -> Pair {
     let message = Message {
         properties: Properties {
@@ -36,7 +36,7 @@ fn read(body: &str) -> Pair {
 }
 
 #[test]
-fn columns_are_those_that_pyyaml_has_loaded() {
+fn columns_are_those_that_pyyaml_has_checked() {
     let pairs: Vec<Pair> =
         serde_json::from_str(include_str!("data/yaml-pairs.json")).expect("the pairs are JSON");
     assert!(pairs.len() >= 250);
@@ -45,7 +45,7 @@ fn columns_are_those_that_pyyaml_has_loaded() {
     }
 }
 
-/// Not a test: `integration/yaml_pairs.py` says how this is used.
+/// Not a test. Writes the columns into the file, as described in `integration/yaml_pairs.py`.
 #[test]
 #[ignore = "writes a file"]
 fn columns_are_written() {
