@@ -32,7 +32,7 @@ from harness.project import Project
 from harness.services import RabbitMQ
 
 #: Celery publishes the failure of a chain's later elements to the queue of whoever made the
-#: chain, not to ours; the README names it.
+#: chain, not to ours; docs/stock-rpc.md says so.
 LOST_ON_STOCK = {"chain.fails"}
 
 #: The encoder fails inside the result backend, whose frames are in the traceback.
