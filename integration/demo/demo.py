@@ -39,8 +39,10 @@ from harness.services import HOST, PrivatePostgreSQL, free_port, port_is_open, p
 
 WAYS = ("django-db", "celeriac://")
 TASK = "demo.tasks.price"
-TASKS = 1_500
 CONCURRENCY = 4
+#: How long django-db is to be busy, and the limits of the number of tasks that follows from it.
+SECONDS = 20
+FEWEST, MOST = 300, 5_000
 #: The name that `Project.worker` gives its node.
 NODE = "worker@test"
 #: How long nothing may happen, on a slow machine too.
@@ -158,54 +160,61 @@ class Shop:
             if task_id in sent
         )
 
-    def measure(self) -> Figures:
-        warm_up = 10 * CONCURRENCY
-        self.send("warm-up", warm_up)
+    def warm_up(self) -> float:
+        """Runs the first tasks and returns how many a second."""
+        tasks = 15 * CONCURRENCY
+        self.send("warm-up", tasks)
+        began = time.perf_counter()
         self.consume("warm-up")
-        self.wait_for_rows(0, warm_up, warm_up)
-        sent = self.send("measured", TASKS)
+        self.wait_for_rows(0, tasks, tasks)
+        return tasks / (time.perf_counter() - began)
+
+    def measure(self, tasks: int) -> Figures:
+        """Runs so many tasks, all of which lie in a queue before the first one begins."""
+        before = self.database.count()
+        sent = self.send("measured", tasks)
         processes = [process for process in (self.worker, self.daemon) if process]
         statements = self.statements()
         cpu = [cpu_seconds(process) for process in processes]
         began = time.perf_counter()
         self.consume("measured")
-        self.wait_for_rows(warm_up, TASKS, TASKS)
+        self.wait_for_rows(before, tasks, tasks)
         seconds = time.perf_counter() - began
         used = [cpu_seconds(process) - at_first for process, at_first in zip(processes, cpu)]
         more = self.statements()
         return Figures(
-            TASKS / seconds,
-            used[0] / TASKS,
-            used[1] / TASKS if self.daemon else None,
-            (more - statements) / TASKS if statements is not None else None,
+            tasks / seconds,
+            used[0] / tasks,
+            used[1] / tasks if self.daemon else None,
+            (more - statements) / tasks if statements is not None else None,
             self.lag_seconds(sent),
         )
 
-    def survive(self) -> None:
+    def survive(self, tasks: int) -> None:
         """Kills the daemon among the tasks, starts it again, and checks every row."""
         assert self.daemon
         before = self.database.count()
-        sent = self.send("killed", TASKS)
-        step(f"sent {TASKS:,} tasks")
+        sent = self.send("killed", tasks)
+        step(f"sent {tasks:,} tasks")
         self.consume("killed")
-        self.wait_for_rows(before, TASKS // 3, TASKS)
+        self.wait_for_rows(before, tasks // 3, tasks)
         pid = self.daemon.pid
         self.daemon.kill()
         stored = self.database.count() - before
-        step(f"killed the daemon (kill -9 {pid}) when {stored:,} of {TASKS:,} rows were stored")
+        step(f"killed the daemon (kill -9 {pid}) when {stored:,} of {tasks:,} rows were stored")
         waiting = 0
 
         def worker_goes_on() -> bool:
             nonlocal waiting
             waiting = self.broker.depth(RESULTS)
-            return waiting >= (TASKS - stored) // 2
+            return waiting >= (tasks - stored) // 2
 
         self.worker.wait_while_alive(worker_goes_on, "results in RabbitMQ", PATIENCE_SECONDS)
         step(f"the worker went on without it: {waiting:,} results wait in RabbitMQ")
         self.daemon.start()
         self.daemon.wait_for(CONSUMING)
         step("started the daemon again")
-        self.wait_for_rows(before, TASKS, TASKS)
+        self.wait_for_rows(before, tasks, tasks)
         wait_until(lambda: not self.broker.depth(RESULTS), "an empty queue of results", 60)
         self.check(sent)
 
@@ -312,7 +321,7 @@ def open_shop(
         yield Shop(project, database, broker, app, worker, daemon, server)
 
 
-def show(figures: list[Figures]) -> None:
+def show(tasks: int, figures: list[Figures]) -> None:
     """Prints the table."""
 
     def line(name: str, cells: list[str]) -> None:
@@ -322,7 +331,7 @@ def show(figures: list[Figures]) -> None:
         return "–" if value is None else format(value * scale, form)
 
     print()
-    line("", list(WAYS))
+    line(f"{tasks:,} tasks", list(WAYS))
     for name, field, scale, form in (
         ("rows stored a second", "rows_per_second", 1, ",.0f"),
         ("SQL statements per task", "statements", 1, ".2f"),
@@ -336,7 +345,7 @@ def show(figures: list[Figures]) -> None:
 def run(folder: Path) -> None:
     python = Path(sys.executable)
     with ExitStack() as stack:
-        heading(f"1. The same {TASKS:,} tasks with each result backend")
+        heading("1. The same tasks with each result backend")
         server = None
         if postgresql_is_installed():
             step("starting a private PostgreSQL")
@@ -354,14 +363,17 @@ def run(folder: Path) -> None:
         databases = Databases(python, server, None, folder)
         figures = []
         with open_shop(WAYS[0], python, server, rabbitmq, databases, folder) as shop:
-            figures.append(shop.measure())
+            rate = shop.warm_up()
+            tasks = max(FEWEST, min(MOST, 100 * round(rate * SECONDS / 100)))
+            figures.append(shop.measure(tasks))
         shop = stack.enter_context(
             open_shop(WAYS[1], python, server, rabbitmq, databases, folder)
         )
-        figures.append(shop.measure())
-        show(figures)
+        shop.warm_up()
+        figures.append(shop.measure(tasks))
+        show(tasks, figures)
         heading("2. The daemon is killed while tasks run")
-        shop.survive()
+        shop.survive(tasks)
         if os.environ.get("KEEP") == "1":
             heading("3. The rows in Django's admin")
             shop.keep_open(folder, stack)
