@@ -214,7 +214,7 @@ fn loaded(column: Option<&str>) -> Option<String> {
 /// same captures, `integration/captures/yaml_pairs.py` checks against PyYAML that the value stays the same.
 fn respelled(decoder: &Decoder, text: &str) -> String {
     let lines = text.strip_suffix("\n...\n").unwrap_or(text).lines();
-    let lines = lines.map(|line| format!("  {line}\n")).collect::<String>();
+    let lines = lines.fold(String::new(), |text, line| text + "  " + line + "\n");
     let message = Message {
         properties: Properties {
             content_type: Some("application/x-yaml".to_owned()),
