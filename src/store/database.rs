@@ -4,8 +4,8 @@ use crate::config::{Config, DatabaseKind};
 use crate::diagnosis::finding::Finding;
 use crate::row::Row;
 use crate::store::{
-    Catalog, Cleaner, Job, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, Written,
-    cleanup, inspect, migrate,
+    Catalog, Cleaner, Job, Mysql, Postgres, Sqlite, Standing, Store, StoreError, Written, cleanup,
+    inspect, migrate,
 };
 
 /// One of the databases.
@@ -36,23 +36,19 @@ impl Database {
 }
 
 impl Database {
-    /// Makes or completes the tables of django-celery-results as Django's migrations do, records
-    /// them as Django does, and reports each. `length` is that of ids in tables that are made;
-    /// without it, that of the table of tasks, or 255.
+    /// Makes the tables of django-celery-results where there are none, and records Django's
+    /// migrations for them. `length` is that of ids. Returns how the database stood before.
     ///
     /// # Errors
     ///
-    /// Where the tables or the records are not such as django-celery-results leaves behind, which
-    /// then stay as they are; or the database refuses a statement.
-    pub async fn migrate(
-        &self,
-        length: Option<u32>,
-        report: &mut dyn FnMut(&str, Migrated),
-    ) -> Result<Tables, StoreError> {
+    /// Where there are tables that are older, incomplete or different, which then stay as they are;
+    /// or the database refuses a statement.
+    pub async fn migrate(&self, length: Option<u32>) -> Result<Standing, StoreError> {
+        let length = length.unwrap_or(migrate::DEFAULT_LENGTH);
         match self {
-            Self::Postgres(store) => migrate::run(store.database(), length, report).await,
-            Self::Mysql(store) => migrate::run(store.database(), length, report).await,
-            Self::Sqlite(store) => migrate::run(store.database(), length, report).await,
+            Self::Postgres(store) => migrate::run(store.database(), length).await,
+            Self::Mysql(store) => migrate::run(store.database(), length).await,
+            Self::Sqlite(store) => migrate::run(store.database(), length).await,
         }
     }
 
@@ -72,6 +68,7 @@ impl Database {
     ///
     /// Where that would refuse, or the database cannot be read.
     pub async fn migration_sql(&self, length: Option<u32>) -> Result<String, StoreError> {
+        let length = length.unwrap_or(migrate::DEFAULT_LENGTH);
         match self {
             Self::Postgres(store) => migrate::dry_run(store.database(), length).await,
             Self::Mysql(store) => migrate::dry_run(store.database(), length).await,

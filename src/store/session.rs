@@ -82,8 +82,7 @@ pub trait SqlDatabase: fmt::Debug + Send + Sync {
 pub(super) const GRANT: &str = "give the user the rights that docs/security.md lists";
 
 /// What it says where a table is not as it was when the connection was made.
-pub(super) const MIGRATE: &str =
-    "run `python manage.py migrate django_celery_results` or `celeriac migrate`";
+pub(super) const MIGRATE: &str = "run `python manage.py migrate django_celery_results`";
 
 /// Where a database is, and with which files TLS is spoken.
 #[derive(Debug)]

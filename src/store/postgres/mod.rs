@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod inspect;
+mod migrate;
 
 use std::str::FromStr;
 use std::sync::Arc;
