@@ -137,6 +137,9 @@ class Shop:
         progress = Progress()
         stored = 0
         with self.database.connect() as connection:
+            # `waits` does not recognise this program's statements if psycopg prepares them.
+            if self.server:
+                connection.prepare_threshold = None
             cursor = connection.cursor()
 
             def are_more() -> bool:
