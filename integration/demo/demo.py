@@ -3,9 +3,10 @@
     python -m demo.demo
 
 Every number is measured in the run. Both ways of storing results have the same server, the same
-tasks and a worker with the same settings, those of Celery's defaults. PostgreSQL is a private one with
-its default durability; it logs every statement and keeps the time of every commit. Without PostgreSQL
-it is SQLite, which tells neither. `KEEP=1` leaves Django's admin open.
+tasks and a worker with the same settings: those that Celery has by default, and `result_extended`.
+PostgreSQL is a private one with its default durability; it logs every statement and keeps the time
+of every commit. Without PostgreSQL it is SQLite, which tells neither. `KEEP=1` leaves Django's
+admin open.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from celery import Celery
 from celery.utils import uuid
@@ -35,7 +35,15 @@ from harness.daemon import CONSUMING, binary
 from harness.database import TABLE, Database, Databases
 from harness.processes import Failure, Process, let_children_have_signals, wait_until
 from harness.project import SITE, Project
-from harness.services import HOST, PrivatePostgreSQL, free_port, port_is_open, private, service
+from harness.services import (
+    HOST,
+    PrivatePostgreSQL,
+    Service,
+    free_port,
+    port_is_open,
+    private,
+    service,
+)
 
 WAYS = ("django-db", "celeriac://")
 TASK = "demo.tasks.price"
@@ -43,8 +51,11 @@ CONCURRENCY = 4
 #: How long django-db is to be busy, and the limits of the number of tasks that follows from it.
 SECONDS = 20
 FEWEST, MOST = 300, 5_000
+#: That of the virtual environment, which the worker has too.
+PYTHON = Path(sys.executable)
 #: The name that `Project.worker` gives its node.
 NODE = "worker@test"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: How long nothing may happen, on a slow machine too.
 PATIENCE_SECONDS = 90
 
@@ -68,8 +79,10 @@ class Progress:
     def show(self, text: str) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._every
-            print(f"\r    {text}\033[K" if self._rewrites else f"    {text}", flush=True,
-                  end="" if self._rewrites else "\n")  # fmt: skip
+            if self._rewrites:
+                print(f"\r    {text}\033[K", end="", flush=True)
+            else:
+                print(f"    {text}", flush=True)
 
     def end(self) -> None:
         if self._rewrites:
@@ -124,6 +137,9 @@ class Shop:
         progress = Progress()
         stored = 0
         with self.database.connect() as connection:
+            # `waits` does not recognise this program's statements if psycopg prepares them.
+            if self.server:
+                connection.prepare_threshold = None
             cursor = connection.cursor()
 
             def are_more() -> bool:
@@ -289,9 +305,12 @@ def postgresql_is_installed() -> bool:
 
 @contextmanager
 def open_shop(
-    way: str, python: Path, server: PrivatePostgreSQL | None, rabbitmq: Any, databases: Databases,
+    way: str,
+    server: PrivatePostgreSQL | None,
+    rabbitmq: Service,
+    databases: Databases,
     folder: Path,
-) -> Iterator[Shop]:  # fmt: skip
+) -> Iterator[Shop]:
     """A shop on a database and a virtual host of its own."""
     step(f"{way}: a new database, and a worker of {CONCURRENCY} processes")
     database = databases.migrated("postgresql" if server else "sqlite")
@@ -303,7 +322,7 @@ def open_shop(
         "RESULT_BACKEND": way,
         "TASK_TRACK_STARTED": "off",
     }
-    project = Project(python, database.url, broker.url, settings)
+    project = Project(PYTHON, database.url, broker.url, settings)
     options = ["--concurrency", str(CONCURRENCY), "--loglevel", "WARNING"]
     worker = project.worker(folder / f"worker-{way.rstrip(':/')}.log", *options)
     daemon = project.daemon(folder / "daemon.log") if way == "celeriac://" else None
@@ -343,55 +362,62 @@ def show(tasks: int, figures: list[Figures]) -> None:
 
 
 def run(folder: Path) -> None:
-    python = Path(sys.executable)
+    """The demo, and after it the end of everything, which no signal cuts short."""
     with ExitStack() as stack:
-        heading("1. The same tasks with each result backend")
-        server = None
-        if postgresql_is_installed():
-            step("starting a private PostgreSQL")
-            options = {
-                "fsync": "on",
-                "log_line_prefix": "db=%d ",
-                "log_statement": "all",
-                "track_commit_timestamp": "on",
-            }
-            server = stack.enter_context(private("postgresql", **options))
-        else:
-            step("using SQLite, where statements and times of rows cannot be measured: install")
-            step("PostgreSQL to see them")
-        rabbitmq = stack.enter_context(service("rabbitmq"))
-        databases = Databases(python, server, None, folder)
-        figures = []
-        with open_shop(WAYS[0], python, server, rabbitmq, databases, folder) as shop:
-            rate = shop.warm_up()
-            tasks = max(FEWEST, min(MOST, 100 * round(rate * SECONDS / 100)))
-            figures.append(shop.measure(tasks))
-        shop = stack.enter_context(
-            open_shop(WAYS[1], python, server, rabbitmq, databases, folder)
-        )
-        shop.warm_up()
+        try:
+            show_all(folder, stack)
+        finally:
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)
+            print("\nStopping and removing what was started and created…", flush=True)
+
+
+def show_all(folder: Path, stack: ExitStack) -> None:
+    heading("1. The same tasks with each result backend")
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load > processors:
+        step(f"this machine is busy already (load {load:.0f} on {processors} processors):")
+        step("the demo takes longer, and rates are lower than on an idle machine")
+    server = None
+    if postgresql_is_installed():
+        step("starting a private PostgreSQL")
+        options = {
+            "fsync": "on",
+            "log_line_prefix": "db=%d ",
+            "log_statement": "all",
+            "track_commit_timestamp": "on",
+        }
+        server = stack.enter_context(private("postgresql", **options))
+    else:
+        step("using SQLite, as PostgreSQL is not installed; statements and the times of rows can")
+        step("only be measured on PostgreSQL")
+    rabbitmq = stack.enter_context(service("rabbitmq"))
+    databases = Databases(PYTHON, server, None, folder)
+    figures = []
+    with open_shop(WAYS[0], server, rabbitmq, databases, folder) as shop:
+        rate = shop.warm_up()
+        tasks = max(FEWEST, min(MOST, 100 * round(rate * SECONDS / 100)))
         figures.append(shop.measure(tasks))
-        show(tasks, figures)
-        heading("2. The daemon is killed while tasks run")
-        shop.survive(tasks)
-        if os.environ.get("KEEP") == "1":
-            heading("3. The rows in Django's admin")
-            shop.keep_open(folder, stack)
-        print("\nStopping and removing what was started and created…", flush=True)
+    shop = stack.enter_context(open_shop(WAYS[1], server, rabbitmq, databases, folder))
+    shop.warm_up()
+    figures.append(shop.measure(tasks))
+    show(tasks, figures)
+    heading("2. The daemon is killed while tasks run")
+    shop.survive(tasks)
+    if os.environ.get("KEEP") == "1":
+        heading("3. The rows in Django's admin")
+        shop.keep_open(folder, stack)
 
 
 def end_in_order() -> None:
-    """Lets the first signal to end unwind the stack, and the next ones not disturb that."""
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    """Lets a signal to end unwind the stack, unless we were started to ignore it."""
 
     def unwind(_number: int, _frame: object) -> None:
-        for number in heeded:
-            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in heeded:
-        signal.signal(number, unwind)
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, unwind)
     let_children_have_signals()
 
 

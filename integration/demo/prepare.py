@@ -17,9 +17,10 @@ virtual environment and to build the daemon with optimisations.
      with celeriac://. It compares rows a second, SQL statements, CPU time and how late rows are.
   2. It kills the daemon with SIGKILL while tasks run, starts it again, and looks for every row.
 
-It uses the RabbitMQ on this machine, in a virtual host of its own, or starts a private one. It starts
-a private PostgreSQL if that is installed, and uses SQLite otherwise. At the end it stops and removes
-all that it started and created. With `make demo KEEP=1` Django's admin stays open until Ctrl-C.
+It uses the RabbitMQ on this machine, in a virtual host of its own, or starts a private one. It
+starts a private PostgreSQL if that is installed, and uses SQLite otherwise. At the end it stops and
+removes all that it started and created. With `make demo KEEP=1`, Django's admin stays open until
+Ctrl-C.
 """
 
 
