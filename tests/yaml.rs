@@ -1,6 +1,8 @@
 //! The columns made of YAML bodies that PyYAML wrote, compared with stored ones.
 //! `integration/captures/yaml_pairs.py` checks with PyYAML that the stored ones have the right values.
 
+#![expect(clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 
 use celeriac::decode::Decoder;
