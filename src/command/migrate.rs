@@ -1,4 +1,4 @@
-//! `celeriac migrate`: the tables of django-celery-results.
+//! `celeriac migrate`: creates or updates the tables of django-celery-results.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -18,14 +18,14 @@ pub(crate) struct Arguments {
 
     /// The length of ids: Django's setting `DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH`.
     ///
-    /// Counts for tables that are made; those that are there keep theirs.
+    /// It applies to tables that are created; existing tables keep their length.
     ///
-    /// Default: that of the table of tasks, and 255 where there is none
+    /// Default: the length in the existing table of tasks, or 255 if there is none
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_TASK_ID_LENGTH")]
     task_id_length: Option<Length>,
 }
 
-/// A length, or nothing where the text is empty, as that of a variable may be.
+/// A length, or `None` for an empty text, which an environment variable may have.
 #[derive(Clone, Copy)]
 struct Length(Option<u32>);
 
@@ -41,8 +41,8 @@ impl FromStr for Length {
     }
 }
 
-/// Migrates, or says how. A signal ends it at once: what has begun is undone by the database, or
-/// done by the next one.
+/// Migrates the tables, or prints the SQL in a dry run. A signal ends it at once: the database
+/// rolls back the current step, or the next `celeriac migrate` completes it.
 #[tokio::main]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let mut database = Database::new(config).context("database")?;
@@ -68,13 +68,13 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     if let Tables::Later(names) = tables {
         let names = names.join(", ");
         say(&format!("{names}: of a later django-celery-results, and left to Django."));
-        // Later versions may ask for what is not known here.
+        // A later version may have tables that this version of Celeriac cannot write to.
         database.prepare().await?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints a line as Django indents it. Nobody has to be there to read it.
+/// Prints a line with Django's indentation. Ignores a closed standard output.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "  {line}");
 }
