@@ -37,9 +37,8 @@ async fn settings(config: &Config, report: &mut dyn FnMut(Finding)) {
                 .fix(format!("`curl http://{address}/ready` shows whether a daemon answers there"))
         }
         Err(error) => {
-            Finding::error(Subject::Settings, format!("cannot listen on {address}: {error}")).fix(
-                "choose an address of this machine; only root can use a port below 1024",
-            )
+            Finding::error(Subject::Settings, format!("cannot listen on {address}: {error}"))
+                .fix("choose an address of this machine; only root can use a port below 1024")
         }
     });
 }
@@ -72,7 +71,10 @@ async fn round_trip(
     let rows = match Decoder::default().result(&message) {
         Ok(decoded) => decoded.rows,
         Err(error) => {
-            report(Finding::error(Subject::Message, format!("the message came back changed: {error}")));
+            report(Finding::error(
+                Subject::Message,
+                format!("the message came back changed: {error}"),
+            ));
             return;
         }
     };

@@ -78,7 +78,10 @@ pub async fn run(
                 if !can_retry || backoff.elapsed() > RETRY_LIMIT {
                     return Err(error);
                 }
-                if backoff.wait(Level::WARN, "the cleanup failed and will be retried", &error, shutdown).await.is_break()
+                if backoff
+                    .wait(Level::WARN, "the cleanup failed and will be retried", &error, shutdown)
+                    .await
+                    .is_break()
                 {
                     break;
                 }

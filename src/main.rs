@@ -182,7 +182,8 @@ fn main() -> ExitCode {
         // The standard library reads the variable only once, so the process executes itself again
         // with it. If that fails, it continues with the default stack size.
         let mut restarted = std::process::Command::new(program);
-        let _ = restarted.args(std::env::args_os().skip(1)).env("RUST_MIN_STACK", STACK_BYTES).exec();
+        let _ =
+            restarted.args(std::env::args_os().skip(1)).env("RUST_MIN_STACK", STACK_BYTES).exec();
     }
     let matches = command_line().get_matches();
     let command_line_with_file = match SettingsArgs::with_defaults(command_line(), &matches) {

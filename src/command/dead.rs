@@ -484,7 +484,9 @@ async fn confirm(yes: bool, question: &str, shutdown: &CancellationToken) -> any
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        bail!("standard input is not a terminal, so the question cannot be asked: add --yes to delete");
+        bail!(
+            "standard input is not a terminal, so the question cannot be asked: add --yes to delete"
+        );
     }
     say(&format!("{question} [y/N]"));
     let (sender, answer) = oneshot::channel();

@@ -106,7 +106,9 @@ async fn replay<S: Store>(
         return Err(failure);
     }
     if shutdown.is_cancelled() {
-        bail!("interrupted: replay the same files again; messages that are already stored change nothing");
+        bail!(
+            "interrupted: replay the same files again; messages that are already stored change nothing"
+        );
     }
     match feeder.join() {
         Ok(fed) => fed?,
@@ -351,7 +353,10 @@ impl Acknowledge for Report {
 
     async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), BrokerError> {
         for (message, reason) in letters {
-            self.report_refusal(message.delivery_id.0, &format!("{}: {}", reason.code, reason.error));
+            self.report_refusal(
+                message.delivery_id.0,
+                &format!("{}: {}", reason.code, reason.error),
+            );
             if let Some((path, file)) = &self.keep {
                 let line = capture::write(message);
                 if let Err(error) = writeln!(lock(file), "{line}") {

@@ -123,7 +123,8 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_the_fix() {
         let store = |pattern: &str| {
-            let pattern = if pattern.contains('/') { pattern.to_owned() } else { test_file(pattern) };
+            let pattern =
+                if pattern.contains('/') { pattern.to_owned() } else { test_file(pattern) };
             read(Some(&pattern), None).expect_err("refused").to_string()
         };
         for (error, expected) in [
