@@ -1,5 +1,6 @@
-//! Trying everything that `celeriac run` needs, without changing anything: both sides, the queues,
-//! the tables and the rights, and a message from its queue to a write that is undone.
+//! Tests everything that `celeriac run` needs, without changing anything: the broker and its
+//! queues, the database and its tables, the user's permissions, and the way of a message through a
+//! private queue to a write that is rolled back.
 
 use chrono::Utc;
 use serde_json::json;
@@ -12,7 +13,7 @@ use crate::diagnosis::finding::{Finding, Subject};
 use crate::message::{Message, Properties};
 use crate::store::Database;
 
-/// Looks at one thing after the other and reports each.
+/// Runs all checks in order and reports each finding.
 pub async fn run(config: &Config, database: &Database, report: &mut dyn FnMut(Finding)) {
     settings(config, report).await;
     let broker = rabbitmq::check::check(config, report).await;
@@ -20,30 +21,29 @@ pub async fn run(config: &Config, database: &Database, report: &mut dyn FnMut(Fi
     round_trip(config, broker, database, is_storable, report).await;
 }
 
-/// What the settings say for themselves, and can be tried here.
+/// Checks the settings that need neither the broker nor the database.
 async fn settings(config: &Config, report: &mut dyn FnMut(Finding)) {
     for broker in config.brokers.iter().filter(|broker| !broker.ignored.is_empty()) {
         let parameters = broker.ignored.join(", ");
-        let text = format!("parameters of the URL {broker} mean nothing here: {parameters}");
-        report(Finding::warning(Subject::Settings, text).fix("leave them out"));
+        let text = format!("the URL {broker} has parameters that Celeriac ignores: {parameters}");
+        report(Finding::warning(Subject::Settings, text).fix("remove them"));
     }
     let Some(address) = config.listen else { return };
     report(match TcpListener::bind(address).await {
         Ok(_) => Finding::ok(Subject::Settings, format!("{address} is free to listen on")),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            let text = format!("{address} is taken, by a daemon that runs or by somebody else");
+            let text = format!("{address} is in use, by a running daemon or by another program");
             Finding::warning(Subject::Settings, text)
-                .fix(format!("`curl http://{address}/ready` shows whose it is"))
+                .fix(format!("`curl http://{address}/ready` shows whether a daemon answers there"))
         }
         Err(error) => {
-            Finding::error(Subject::Settings, format!("cannot listen on {address}: {error}")).fix(
-                "choose an address of this machine, and a port above 1023 without root's rights",
-            )
+            Finding::error(Subject::Settings, format!("cannot listen on {address}: {error}"))
+                .fix("choose an address of this machine; only root can use a port below 1024")
         }
     });
 }
 
-/// Sends a message, if there is a broker, and writes its row, if there is a table for it, in a
+/// Sends a message if the broker can be used, and writes its row if the table can be used, in a
 /// transaction that is rolled back.
 async fn round_trip(
     config: &Config,
@@ -66,11 +66,15 @@ async fn round_trip(
             Err(finding) => report(finding),
         }
     }
-    // Whatever the settings accept: it is the way that is tried, and not the serializer.
+    // With the default decoder, whatever `accept-content` says: this tests the connections, not the
+    // serializers.
     let rows = match Decoder::default().result(&message) {
         Ok(decoded) => decoded.rows,
         Err(error) => {
-            report(Finding::error(Subject::Message, format!("it came back changed: {error}")));
+            report(Finding::error(
+                Subject::Message,
+                format!("the message came back changed: {error}"),
+            ));
             return;
         }
     };
@@ -80,7 +84,7 @@ async fn round_trip(
     }
 }
 
-/// A result of Celery's `rpc://` backend, of a task that nobody has sent.
+/// A result as Celery's `rpc://` backend publishes it, for a task that does not exist.
 fn message() -> Message {
     let now = Utc::now();
     let task_id = format!("celeriac-check-{}-{}", std::process::id(), now.timestamp_micros());

@@ -1,8 +1,8 @@
-//! Deleting expired rows: once, for `celeriac cleanup`, and now and then beside the lanes.
+//! Deletes expired rows: once for `celeriac cleanup`, and on a schedule for `celeriac run`.
 //!
-//! A cleanup has a connection of its own, and after each batch a pause, so no lane ever waits for
-//! more than a batch. What it deletes comes back only with a message: one that is delivered again
-//! after its row was deleted makes the row anew, and a later cleanup deletes it again.
+//! A cleanup has its own database connection and pauses after each batch, so a lane waits for one
+//! batch at most. If a message is delivered again after its row was deleted, the row is created
+//! again, and a later cleanup deletes it again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,25 +20,26 @@ use crate::row::state::State;
 use crate::store::{Cleaner, CleanupStep, Database, ErrorClass, Found, Job, NextStep, StoreError};
 use crate::telemetry::{CleanupMetrics, CleanupOutcome, Telemetry};
 
-/// How long a cleanup that has begun tries again before it gives up.
+/// How long a cleanup that has begun retries before it gives up.
 const RETRY_LIMIT: Duration = Duration::from_mins(10);
 
-/// The part of the time between two cleanups within which the first one begins, and by which the
-/// others are early or late, so that many daemons do not come in step.
+/// A fraction of the interval between two cleanups. The first cleanup begins within this fraction,
+/// and later ones are early or late by up to this fraction, so that many daemons do not clean up at
+/// the same moment.
 const JITTER: f64 = 0.1;
 
-/// How a cleanup has ended where it has not failed.
+/// How a cleanup ended, if it did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CleanupEnd {
-    /// All that had expired was deleted.
+    /// Every expired row was deleted.
     Done,
-    /// It was time to stop.
+    /// The process was asked to stop.
     Stopped,
-    /// Another process does it already.
+    /// Another process is already cleaning up.
     Elsewhere,
 }
 
-/// What a cleanup with these settings is to do now.
+/// The job of a cleanup with these settings that begins now.
 #[must_use]
 pub fn job(settings: &CleanupConfig) -> Job {
     Job {
@@ -50,12 +51,13 @@ pub fn job(settings: &CleanupConfig) -> Job {
     }
 }
 
-/// Lets a cleaner work until all is done or it is time to stop, which it does between two batches.
+/// Runs a cleaner until it has finished or `shutdown` is cancelled. It stops only between two
+/// batches.
 ///
 /// # Errors
 ///
-/// What cannot be mended by trying again; an outage where there is already one when it begins, or
-/// where it lasts for 10 minutes.
+/// When an error cannot be fixed by retrying, when the database is not available at the beginning,
+/// or when an outage lasts longer than 10 minutes.
 pub async fn run(
     cleaner: &mut dyn Cleaner,
     pause: Duration,
@@ -68,15 +70,18 @@ pub async fn run(
         let step = match cleaner.step().await {
             Ok(step) => step,
             Err(error) => {
-                let may_pass = match error.class {
+                let can_retry = match error.class {
                     ErrorClass::Conflict => true,
                     ErrorClass::Outage => has_begun,
                     ErrorClass::Poison | ErrorClass::Setup => false,
                 };
-                if !may_pass || backoff.elapsed() > RETRY_LIMIT {
+                if !can_retry || backoff.elapsed() > RETRY_LIMIT {
                     return Err(error);
                 }
-                if backoff.wait(Level::WARN, "the cleanup waits", &error, shutdown).await.is_break()
+                if backoff
+                    .wait(Level::WARN, "the cleanup failed and will be retried", &error, shutdown)
+                    .await
+                    .is_break()
                 {
                     break;
                 }
@@ -84,7 +89,7 @@ pub async fn run(
             }
         };
         has_begun = true;
-        backoff.end("the cleanup goes on");
+        backoff.end("the cleanup continues");
         backoff = Backoff::new();
         on_step(&step);
         match step.next {
@@ -100,7 +105,7 @@ pub async fn run(
     Ok(CleanupEnd::Stopped)
 }
 
-/// How many rows of tasks and of groups were found.
+/// The numbers of task rows and of group rows that were found.
 #[must_use]
 pub fn totals(found: &Found) -> (u64, u64) {
     let rows = |of_groups| {
@@ -109,8 +114,8 @@ pub fn totals(found: &Found) -> (u64, u64) {
     (rows(false), rows(true))
 }
 
-/// Logs what may be a slip of the pen: states that Celery does not have, and which only count where
-/// an application sets them.
+/// Warns about states that Celery does not define, because they may be misspelled. They apply only
+/// to tasks whose own code sets such a state.
 pub fn warn_of_states(expiry: &Expiry) {
     for rule in expiry.rules() {
         if let RuleSubject::State(name) = &rule.subject
@@ -118,15 +123,15 @@ pub fn warn_of_states(expiry: &Expiry) {
         {
             tracing::warn!(
                 state = name,
-                "result-expires-by-state names a state that is none of Celery's: it counts only \
-                 for tasks that set it themselves"
+                "result-expires-by-state names a state that is none of Celery's: it applies only \
+                 to tasks that set it themselves"
             );
         }
     }
 }
 
-/// Cleans up again and again until `shutdown` is cancelled. Whatever goes wrong is logged and costs
-/// only the one cleanup.
+/// Cleans up at intervals until `shutdown` is cancelled. An error is logged and ends only the
+/// current cleanup.
 pub async fn watch(
     config: Arc<Config>,
     every: Duration,
@@ -143,7 +148,7 @@ pub async fn watch(
         }
         tokio::select! {
             () = clean_up(&config, &metrics, &shutdown) => {}
-            // What it is at is undone by the database.
+            // The database rolls back the transaction that is in progress.
             () = shutdown.cancelled() => return,
         }
         delay = every.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0));
@@ -162,7 +167,7 @@ async fn clean_up(config: &Config, metrics: &CleanupMetrics, shutdown: &Cancella
         }
     };
     let mut cleaner = database.into_cleaner(Job { alone: true, ..job(&config.cleanup) });
-    let done = follow(&mut *cleaner, config.cleanup.pause, metrics, shutdown).await;
+    let done = run_and_count(&mut *cleaner, config.cleanup.pause, metrics, shutdown).await;
     let (tasks, groups) = totals(cleaner.found());
     let seconds = began_at.elapsed().as_secs_f32();
     match done {
@@ -189,8 +194,8 @@ async fn clean_up(config: &Config, metrics: &CleanupMetrics, shutdown: &Cancella
     cleaner.close().await;
 }
 
-/// Lets a cleaner work, and counts what it deletes when it has.
-async fn follow(
+/// Runs a cleaner and counts the deleted rows after each batch.
+async fn run_and_count(
     cleaner: &mut dyn Cleaner,
     pause: Duration,
     metrics: &CleanupMetrics,

@@ -1,37 +1,41 @@
-//! Celeriac takes the results of Celery tasks from RabbitMQ and puts them into a Django project's
-//! database, as the rows that django-celery-results would have written.
+//! Celeriac consumes the results of Celery tasks from RabbitMQ and writes them to a Django
+//! project's database, as the rows that django-celery-results would have written.
 //!
-//! The modules stand here in the order in which a message meets them:
+//! The modules, in the order in which a message passes through them:
 //!
-//! - [`config`]: settings, read once and checked; the only place that knows their names.
-//! - [`broker`]: sessions with the broker, which deliver messages, acknowledge them and take dead
-//!   letters. RabbitMQ is behind the contract, in `broker/rabbitmq/`.
+//! - [`config`]: the settings, read and checked once at the start. No other module knows their
+//!   names.
+//! - [`broker`]: sessions with the broker: receiving messages, acknowledging them and publishing
+//!   dead letters. The traits are independent of RabbitMQ, which `broker/rabbitmq/` implements.
 //! - [`message`]: a message's body, properties and headers as plain data; dead letters and captures.
-//! - [`decode`]: a message becomes rows: `envelope/` checks and opens it, `format/` has a file or
-//!   folder for each serializer.
-//! - [`row`]: the rows, under Django's column names, and the law by which rows with one id merge.
-//! - [`pipeline`]: a lane with its loop and its batches, and the policy for every error.
-//! - [`store`]: rows into the tables, one folder for each database; also the tables' creation, their
-//!   inspection and the deletion of rows.
-//! - [`retry`]: waiting between tries.
-//! - [`diagnosis`]: what is wrong and how to mend it, as text for people.
+//! - [`decode`]: turns a message into rows. `envelope/` checks the content type, decompresses the
+//!   body and verifies signatures; `format/` has a file or folder for each serializer.
+//! - [`row`]: the rows, with Django's column names, and the rules for merging rows with the same
+//!   id.
+//! - [`pipeline`]: a lane with its loop and its batches, and what happens after each kind of error.
+//! - [`store`]: writes rows to the tables, with one folder for each database. It also creates and
+//!   inspects the tables and deletes expired rows.
+//! - [`retry`]: waits between attempts.
+//! - [`diagnosis`]: error messages that say what is wrong and how to fix it.
 //! - [`telemetry`]: logging, metrics and health, over HTTP and for systemd.
-//! - [`check`]: tries everything that the daemon needs without changing anything.
-//! - [`cleanup`]: deletes expired rows, once or by a schedule.
-//! - [`version`]: which program this is.
+//! - [`check`]: tests everything that the daemon needs, without changing anything.
+//! - [`cleanup`]: deletes expired rows, once or on a schedule.
+//! - [`version`]: the version and the commit of the program.
 //!
-//! The command line is in `src/main.rs` and `src/command/`, and belongs to the program alone.
+//! The command line is in `src/main.rs` and `src/command/`. It is part of the program, not of this
+//! library.
 //!
-//! # What always holds
+//! # Invariants
 //!
 //! - A message is acknowledged only after its row is committed, or after the broker has confirmed
-//!   it in the dead-letter queue.
-//! - Rows come out the same whatever the order, the batches, the duplicates and the number of
-//!   daemons: the law is in [`row::merge`], and once more, in SQL, in `store/upsert.rs`.
-//! - Lanes share nothing, and nothing is kept between two sessions with the broker.
-//! - lapin is named only in `broker/rabbitmq/`, sqlx only in `store/`; `row/` and `decode/` have no
-//!   clock, no I/O and no log. `tests/import_rules.rs` checks these walls.
-//! - No byte from the wire is executed, and no argument, result or password is logged.
+//!   that it is in the dead-letter queue.
+//! - The rows do not depend on the order of the messages, on duplicates, on how messages are
+//!   batched or on the number of daemons. The rules are in [`row::merge`], and again as SQL in
+//!   `store/upsert.rs`.
+//! - Lanes share no state, and no state is kept from one session with the broker to the next.
+//! - Only `broker/rabbitmq/` uses lapin and only `store/` uses sqlx. `row/` and `decode/` do not
+//!   read the clock, do no I/O and write no log. `tests/import_rules.rs` checks this.
+//! - Nothing received in a message is ever executed, and no argument, result or password is logged.
 
 pub mod broker;
 pub mod check;

@@ -1,4 +1,4 @@
-//! The command line: which command, its settings, and the exit status.
+//! The command line: parses it, runs the command and sets the exit status.
 
 mod command;
 
@@ -14,7 +14,7 @@ use crate::command::{
     SettingsArgs, capture, check, cleanup, completion, dead, health, man, migrate, replay, run, say,
 };
 
-/// Puts the results of Celery tasks into a Django project's database.
+/// Writes the results of Celery tasks to a Django project's database.
 #[derive(Parser)]
 #[command(name = "celeriac", version = VERSION_AND_COMMIT.as_str(), max_term_width = 100)]
 #[command(after_help = exit::help())]
@@ -25,33 +25,35 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Takes results from RabbitMQ and stores them until it is told to stop.
+    /// Consumes results from RabbitMQ and stores them until it is stopped.
     ///
-    /// Celery workers send a message for each state of a task to the results queue, with the result
-    /// backend `celeriac://` or with `rpc://` and a `reply_to` that names the queue. Celeriac
-    /// consumes that queue and writes the table `django_celery_results_taskresult`, which the Django
-    /// project's own migrations or `celeriac migrate` have made. A message is acknowledged when its row is committed.
+    /// Celery workers send a message for each state of a task to the results queue, either with the
+    /// result backend `celeriac://` or with `rpc://` and a `reply_to` that names the queue.
+    /// Celeriac consumes that queue and writes to the table `django_celery_results_taskresult`,
+    /// which must have been created by the Django project's migrations or by `celeriac migrate`. A
+    /// message is acknowledged after its row is committed.
     ///
-    /// Every setting may also stand in the environment, as `CELERIAC_MAX_ROWS` for `--max-rows`, or
-    /// in a TOML file, as `max-rows`. The command line wins over the environment, and that over the
-    /// file.
+    /// Every setting can also be given as an environment variable (`CELERIAC_MAX_ROWS` for
+    /// `--max-rows`) or in a TOML file (`max-rows`). The command line takes precedence over the
+    /// environment, and the environment over the file.
     ///
-    /// SIGTERM, SIGINT and SIGHUP end it: it stops consuming, stores and acknowledges what it holds
-    /// and exits with 0. A second signal ends it at once; nothing is lost then either. It exits with
-    /// 2 when a setting is wrong. Settings and files are read at the start, so a restart reloads
-    /// them.
+    /// On SIGTERM, SIGINT or SIGHUP it stops consuming, stores and acknowledges the messages that
+    /// it has received, and exits with 0. A second SIGTERM or SIGINT ends it at once; nothing is
+    /// lost then either. It exits with 2 if a setting is wrong. Settings and files are read at the
+    /// start, so a change needs a restart.
     Run {
         #[command(flatten)]
         settings: SettingsArgs,
     },
 
-    /// Tries everything that `run` needs, and says what is missing and what to type.
+    /// Tests everything that `run` needs, and says what is wrong and how to fix it.
     ///
-    /// Looks at the broker, the queues and this user's rights; at the database, the tables and their
-    /// migrations; and sends a message through a private queue to a write that is undone. Nothing is
-    /// made or changed, and no message is taken, so a daemon that runs is not disturbed.
+    /// It checks the broker, the queues and this user's permissions, and the database, the tables
+    /// and their migrations. It also sends a message through a private queue and writes its row in
+    /// a transaction that is rolled back. It creates and changes nothing and consumes no message,
+    /// so it can be used while a daemon is running.
     ///
-    /// It exits with 0 when `celeriac run` would work, with 1 when it would not, and with 2 when a
+    /// It exits with 0 if `celeriac run` would work, with 1 if it would not, and with 2 if a
     /// setting is wrong.
     Check {
         #[command(flatten)]
@@ -60,16 +62,16 @@ enum Command {
         arguments: check::Arguments,
     },
 
-    /// Makes the tables of django-celery-results in a database that has none.
+    /// Creates the tables of django-celery-results in a database that has none.
     ///
-    /// The three tables come out as the last migration of django-celery-results 2.6 leaves them, and
-    /// Django's migrations are recorded in `django_migrations`, so that `manage.py migrate` finds
-    /// nothing to do for them. Tables that are there are never changed: where they are older,
-    /// incomplete or different it says what it found, and to run `python manage.py migrate`.
+    /// The three tables are those of django-celery-results 2.6, and Django's migrations are recorded
+    /// in `django_migrations`, so that `manage.py migrate` finds nothing to do for them. Existing
+    /// tables are never changed: if they are older, incomplete or different, the command says what it
+    /// found and to run `python manage.py migrate`.
     ///
-    /// Content types and permissions are not made: the next `manage.py migrate` makes them. It exits
-    /// with 0 when the tables are good, with 1 when they are not, and with 2 when a setting is
-    /// wrong.
+    /// Content types and permissions are not created: the next `manage.py migrate` creates them.
+    /// The command exits with 0 if the tables can be used, with 1 if they cannot, and with 2 if a
+    /// setting is wrong.
     Migrate {
         #[command(flatten)]
         settings: SettingsArgs,
@@ -77,17 +79,17 @@ enum Command {
         arguments: migrate::Arguments,
     },
 
-    /// Deletes expired rows, as Celery's `celery.backend_cleanup` does, a few at a time.
+    /// Deletes expired rows in small batches, as Celery's `celery.backend_cleanup` does.
     ///
-    /// A row has expired when its `date_done` is longer ago than --result-expires, or than what is
-    /// said of its state or its task's name. Celeriac and Django go on writing meanwhile: a batch
-    /// holds its locks only while it is deleted, rows that somebody else has locked are left for
-    /// the next time, and so is what has become newer. Several at once, and Celery's own cleanup,
-    /// do not disturb each other.
+    /// A row has expired when its `date_done` is older than --result-expires, or older than the age
+    /// that is set for its state or its task's name. Celeriac and Django can write in the meantime:
+    /// locks are held only while one batch is deleted, and rows that are locked by another
+    /// transaction or were updated in the meantime are skipped. Several cleanups, and Celery's own,
+    /// can run at the same time.
     ///
-    /// SIGTERM and SIGINT end it after the batch that it is at, with 0; the next one goes on with
-    /// what is left. It exits with 1 when the database does not answer when it begins, or not for
-    /// 10 minutes afterwards, or refuses, and with 2 when a setting is wrong.
+    /// SIGTERM and SIGINT end it with 0 after the current batch; the next cleanup deletes the rest.
+    /// It exits with 1 if the database does not answer at the beginning, does not answer for 10
+    /// minutes later on, or refuses a statement, and with 2 if a setting is wrong.
     Cleanup {
         #[command(flatten)]
         settings: SettingsArgs,
@@ -97,8 +99,8 @@ enum Command {
 
     /// Shows, replays or deletes the messages that could not be stored.
     ///
-    /// They are in the dead-letter queue, each with the reason in its headers. Looking at them
-    /// leaves them where they are; RabbitMQ counts it as a delivery.
+    /// They are in the dead-letter queue, each with the reason in its headers. Listing and showing
+    /// messages leaves them in the queue, but RabbitMQ counts it as a delivery.
     Dead {
         #[command(flatten)]
         settings: SettingsArgs,
@@ -108,14 +110,17 @@ enum Command {
 
     /// Records messages in a file.
     ///
-    /// By default it records copies of what workers with `celeriac://` publish from now on, and
-    /// with `--events` of the task events: a private queue is bound beside the others, and nobody
-    /// is disturbed. Workers with `rpc://` publish straight to the results queue, where only
-    /// RabbitMQ's firehose gives copies (`--firehose`). `--drain` takes messages out of their queue.
+    /// By default it records copies of the results that workers with `celeriac://` publish from now
+    /// on, and with `--events` also copies of the task events. The copies come from a private queue
+    /// that is bound to the same exchange, so other consumers are not affected. Workers with
+    /// `rpc://` publish directly to the results queue, where copies are available only from
+    /// RabbitMQ's firehose (`--firehose`). `--drain` removes messages from a queue and records
+    /// them.
     ///
-    /// The file has one JSON object a line, with the body, the properties and the headers of a
-    /// message. It holds arguments and results: keep it as you keep the database. It is compressed
-    /// where its name ends in `.gz` or `.zst`, and never overwritten. `celeriac replay` stores it.
+    /// Each line of the file is a JSON object with the body, the properties and the headers of one
+    /// message. The file contains arguments and results, so protect it as you protect the database.
+    /// It is compressed if its name ends in `.gz` or `.zst`, and an existing file is never
+    /// overwritten. `celeriac replay` stores the messages.
     Capture {
         #[command(flatten)]
         settings: SettingsArgs,
@@ -123,10 +128,10 @@ enum Command {
         arguments: capture::Arguments,
     },
 
-    /// Stores the messages that `celeriac capture` has recorded.
+    /// Stores the messages that `celeriac capture` recorded.
     ///
-    /// They are decoded, merged and stored as by `celeriac run`; no broker is needed, and storing
-    /// them twice changes nothing. It exits with 1 when a message was refused.
+    /// The messages are decoded, merged and stored as `celeriac run` does it. No broker is needed,
+    /// and storing messages twice changes nothing. It exits with 1 if a message was refused.
     Replay {
         #[command(flatten)]
         settings: SettingsArgs,
@@ -134,12 +139,13 @@ enum Command {
         arguments: replay::Arguments,
     },
 
-    /// Asks a daemon that runs how it is, at its `--listen` address.
+    /// Asks a running daemon for its health, at its `--listen` address.
     ///
-    /// It exits with 0 when every lane consumes its queue and has a database that takes writes (or,
-    /// with `--live`, when none is stuck), and else with 1 and the reason. That is what the health
-    /// check of a container, a probe of Kubernetes or a script asks. It takes the same settings as
-    /// the daemon; where that listens on every address, as 0.0.0.0, the loopback is asked.
+    /// It exits with 0 if every lane consumes its queue and can write to the database (with
+    /// `--live`: if no lane is stuck), and otherwise prints the reason and exits with 1. It is
+    /// meant for the health check of a container, a Kubernetes probe or a script. It uses the same
+    /// settings as the daemon; if the daemon listens on all addresses (0.0.0.0), the loopback
+    /// address is asked.
     Health {
         #[command(flatten)]
         settings: SettingsArgs,
@@ -147,33 +153,35 @@ enum Command {
         arguments: health::Arguments,
     },
 
-    /// Prints what a shell needs to complete the command line.
+    /// Prints a completion script for a shell.
     ///
-    /// Bash: `celeriac completion bash > /usr/share/bash-completion/completions/celeriac`; zsh: as
-    /// `_celeriac` into a folder of `$fpath`; fish: as `celeriac.fish` into
-    /// `~/.config/fish/completions`.
+    /// For bash: `celeriac completion bash > /usr/share/bash-completion/completions/celeriac`. For
+    /// zsh, save the script as `_celeriac` in a folder of `$fpath`; for fish, as
+    /// `~/.config/fish/completions/celeriac.fish`.
     Completion(completion::Arguments),
 
-    /// Prints the manual page, or makes those of all commands.
+    /// Prints the manual page, or writes the pages of all commands to a folder.
     ///
-    /// `celeriac man | man -l -` shows the page of the program. With `--out` there is one for each
-    /// command: `celeriac man --out /usr/local/share/man/man1`, and then `man celeriac-run`.
+    /// `celeriac man | man -l -` shows the page of the program. With `--out` a page for each
+    /// command is written: after `celeriac man --out /usr/local/share/man/man1`, `man celeriac-run`
+    /// works.
     Man(man::Arguments),
 }
 
-/// The stack of each thread, in bytes; it is taken from memory only as far as it is used. lapin
-/// reads nested headers by recursion, and a message with the most that fit into a frame needs some
-/// 30 MiB, where the default is 2.
+/// The stack size of each thread, in bytes. Only the part that is used takes memory. lapin parses
+/// nested headers recursively: a message with the deepest nesting that fits into a frame needs
+/// about 30 MiB, and the default is 2 MiB.
 const STACK_BYTES: &str = "67108864";
 
 fn main() -> ExitCode {
     if std::env::var_os("RUST_MIN_STACK").is_none()
         && let Ok(program) = std::env::current_exe()
     {
-        // The standard library reads the variable once, so the process begins anew with it. Where
-        // that fails it goes on without.
-        let mut again = std::process::Command::new(program);
-        let _ = again.args(std::env::args_os().skip(1)).env("RUST_MIN_STACK", STACK_BYTES).exec();
+        // The standard library reads the variable only once, so the process executes itself again
+        // with it. If that fails, it continues with the default stack size.
+        let mut restarted = std::process::Command::new(program);
+        let _ =
+            restarted.args(std::env::args_os().skip(1)).env("RUST_MIN_STACK", STACK_BYTES).exec();
     }
     let matches = command_line().get_matches();
     let command_line_with_file = match SettingsArgs::with_defaults(command_line(), &matches) {
@@ -202,7 +210,7 @@ fn main() -> ExitCode {
         Command::Replay { settings, arguments } => {
             settings.check().map(|config| replay::run(&arguments, &config))
         }
-        // Docker keeps 2 for itself.
+        // A wrong setting ends with 1 here: Docker reserves 2 in health checks.
         Command::Health { settings, arguments } => {
             Ok(settings.check().and_then(|config| health::run(&arguments, &config)))
         }
@@ -216,7 +224,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The command line, in which each command's help shows the settings that concern it.
+/// The command line. The help of each command shows only the settings that the command uses.
 fn command_line() -> clap::Command {
     const LOG: [&str; 3] = ["config", "log_format", "log_level"];
     let show = |names: &'static [&'static str]| {

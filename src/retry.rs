@@ -1,5 +1,5 @@
-//! Trying again: ever longer waits up to a limit, and two lines in the log, one when the trouble
-//! begins and one when it is over.
+//! Retrying with exponential backoff. A series of failures is logged when it begins, each time that
+//! the error changes, and when it is over.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -12,14 +12,14 @@ use tracing::Level;
 
 use crate::diagnosis::Causes;
 
-/// The shortest wait. Each wait is up to twice as long as the one before, by chance less, so that
-/// many daemons do not come back in step.
+/// The first delay, which doubles with each attempt. The actual wait is up to twice the delay:
+/// random jitter keeps many daemons from retrying at the same moment.
 const MIN_DELAY: Duration = Duration::from_millis(100);
 
-/// The longest wait.
+/// The longest delay, without jitter.
 const MAX_DELAY: Duration = Duration::from_secs(15);
 
-/// A span of trouble with one thing that is tried again and again.
+/// The state of one operation that is retried until it succeeds.
 #[derive(Debug)]
 pub struct Backoff {
     delays: ExponentialBackoff,
@@ -28,7 +28,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// No trouble yet.
+    /// A backoff before the first failure.
     pub fn new() -> Self {
         let delays = ExponentialBuilder::default()
             .with_min_delay(MIN_DELAY)
@@ -39,13 +39,16 @@ impl Backoff {
         Self { delays, since: None, reported: String::new() }
     }
 
-    /// How long the trouble has lasted.
+    /// The time since the first failure, or zero if there was none.
     pub fn elapsed(&self) -> Duration {
         self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Logs an error at a level, once as long as it stays the same, and waits before the next try.
-    /// Breaks off where it is time to stop; a wait that this cuts short still allows one try.
+    /// Logs an error and waits before the next attempt. The same error is logged at `level` only
+    /// the first time, and at DEBUG after that.
+    ///
+    /// Returns `Break` if `shutdown` was already cancelled. A shutdown during the wait ends the
+    /// wait early but still allows one more attempt.
     pub async fn wait(
         &mut self,
         level: Level,
@@ -74,8 +77,8 @@ impl Backoff {
         ControlFlow::Continue(())
     }
 
-    /// Reports that the trouble is over, where there was any. The waits go on from where they
-    /// are if it comes back soon; who knows that it will not takes a new [`Backoff`].
+    /// Logs that the operation works again, if it had failed before. The next failure continues
+    /// with the current delay; to start again with the shortest one, create a new [`Backoff`].
     pub fn end(&mut self, message: &str) {
         if let Some(since) = self.since.take() {
             tracing::info!(seconds = since.elapsed().as_secs_f32(), "{message}");

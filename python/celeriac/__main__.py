@@ -1,4 +1,4 @@
-"""`python -m celeriac` is the program `celeriac`."""
+"""`python -m celeriac` runs the program `celeriac`."""
 
 import os
 import sys

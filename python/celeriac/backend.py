@@ -1,7 +1,7 @@
-"""The result backend `celeriac://`: what django-celery-results would write goes to RabbitMQ.
+"""The result backend `celeriac://`, which publishes what django-celery-results would write.
 
-Writing needs neither Django nor a database. Reading is that of django-celery-results, which is
-imported when something is read for the first time.
+Writing needs neither Django nor a database. Reading uses django-celery-results, which is imported
+when a result is read for the first time.
 
 Checked against Celery 5.2.7 to 5.7.0 and django-celery-results 2.6.0.
 """
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-#: The `content_type` of rows that are known only from events (`src/task_result.rs`).
+#: The `content_type` of rows that are known only from events (`src/row/task_result.rs`).
 EVENT = "application/vnd.celeriac.event+json"
 
 
 class ReadingError(ImproperlyConfigured, BackendGetMetaError):
     """Results cannot be read in this process; the text says what is missing.
 
-    As a `BackendGetMetaError` it does not fail a task that a worker only wanted to look up, for
-    `worker_deduplicate_successful_tasks` (celery/app/trace.py, 5.7.0).
+    It is a `BackendGetMetaError` so that a worker that only looks up a task for
+    `worker_deduplicate_successful_tasks` does not fail the task (celery/app/trace.py, 5.7.0).
     """
 
 
 class CeleriacBackend(BaseDictBackend):
     """Publishes states of tasks and saved groups; reads the tables that Celeriac writes."""
 
-    #: As that of django-celery-results: seconds between two looks at the database.
+    #: Seconds between two queries of the database while waiting, as in django-celery-results.
     subpolling_interval = 0.5
 
     def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, url=url, **kwargs)
         self.options = Options.parse(url)
-        # From Celery 5.3 on, one backend for all threads and greenlets instead of one for each.
+        # From Celery 5.3 on, all threads and greenlets share one backend.
         self.thread_safe = True
         self._kwargs = kwargs
         self._reader: DatabaseBackend | None = None
@@ -63,7 +63,7 @@ class CeleriacBackend(BaseDictBackend):
         return self.options.as_uri(include_password=include_password)
 
     def __reduce__(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        # A broker of one's own may have a password, which is not for messages and rows.
+        # A broker in the URL may have a password, which must not get into messages and rows.
         url = replace(self.options, broker=None).as_uri()
         return unpickle, (type(self), args, {"url": url, **self._kwargs, **(kwargs or {})})
 
@@ -78,7 +78,7 @@ class CeleriacBackend(BaseDictBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As Celery's, which calls `_store_result` again with the same time where it retries."""
+        """As in Celery, with a `date_done` that stays the same when `_store_result` is retried."""
         kwargs.setdefault("date_done", message.now())
         return super().store_result(task_id, result, state, traceback, request=request, **kwargs)
 
@@ -92,9 +92,10 @@ class CeleriacBackend(BaseDictBackend):
         date_done: str | None = None,
         **_: Any,
     ) -> Any:
-        """The columns of django_celery_results/backends/database.py (2.6.0), `_store_result`.
+        """Publishes the columns that `_store_result` of django-celery-results writes
+        (django_celery_results/backends/database.py, 2.6.0).
 
-        On purpose the traceback is there without `result_extended` too.
+        Unlike there, the traceback is included even without `result_extended`.
         """
         content_type, content_encoding, encoded = self.encode_content(result)
         meta = {
@@ -118,12 +119,12 @@ class CeleriacBackend(BaseDictBackend):
         return encoded
 
     def _extended_properties(self, request: Any) -> dict[str, Any]:
-        """`_get_extended_properties` of django-celery-results, without the traceback."""
+        """As `_get_extended_properties` of django-celery-results, without the traceback."""
         if not (request and self.app.conf.find_value_for_key("extended", "result")):
             request = None
 
         def arguments(representation: str, raw: str) -> Any:
-            # The messages of task protocol 1 have the arguments themselves only.
+            # Messages of task protocol 1 have only the arguments, not their `repr`.
             value = getattr(request, representation, None)
             if value is None:
                 value = getattr(request, raw, None)
@@ -138,18 +139,18 @@ class CeleriacBackend(BaseDictBackend):
         }
 
     def _get_meta_from_request(self, request: Any = None) -> dict[str, Any]:
-        """What a task has put into `request.meta`, or its caller into a header of that name."""
+        """The `request.meta` that the task set, or that its caller sent as the header `meta`."""
         request = request or getattr(get_current_task(), "request", None)
         return getattr(request, "meta", None) or {}
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
-        """As Celery's, and as that of django-celery-results also for a `GroupResult` itself."""
+        """As in Celery. Like django-celery-results it also accepts a `GroupResult`."""
         if isinstance(header_result_args, GroupResult):
             header_result_args = (header_result_args.id, header_result_args.results)
         return super().apply_chord(header_result_args, body, **kwargs)
 
     def fallback_chord_unlock(self, *args: Any, **kwargs: Any) -> None:
-        """As Celery's, but what unlocks a chord is no child of the task that starts the chord."""
+        """As in Celery, but `celery.chord_unlock` does not become a child of the current task."""
         task = self.app.current_worker_task
         children = task.request.children if task else []
         known = len(children)
@@ -168,13 +169,13 @@ class CeleriacBackend(BaseDictBackend):
         self._publish(
             message.group_result(group_id, date_done, content_type, content_encoding, encoded)
         )
-        # Whoever saved it can restore it at once, before the row is there.
+        # The process that saved a group can restore it at once, before the row exists.
         meta = {"group_id": group_id, "result": result, "date_done": date_done}
         self._saved_groups[group_id] = meta
         return result
 
     def _publish(self, published: amqp.Message) -> None:
-        # With `result_backend_always_retry`, Celery itself tries again.
+        # With `result_backend_always_retry`, Celery itself retries.
         policy = None if self.always_retry else self.retry_policy
         self.publisher.publish(published, policy)
 
@@ -208,19 +209,19 @@ class CeleriacBackend(BaseDictBackend):
         return self.reader.decode_content(obj, content)
 
     def get_state(self, task_id: str) -> str:
-        """The state of a task, or PENDING in a worker that cannot read.
+        """The state of a task, or PENDING in a worker that cannot read results.
 
-        Celery asks for it before it marks tasks as revoked or as failed with their chain
-        (celery/worker/control.py `_revoke`, celery/backends/base.py `_fail_chain`, 5.7.0), and an
-        error would keep it from doing so. Where the task has ended, merging keeps its outcome.
-        `AsyncResult.state` does not come here, and raises.
+        Celery reads the state before it marks tasks as revoked or as failed with their chain
+        (celery/worker/control.py `_revoke`, celery/backends/base.py `_fail_chain`, 5.7.0). An
+        error would prevent that. If the task has already ended, the daemon keeps its outcome.
+        `AsyncResult.state` does not call this method, and raises the error.
         """
         try:
             return super().get_state(task_id)
         except ReadingError as error:
             if not self._has_warned:
                 self._has_warned = True
-                logger.warning("the state of tasks is taken for PENDING: %s", error)
+                logger.warning("the state of every task is reported as PENDING: %s", error)
             return states.PENDING
 
     get_status = get_state
@@ -255,7 +256,7 @@ class CeleriacBackend(BaseDictBackend):
 def unpickle(
     backend_class: type[CeleriacBackend], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> CeleriacBackend:
-    """As Celery's, with the broker of this process's configuration."""
+    """As in Celery, with the broker that this process's configuration names."""
     backend = unpickle_backend(backend_class, args, kwargs)
     broker = Options.parse(configured_url(backend.app)).broker
     backend.options = replace(backend.options, broker=broker)
@@ -263,15 +264,15 @@ def unpickle(
 
 
 class EventText(str):
-    """What an event tells of a result or of arguments: a `repr`, which no serializer can read."""
+    """The `repr` of a result or of arguments from an event, which no serializer can decode."""
 
     __slots__ = ()
 
 
 @cache
 def database_backend() -> type[DatabaseBackend]:
-    """The class that reads, made from that of django-celery-results; a `ReadingError` says why
-    there is none."""
+    """The class that reads results, derived from that of django-celery-results. Raises a
+    `ReadingError` if results cannot be read."""
     try:
         from django.apps import apps
     except ImportError as error:
@@ -292,8 +293,8 @@ def database_backend() -> type[DatabaseBackend]:
     from django_celery_results.backends.database import DatabaseBackend
 
     class Reader(DatabaseBackend):
-        """Takes a task whose end is known only from an event for one that still runs: its result
-        is to come, or goes elsewhere or nowhere."""
+        """Reports a task whose end is known only from an event as STARTED, because its result has
+        not arrived yet, or is stored elsewhere or nowhere."""
 
         def decode_content(self, obj: Any, content: Any) -> Any:
             if content is not None and obj.content_type == EVENT:

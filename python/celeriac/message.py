@@ -13,7 +13,8 @@ TASK_RESULT = "application/vnd.celeriac.task-result+json"
 GROUP_RESULT = "application/vnd.celeriac.group-result+json"
 VERSION = 1
 
-#: The columns of a task's state, in the order of the document, without `task_id` and `date_done`.
+#: The columns of a task's state in the order of `docs/message-format.md`, without `task_id` and
+#: `date_done`.
 TASK_COLUMNS = (
     "status",
     "content_type",
@@ -30,14 +31,14 @@ TASK_COLUMNS = (
 
 
 def now() -> str:
-    """This moment as the messages have it: in UTC, to the microsecond."""
+    """The current time in the format of the messages: in UTC, with microseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def text(value: Any) -> str | None:
-    """What Django's CharField and TextField make of a value (`to_python`, Django 5.2).
+    """Converts a value as Django's CharField and TextField do (`to_python`, Django 5.2).
 
-    Except for bytes, which a serializer may return: Django would store their Python repr.
+    Bytes, which a serializer may return, are decoded: Django would store their Python repr.
     """
     if value is None or isinstance(value, str):
         return value
@@ -47,8 +48,8 @@ def text(value: Any) -> str | None:
 def task_result(task_id: Any, date_done: str, columns: dict[str, Any]) -> amqp.Message:
     """One state of a task; `columns` has a value for each of `TASK_COLUMNS`.
 
-    Some versions of Celery tell the failure of a body that has no id (5.4, chords); the table has
-    no room for that, and the error is raised where django-celery-results would raise its own.
+    Some versions of Celery store the failure of a chord body that has no id (5.4). The table
+    requires an id, so this raises an error where django-celery-results would raise its own.
     """
     if task_id is None or columns["status"] is None:
         raise ValueError("a result without a task id or a status cannot be stored")
@@ -75,9 +76,9 @@ def group_result(
 
 
 def _message(content_type: str, correlation_id: str | None, body: dict[str, Any]) -> amqp.Message:
-    # AMQP has room for 255 bytes of it; what counts is the id in the body.
+    # AMQP allows at most 255 bytes here. The daemon reads the id from the body.
     shown = (correlation_id or "").encode(errors="replace")[:255].decode(errors="ignore")
-    # Escaped to ASCII, a lone surrogate in a traceback can be encoded as well.
+    # JSON in ASCII can also encode a lone surrogate in a traceback.
     return amqp.Message(
         json.dumps(body).encode("ascii"),
         content_type=content_type,

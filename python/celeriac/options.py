@@ -1,4 +1,4 @@
-"""What a `celeriac://` URL says: where results go."""
+"""The options in a `celeriac://` URL, which say where results go."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SCHEME = "celeriac"
 
 @dataclass(frozen=True)
 class Options:
-    """Names that the daemon has to be given too, where they are not the defaults.
+    """The names of queues and exchanges. If they are not the defaults, the daemon must be given
+    the same names.
 
     `broker` is the broker's URL, or None for the one that the Celery app has for its tasks.
     """
@@ -30,8 +31,8 @@ class Options:
 
     @classmethod
     def parse(cls, url: str | None) -> Options:
-        """Reads a URL such as `celeriac://?queue=shop.results`; what is wrong is an
-        `ImproperlyConfigured` that does not repeat the URL, as it may hold a password."""
+        """Parses a URL such as `celeriac://?queue=shop.results`. Raises an `ImproperlyConfigured`
+        that does not repeat the URL, which may contain a password."""
         parts = urlsplit(url or f"{SCHEME}://")
         if parts.netloc or parts.path.strip("/") or parts.fragment:
             raise ImproperlyConfigured(
@@ -51,7 +52,7 @@ class Options:
         for name, value in given.items():
             if not value:
                 raise ImproperlyConfigured(f"the option {name!r} of celeriac:// is empty")
-            # RabbitMQ takes names of up to 255 bytes and keeps those with `amq.` for itself.
+            # RabbitMQ accepts names of up to 255 bytes and reserves those that begin with `amq.`.
             if name != "broker" and (len(value.encode()) > 255 or value.startswith("amq.")):
                 raise ImproperlyConfigured(
                     f"the option {name!r} of celeriac:// is no name for RabbitMQ: write at most "
@@ -69,8 +70,8 @@ class Options:
         return options
 
     def as_uri(self, *, include_password: bool = False) -> str:
-        """The URL again, without the defaults, and with `**` for passwords where they are not
-        asked for."""
+        """The URL without the defaults, and with `**` instead of passwords unless they are
+        requested."""
         query = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -83,7 +84,7 @@ class Options:
 
 
 def configured_url(app: Celery, default: object = None) -> str | None:
-    """The URL of the app's result backend where it is ours; workers may be given it elsewhere."""
+    """The URL of the app's result backend if it is `celeriac://`, or otherwise None."""
     backend = app.conf.result_backend or default
     url = backend.rpartition("+")[2] if isinstance(backend, str) else ""
     return url if url.startswith(f"{SCHEME}://") else None

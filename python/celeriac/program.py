@@ -1,4 +1,4 @@
-"""The daemon's program, and the settings for it that Django and Celery already have."""
+"""Finds and runs the daemon's program, with settings taken from Django and Celery."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from celery import Celery
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-#: Where libpq looks for PostgreSQL's socket: as Debian, as others and as PostgreSQL itself has it.
+#: The folders of PostgreSQL's socket: those of Debian, of other systems and of PostgreSQL itself.
 POSTGRESQL_SOCKETS = ("/var/run/postgresql", "/run/postgresql", "/tmp")
 
-#: Where MySQL's and MariaDB's socket is on Debian and on others.
+#: The sockets of MySQL and MariaDB on Debian and on other systems.
 MYSQL_SOCKETS = ("/var/run/mysqld/mysqld.sock", "/run/mysqld/mysqld.sock", "/tmp/mysql.sock")
 
 #: The daemon's variables for the names in the result backend's URL.
@@ -30,16 +30,16 @@ NAMES = {
     "CELERIAC_DEAD_QUEUE": "dead_queue",
 }
 
-#: The serializers that the daemon knows under their names.
+#: The serializers that the daemon knows by name.
 SERIALIZERS = ("json", "msgpack", "yaml", "pickle", "auth")
 
 
 class SettingsError(Exception):
-    """The program is missing, or a setting has no equivalent; the text says what to do."""
+    """The program is missing, or a setting has no equivalent. The text says how to fix it."""
 
 
 def find() -> str:
-    """The path of the program: `CELERIAC_BIN`, beside this Python, or in `PATH`."""
+    """The path of the program: from `CELERIAC_BIN`, next to this Python, or in `PATH`."""
     if named := os.environ.get("CELERIAC_BIN"):
         if not os.access(named, os.X_OK):
             raise SettingsError(f"CELERIAC_BIN names {named}, which is no program")
@@ -66,20 +66,20 @@ def execute(arguments: list[str], env: Mapping[str, str]) -> None:
 
 
 def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
-    """This process's environment, and in it what the daemon is to know of the settings.
+    """The environment of this process, with the settings for the daemon added.
 
-    Broker, database and `result_expires` go into the variables that a configuration file wins
-    over. The database is that of `alias`, or where Django's router writes results.
+    The broker, the database and `result_expires` are passed in variables that a configuration file
+    overrides. The database is that of `alias`, or the one that Django's router writes results to.
     """
     from django.conf import settings
     from django.db import connections
 
     from .options import Options, configured_url
 
-    # An empty variable says nothing, to the daemon neither.
+    # An empty variable is treated as not set, as the daemon does.
     env = {name: value for name, value in os.environ.items() if value}
     made: dict[str, str] = {}
-    # Without a Celery app that was made when Django's settings were imported, the settings count.
+    # If importing Django's settings did not create a Celery app, the settings are read directly.
     url = configured_url(app, getattr(settings, "CELERY_RESULT_BACKEND", None))
     options, default = Options.parse(url), Options()
     for variable, field in NAMES.items():
@@ -93,7 +93,7 @@ def environment(app: Celery, alias: str | None = None) -> dict[str, str]:
         connection = connections[alias or _results_alias()]
         env["DATABASE_URL"] = database_url(connection)
         if connection.vendor != "postgresql" and connection.timezone_name != "UTC":
-            # PostgreSQL's columns have a time zone themselves.
+            # PostgreSQL's columns store the time zone.
             made["CELERIAC_TIME_ZONE"] = connection.timezone_name
         passfile = connection.settings_dict["OPTIONS"].get("passfile")
         if connection.vendor == "postgresql" and passfile:
@@ -115,19 +115,19 @@ def _results_alias() -> str:
     return router.db_for_write(apps.get_model("django_celery_results", "TaskResult"))
 
 
-# What is accepted, and whose signatures count ----------------------------------------------------
+# Accepted serializers and signatures --------------------------------------------------------------
 
 
 def _configured(app: Celery, name: str) -> Any:
-    """A setting of Celery's, of the app or, without one, of Django; None where nobody set it."""
+    """A Celery setting, from the app or from Django's settings. None if it is not set."""
     from celery.app.defaults import DEFAULTS
     from django.conf import settings
 
     default = DEFAULTS[name]
 
     def is_default(value: Any) -> bool:
-        # A list of the user's is none of the defaults, even if it says the same. In Celery 5.2 one
-        # of these is a list too, of which the app has a copy.
+        # A list that the user set counts as set, even if it is equal to the default. In Celery 5.2
+        # one of the defaults is a list too, of which the app has a copy.
         return value is default or (isinstance(default, (str, list)) and value == default)
 
     value = app.conf[name]
@@ -137,9 +137,10 @@ def _configured(app: Celery, name: str) -> Any:
 
 
 def accept_content(app: Celery) -> str | None:
-    """What readers accept, and what workers write: django-celery-results stores that in any case.
+    """The serializers that readers accept, and the one that workers use, because
+    django-celery-results always stores that one.
 
-    None where no setting says anything.
+    None if nothing is set.
     """
     names = _configured(app, "result_accept_content") or _configured(app, "accept_content")
     serializer = _configured(app, "result_serializer")
@@ -162,7 +163,7 @@ def _serializer(name: str) -> str:
 
 
 def security(app: Celery) -> dict[str, str]:
-    """The settings of the serializer `auth` by which the daemon verifies signatures."""
+    """The settings with which the daemon verifies the signatures of the serializer `auth`."""
     names = ["security_cert_store", "security_digest"]
     found = {f"CELERIAC_{name.upper()}": _configured(app, name) for name in names}
     return {variable: os.fspath(value) for variable, value in found.items() if value}
@@ -172,18 +173,19 @@ def security(app: Celery) -> dict[str, str]:
 
 
 def result_expires(app: Celery) -> str | None:
-    """Celery's setting in seconds, which 0 or None turn off; None where no setting says anything."""
+    """Celery's `result_expires` in seconds, or `never` if it is 0 or None. None if it is not set.
+    """
     from celery.app.defaults import DEFAULTS
     from django.conf import settings
 
     default = DEFAULTS["result_expires"]
     value = app.conf.result_expires
     if value == default:
-        # No Celery app was made when Django's settings were imported.
+        # Importing Django's settings did not create a Celery app.
         old_name = getattr(settings, "CELERY_TASK_RESULT_EXPIRES", default)
         value = getattr(settings, "CELERY_RESULT_EXPIRES", old_name)
     if value == default:
-        # The program's own.
+        # The program has the same default.
         return None
     if isinstance(value, timedelta):
         value = value.total_seconds()
@@ -203,12 +205,12 @@ def result_expires(app: Celery) -> str | None:
 
 
 def broker_url(app: Celery, url: str | None = None) -> str:
-    """The brokers as the app connects to them for publishing, or those of `url`."""
+    """The URLs of the brokers that the app publishes to, or those in `url`."""
     from django.conf import settings
 
     urls = url or app.conf.broker_write_url
     if not urls:
-        # No Celery app was made when Django's settings were imported.
+        # Importing Django's settings did not create a Celery app.
         for name in ("CELERY_BROKER_URL", "BROKER_URL"):
             urls = urls or getattr(settings, name, None)
     if not urls:
@@ -223,7 +225,7 @@ def broker_url(app: Celery, url: str | None = None) -> str:
 def _broker_url(app: Celery, url: str) -> str:
     from kombu.transport.pyamqp import SSLTransport
 
-    # Without a scheme it is a host, and the setting `broker_transport` counts.
+    # Without a scheme it is a host, and the setting `broker_transport` names the transport.
     scheme = url.partition("://")[0] if "://" in url else app.conf.broker_transport or "amqp"
     if scheme not in ("amqp", "amqps", "pyamqp", "librabbitmq"):
         raise SettingsError(
@@ -251,7 +253,7 @@ def _broker_url(app: Celery, url: str) -> str:
 
 
 def _broker_tls(options: Mapping[str, Any]) -> dict[str, str]:
-    """py-amqp's options for TLS as parameters of the daemon's URL, which checks certificates."""
+    """Converts py-amqp's TLS options to parameters of the daemon's URL."""
     query = {}
     for name in ("ca_certs", "certfile", "keyfile"):
         if value := options.get(name) or options.get(f"ssl_{name}"):
@@ -265,7 +267,7 @@ def _broker_tls(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def database_url(connection: BaseDatabaseWrapper) -> str:
-    """One of Django's databases as a URL, by its kind and not by the name of its engine."""
+    """The URL of one of Django's databases, by its vendor and not by the name of its engine."""
     makers = {"postgresql": _postgresql, "mysql": _mysql, "sqlite": _sqlite}
     if connection.vendor not in makers:
         raise SettingsError(
@@ -276,7 +278,8 @@ def database_url(connection: BaseDatabaseWrapper) -> str:
 
 
 def _postgresql(settings: Mapping[str, Any]) -> str:
-    """What libpq would connect to: without a host, its variable and then a local socket."""
+    """The database that libpq would connect to. Without a host, it uses `PGHOST` or a local
+    socket."""
     options = settings["OPTIONS"]
     for name in ("service", "hostaddr", "target_session_attrs"):
         if options.get(name, "any") != "any":
@@ -298,14 +301,14 @@ def _postgresql(settings: Mapping[str, Any]) -> str:
 
 
 def _mysql(settings: Mapping[str, Any]) -> str:
-    """The options of mysqlclient and PyMySQL, which Django hands on."""
+    """Uses the options of mysqlclient and PyMySQL, which Django passes on."""
     options = settings["OPTIONS"]
     if "read_default_file" in options or "read_default_group" in options:
         raise _unsupported("the OPTIONS `read_default_file`")
     host, query = settings["HOST"] or "localhost", {}
     socket = host if host.startswith("/") else options.get("unix_socket")
     if not socket and host == "localhost" and not settings["PORT"]:
-        # So does the library of MySQL.
+        # The client library of MySQL does the same.
         socket = next((path for path in MYSQL_SOCKETS if Path(path).exists()), None)
     if socket:
         host, query["socket"] = "localhost", os.fspath(socket)
@@ -348,7 +351,7 @@ def _url(
     name: str,
     query: Mapping[str, Any],
 ) -> str:
-    """Every part is encoded, so that `/` in a host is the folder of a Unix socket."""
+    """Builds a URL. Every part is encoded, so that a host can be the folder of a Unix socket."""
     login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
     address = f"[{host}]" if ":" in host else quote(host, safe="")
     address += f":{port}" if port else ""

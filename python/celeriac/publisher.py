@@ -1,10 +1,11 @@
-"""Confirmed publishing to RabbitMQ, over connections that are used for nothing else.
+"""Publishes to RabbitMQ with publisher confirms, over connections that are used for nothing else.
 
-A publish has a connection to itself until the broker has confirmed the message, so threads and
-greenlets never share one, and any doubt about a connection ends with that connection. A process
-has as many as it ever publishes at the same moment, at most `broker_pool_limit` (Celery's setting,
-10): one in a prefork child or a solo worker. Confirms of a quorum queue take about a millisecond,
-so ten connections carry more than one Python process can produce, 1,000 greenlets or not.
+Each publish uses a connection exclusively until the broker has confirmed the message. So threads
+and greenlets never share a connection, and a connection that may be broken is simply closed. A
+process opens as many connections as it publishes messages at the same moment, at most
+`broker_pool_limit` (Celery's setting, 10). A prefork child or a solo worker opens one. A quorum
+queue confirms in about a millisecond, so ten connections carry more messages than one Python
+process can produce, even with 1,000 greenlets.
 """
 
 from __future__ import annotations
@@ -35,36 +36,36 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-#: How long the broker's answers in one attempt may take. A confirmation takes milliseconds, and
-#: some seconds while a quorum queue elects a leader; a new connection before that would add to its
-#: troubles.
+#: How long the broker may take to answer in one attempt. A confirmation takes milliseconds, or some
+#: seconds while a quorum queue elects a leader. Reconnecting during an election would only add to
+#: the load.
 ANSWER_SECONDS = 30.0
 
-#: How long to go on trying where Celery's `result_backend_always_retry` is off: longer than the
-#: twenty retries of Celery's own policy, and than one confirmation that does not come.
+#: How long to retry if Celery's `result_backend_always_retry` is off. This is longer than the
+#: twenty retries of Celery's own policy, and longer than the timeout of one confirmation.
 PUBLISH_SECONDS = 60.0
 
-#: What py-amqp raises where the broker is not there or does not take a message.
+#: What py-amqp raises if the broker is not available or refuses a message.
 FAILURES = (
     *amqp.Connection.connection_errors,
     *amqp.Connection.channel_errors,
     MessageNacked,
 )
 
-#: Those of them that a closed connection cannot be the reason for.
+#: The failures that are not caused by a connection that was closed while idle.
 ANSWERS = (*amqp.Connection.channel_errors, MessageNacked, socket.timeout)
 
 
 class PublishError(BackendStoreError):
-    """RabbitMQ did not take a message; the text says why. It may do so later."""
+    """RabbitMQ did not accept a message; the text says why. A later attempt may succeed."""
 
 
 class RefusedError(PublishError):
-    """RabbitMQ does not take a message from us until somebody changes rights or names."""
+    """RabbitMQ refuses a message, and will do so until permissions or names are changed."""
 
 
 class Publisher:
-    """Publishes messages for one app to the queue that `options` name."""
+    """Publishes the messages of one app to the queue in `options`."""
 
     def __init__(self, app: Celery, options: Options) -> None:
         self._app = weakref.proxy(app)
@@ -108,27 +109,28 @@ class Publisher:
             logger.info("results are published again")
 
     def _attempt(self, message: amqp.Message, deadline: float) -> None:
-        """Publishes the message on the connection of a free place.
+        """Publishes the message on the connection of a free slot.
 
-        A soft time limit may raise its exception between any two steps. So a place is marked with
-        `user` for as long as it is in use.
+        A soft time limit may raise its exception between any two steps. So a slot is marked with
+        `user` while it is in use.
         """
         user = object()
         try:
             while True:
-                place = self._claim(user, deadline)
-                is_reused = place in self._links
+                slot = self._claim(user, deadline)
+                is_reused = slot in self._links
                 try:
                     if not is_reused:
-                        self._links[place] = self._connect(deadline)
-                    link = self._links[place]
+                        self._links[slot] = self._connect(deadline)
+                    link = self._links[slot]
                     link.begin(deadline)
                     link.publish(message)
                     break
                 except FAILURES as error:
                     if not is_reused or isinstance(error, ANSWERS):
                         raise
-                    # The broker closed it while nobody used it: no failure yet.
+                    # The broker closed the idle connection. This is not a failure, so try another
+                    # one.
                     self._abandon(user)
             self._release(user)
         except BaseException as error:
@@ -136,12 +138,12 @@ class Publisher:
             raise
 
     def _claim(self, user: object, deadline: float) -> int:
-        """The first place that is free, so that as few as possible are in use. Where none is, it
-        is waited for until the deadline."""
+        """Claims the first free slot, so that as few connections as possible are used. Waits for a
+        free slot until the deadline."""
         while True:
-            for place in self._places:
-                if self._users.setdefault(place, user) is user:
-                    return place
+            for slot in self._slots:
+                if self._users.setdefault(slot, user) is user:
+                    return slot
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError(
@@ -150,29 +152,29 @@ class Publisher:
             waiter = threading.Lock()
             waiter.acquire()
             self._waiting.append(waiter)
-            # A place may have become free since it was looked for, so not for long.
+            # Waits only briefly, because a slot may have become free before this waiter was added.
             if not waiter.acquire(timeout=min(remaining, 0.1)):
                 with suppress(ValueError):
                     self._waiting.remove(waiter)
 
     def _claimed(self, user: object) -> list[int]:
-        return [place for place, one in list(self._users.items()) if one is user]
+        return [slot for slot, one in list(self._users.items()) if one is user]
 
     def _release(self, user: object) -> None:
-        for place in self._claimed(user):
-            if not self._limit and (link := self._links.pop(place, None)):
+        for slot in self._claimed(user):
+            if not self._limit and (link := self._links.pop(slot, None)):
                 link.drop()
-            del self._users[place]
+            del self._users[slot]
             with suppress(IndexError):
                 self._waiting.popleft().release()
 
     def _abandon(self, user: object, *, is_sound: bool = False) -> None:
-        """Releases after an error, and drops a connection that is in doubt."""
-        for place in self._claimed(user):
+        """Releases a slot after an error, and drops its connection unless it is sound."""
+        for slot in self._claimed(user):
             try:
-                link = self._links.get(place)
+                link = self._links.get(slot)
                 if link and not is_sound:
-                    del self._links[place]
+                    del self._links[slot]
                     link.drop()
             finally:
                 self._release(user)
@@ -184,7 +186,7 @@ class Publisher:
         )
 
     def _connect(self, deadline: float) -> Link:
-        """A new connection, to the first of the brokers that takes one."""
+        """Opens a connection to the first broker that accepts it."""
         broker = self._broker()
         last = len(broker.alt or [None]) - 1
         for number in range(last + 1):
@@ -198,7 +200,8 @@ class Publisher:
         raise AssertionError("there is at least one broker")
 
     def _failure(self, error: BaseException) -> PublishError:
-        """What to raise. Logs the first of a series, as Celery up to 5.6 retries in silence."""
+        """The exception to raise. Logs the first failure of a series, because Celery up to 5.6
+        retries without a log message."""
         cause = str(error) or type(error).__name__
         words = f"a result could not be published to {self._broker().as_uri()}: {cause}"
         is_answer = getattr(error, "method_sig", None) == spec.Basic.Publish
@@ -207,8 +210,9 @@ class Publisher:
                 "; check the login, the virtual host and the user's permission to write to the "
                 f"exchange `{self._options.exchange}`"
             )
-        # The latter: the message is larger than `max_message_size`. A login may be refused for
-        # a while: the broker asks others about it, and limits how many connections there are.
+        # PreconditionFailed: the message is larger than `max_message_size`. A refused login is not
+        # final, because an authentication service may be unavailable or a limit of connections may
+        # be reached.
         is_final = is_answer and isinstance(error, (amqp.AccessRefused, amqp.PreconditionFailed))
         failure = RefusedError(words) if is_final else PublishError(words)
         if not self._is_failing:
@@ -217,24 +221,24 @@ class Publisher:
         return failure
 
     def _reset(self) -> None:
-        # A pool of no connections means one for each publish, as for Celery's own pools.
-        self._places = range(self._limit or 2**31)
+        # A limit of 0 or None means a new connection for each publish, as in Celery's own pools.
+        self._slots = range(self._limit or 2**31)
         self._links: dict[int, Link] = {}
-        #: What marks the attempts that use these places.
+        #: The attempt that uses each slot.
         self._users: dict[int, object] = {}
         self._waiting: deque[threading.Lock] = deque()
 
     def forget_inherited(self) -> None:
-        """For a child process: the parent's connections are the parent's.
+        """For a child process after a fork: forgets the connections of the parent.
 
-        They are kept and never touched, because closing one would shut down the socket itself.
+        They are kept but never used, because closing one would shut down the parent's socket.
         """
         _inherited.extend(self._links.values())
         self._reset()
 
 
 class Link:
-    """A connection with one channel in confirm mode, for one thread at a time."""
+    """A connection with one channel in confirm mode, used by one thread at a time."""
 
     def __init__(self, connection: amqp.Connection, options: Options, deadline: float) -> None:
         self._connection = connection
@@ -246,7 +250,7 @@ class Link:
         self._is_blocked = False
         self._refused: list[str] = []
         try:
-            # Whatever py-amqp waits for comes by way of this; it would wait for ever.
+            # py-amqp waits for every answer through this method, without a timeout of its own.
             connection.blocking_read = self._read
             self.begin(deadline)
             connection.on_blocked = self._on_blocked
@@ -257,7 +261,7 @@ class Link:
             raise
 
     def begin(self, deadline: float) -> None:
-        """An attempt begins, which ends at the deadline at the latest."""
+        """Begins an attempt, which ends at the deadline at the latest."""
         self._deadline = min(deadline, time.monotonic() + ANSWER_SECONDS)
         if not self._connection.connected:
             raise amqp.RecoverableConnectionError("connection already closed")
@@ -270,7 +274,8 @@ class Link:
         return remaining
 
     def _read(self, timeout: float | None = None) -> Any:
-        """Reads one frame. Heartbeats are frames too, so each read has what is left of the time."""
+        """Reads one frame. Heartbeats are frames too, so each read gets only the remaining time.
+        """
         timeout = self._remaining() if timeout is None else timeout
         return amqp.Connection.blocking_read(self._connection, timeout)
 
@@ -278,7 +283,7 @@ class Link:
         """Returns when the broker has confirmed the message."""
         self._send(message)
         if self._is_missing:
-            # The exchange, the queue or the binding was deleted: all are made again.
+            # The exchange, the queue or the binding was deleted, so all are declared again.
             self._open()
             self._send(message)
         names = self._options
@@ -298,7 +303,7 @@ class Link:
         """Publishes the message and waits for the broker's answer."""
         self._is_awaited = True
         try:
-            # This looks first whether the broker has closed the connection or the channel.
+            # py-amqp first checks whether the broker has closed the connection or the channel.
             self._channel.basic_publish(
                 message,
                 exchange=self._options.exchange,
@@ -307,7 +312,7 @@ class Link:
             )
             self._wait()
         except amqp.NotFound:
-            # The broker has closed the channel, and nothing on it is confirmed any more.
+            # The broker has closed the channel, so no confirmation will come on it.
             self._is_missing = True
 
     def _wait(self) -> None:
@@ -332,7 +337,7 @@ class Link:
         self._is_awaited = False
 
     def _on_return(self, *_details: object) -> None:
-        """Comes before the confirmation of the same message."""
+        """Called before the confirmation of the same message."""
         self._is_missing = True
 
     def _on_blocked(self, _reason: str) -> None:
@@ -342,9 +347,9 @@ class Link:
         self._is_blocked = False
 
     def _open(self) -> None:
-        """Opens a channel, declares all of `docs/message-format.md` and turns confirmations on.
+        """Opens a channel, declares what `docs/message-format.md` lists and enables confirms.
 
-        An error of the broker closes a channel, which py-amqp opens again at once.
+        If a declaration fails, the broker closes the channel and py-amqp opens it again at once.
         """
         names, channel = self._options, self._connection.channel()
         queues = {
@@ -383,12 +388,12 @@ class Link:
             if what not in _warned:
                 _warned.add(what)
                 logger.warning(
-                    "%s is there with other arguments and is used as it is: %s",
+                    "%s exists with other arguments and is used as it is: %s",
                     what,
                     error.reply_text,
                 )
         except (amqp.AccessRefused, amqp.NotFound) as error:
-            # Somebody else may have declared it, which the first publish will show.
+            # The daemon or another worker may have declared it; the first publish will show.
             logger.debug("%s could not be declared: %s", what, error.reply_text)
             self._refused.append(what)
 
@@ -409,7 +414,8 @@ class Link:
 
 
 def transport(broker: Connection) -> pyamqp.Transport:
-    """py-amqp for this broker, also where librabbitmq is installed, which has no confirmations."""
+    """The py-amqp transport for this broker, even if librabbitmq is installed, which does not
+    support confirms."""
     found = broker.transport
     if isinstance(found, pyamqp.Transport):
         return found
@@ -430,7 +436,7 @@ _warned: set[str] = set()
 
 
 def publisher(app: Celery, options: Options) -> Publisher:
-    """The publisher of this process for an app and where its results go."""
+    """The publisher of this process for an app and its options."""
     with _lock:
         publishers = _publishers.setdefault(app, {})
         if options not in publishers:

@@ -1,31 +1,31 @@
-//! What a broker's failure means for those who use it, without the client library's types.
+//! The errors of a broker as the callers see them, without the types of the client library.
 
 use std::fmt;
 
-/// What a failure of the broker asks for.
+/// How to react to an error of the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerErrorClass {
-    /// The broker cannot be reached, does not answer or does not let us: try again later.
+    /// The broker cannot be reached, does not answer or denies access: try again later.
     Unavailable,
     /// The broker refused a message that was published to it.
     Refused,
-    /// The next message of the queue cannot be read by any client, and ends each connection that
-    /// it is delivered to.
+    /// The next message of the queue cannot be parsed by the client library. Each connection that
+    /// it is delivered to fails.
     Unreadable,
 }
 
-/// Why the broker did not do what it was asked.
+/// An operation of the broker that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerError {
-    /// What to do about it.
+    /// How to react to it.
     pub class: BrokerErrorClass,
-    /// What happened, with its causes and, where somebody can mend it, how. It never holds a
-    /// password or a message's content.
+    /// What happened, with its causes and, if possible, how to fix it. It never contains a password
+    /// or the content of a message.
     pub message: String,
 }
 
 impl BrokerError {
-    /// An error of a class.
+    /// Creates an error.
     #[must_use]
     pub fn new(class: BrokerErrorClass, message: impl Into<String>) -> Self {
         Self { class, message: message.into() }

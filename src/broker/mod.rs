@@ -1,8 +1,8 @@
-//! The message broker: a contract that knows nothing of AMQP, and RabbitMQ behind it.
+//! The message broker: traits that are independent of AMQP, and their implementation for RabbitMQ.
 //!
-//! A [`Session`] is one connection that delivers messages until it ends. It is never repaired: when
-//! anything of it fails it is dropped whole, with everything that it delivered and that was not
-//! acknowledged. The broker delivers those messages again to the next session.
+//! A [`Session`] is one connection that delivers messages until it ends. It is never repaired:
+//! after any error the whole session is dropped, together with the messages that were not
+//! acknowledged. The broker delivers these messages again to the next session.
 
 mod error;
 pub mod rabbitmq;
@@ -15,20 +15,19 @@ pub use self::error::{BrokerError, BrokerErrorClass};
 use crate::message::Message;
 use crate::message::dead_letter::Reason;
 
-/// A queue of a broker that a lane takes messages from.
+/// A queue of a broker that a lane consumes.
 pub trait Broker: Send {
     /// A connection that consumes the queue.
     type Session: Session;
 
-    /// Connects, makes what is missing, and begins to consume.
+    /// Connects, declares the queues and exchanges, and begins to consume.
     ///
     /// # Errors
     ///
-    /// Says which step failed; it may succeed when tried again.
+    /// Names the step that failed. It may succeed on a later attempt.
     fn open(&mut self) -> impl Future<Output = Result<Self::Session, BrokerError>> + Send;
 
-    /// Decides what comes after a session that has ended with an error, or that was ended in good
-    /// order.
+    /// Decides what to do after a session has ended with an error, or was closed normally.
     fn recover(&mut self, ended: Result<(), &BrokerError>)
     -> impl Future<Output = Recovery> + Send;
 }
@@ -38,11 +37,11 @@ pub trait Broker: Send {
 pub enum Recovery {
     /// Open a session at once.
     Reopen,
-    /// Open a session at once. An event that no client can read was removed from its queue.
+    /// Open a session at once. An event that cannot be read was removed from its queue.
     ReopenWithoutEvent,
     /// Report an error and wait before opening a session.
     Wait {
-        /// What is said of the error.
+        /// The text that is logged with the error.
         problem: &'static str,
         /// The error.
         error: BrokerError,
@@ -51,53 +50,52 @@ pub enum Recovery {
 
 /// One connection that consumes a queue.
 pub trait Session: Send {
-    /// What settles the messages.
+    /// The type that acknowledges and dead-letters the messages.
     type Acknowledger: Acknowledge;
 
-    /// The messages, and what settles them. After the stream has given an error or has ended,
-    /// nothing more comes and nothing can be acknowledged.
+    /// The stream of messages, and what acknowledges and dead-letters them. After the stream has
+    /// returned an error or has ended, no more messages come and none can be acknowledged.
     fn split(
         &mut self,
     ) -> (impl Stream<Item = Result<Message, BrokerError>> + Unpin + Send, &Self::Acknowledger);
 
-    /// How long the session is to last at most, where it is limited. It is then to be ended in good
-    /// order.
+    /// How long the session may last, if that is limited. The caller then closes it.
     fn max_age(&self) -> Option<Duration>;
 
-    /// Closes the connection. What was not acknowledged is delivered again.
+    /// Closes the connection. The broker delivers unacknowledged messages again.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// Settles the messages of one session.
+/// Acknowledges and dead-letters the messages of one session.
 ///
 /// A message may be acknowledged only after its row is committed or after [`dead_letter`] has
-/// returned `Ok` for it. Both may be repeated; a message settled twice does no harm.
+/// returned `Ok` for it. Storing or dead-lettering a message twice does no harm.
 ///
 /// [`dead_letter`]: Acknowledge::dead_letter
 pub trait Acknowledge: Sync {
-    /// Acknowledges the messages of a batch: every message that the session has delivered since
-    /// those that were acknowledged before, in the order of their delivery.
+    /// Acknowledges the messages of a batch. These must be all messages that the session has
+    /// delivered since the previous acknowledgement, in the order of their delivery.
     ///
     /// # Errors
     ///
-    /// When the session is lost. The broker then delivers the messages again.
+    /// When the connection is lost. The broker then delivers the messages again.
     fn acknowledge(
         &self,
         messages: &[Message],
     ) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// Publishes messages to the dead-letter queue with their reasons, and waits until the broker
-    /// has confirmed each.
+    /// has confirmed all of them.
     ///
     /// # Errors
     ///
-    /// When any of them may not be in the queue; all may then be published again.
+    /// When some of them may not be in the queue. The caller may then publish all of them again.
     fn dead_letter(
         &self,
         letters: &[(&Message, &Reason)],
     ) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Asks the broker to deliver nothing more. The stream of messages then ends, unless this gives
-    /// false because the broker does not answer.
+    /// Asks the broker to stop delivering messages. Returns true if the broker confirms this; the
+    /// stream of messages then ends.
     fn stop(&self) -> impl Future<Output = bool> + Send;
 }

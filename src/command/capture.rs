@@ -1,4 +1,4 @@
-//! `celeriac capture`: messages into a file.
+//! `celeriac capture`: records messages in a file.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,39 +22,40 @@ use super::exit::UsageError;
 use super::progress::Progress;
 use super::{Compression, create_private, listen_for_signals};
 
-/// How long nothing may come of a queue that is drained before it counts as empty: another consumer
-/// may have taken the rest.
+/// How long to wait for the next message of a queue that is drained before the queue counts as
+/// empty: another consumer may have taken the rest.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// The most messages, and bytes of them, that are written before they are acknowledged.
+/// The most messages, and the most bytes, that are written together before they are acknowledged.
 const MAX_UNWRITTEN: usize = 200;
 const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The file to make; with `.gz` or `.zst` at its end it is compressed.
+    /// The file to create. It is compressed if the name ends in `.gz` or `.zst`.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Records copies of what is delivered from the results queue, whoever published it. RabbitMQ
-    /// makes them while `rabbitmqctl trace_on -p VHOST` is in force.
+    /// Records copies of the messages that are delivered from the results queue, whoever published
+    /// them. RabbitMQ makes these copies while tracing is on (`rabbitmqctl trace_on -p VHOST`).
     #[arg(long, conflicts_with_all = ["drain", "binding"])]
     firehose: bool,
 
-    /// Records copies of what is published to another exchange, as `EXCHANGE=ROUTING_KEY`; may be
-    /// given several times.
+    /// Records copies of the messages published to another exchange, as `EXCHANGE=ROUTING_KEY`; can
+    /// be given several times.
     #[arg(long, value_name = "BINDING")]
     binding: Vec<String>,
 
-    /// Takes the messages that a queue has out of it. Each is removed when it is on the disk.
+    /// Removes the messages of this queue and records them. A message is removed only after it is
+    /// written to disk.
     #[arg(long, value_name = "QUEUE", conflicts_with = "binding")]
     drain: Option<String>,
 
-    /// Ends after so many messages.
+    /// Ends after this many messages.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
-    /// Ends after so long, such as 30s or 10m. Otherwise Ctrl-C ends it.
+    /// Ends after this time, such as 30s or 10m. Without it, Ctrl-C ends the recording.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
 }
@@ -86,7 +87,7 @@ impl Arguments {
     }
 }
 
-/// Records until it is told to stop, or enough has come.
+/// Records until a limit is reached or the process is asked to stop.
 #[tokio::main]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
@@ -118,7 +119,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             () = sleep_until(deadline.into_iter().chain(idle_at).min()) => break None,
             () = shutdown.cancelled() => break None,
         };
-        // What has come already is written together.
+        // Messages that have already arrived are written together.
         let mut taken = Vec::new();
         let mut taken_bytes = 0;
         let mut next = Some(first);
@@ -129,8 +130,8 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
                     taken_bytes += message.body.len();
                     taken.push(dead_letter::as_published(message));
                 }
-                Some(Err(error)) => failure = Some(explained(error, is_drain)),
-                None => failure = Some(anyhow::anyhow!("the broker has ended the consumer")),
+                Some(Err(error)) => failure = Some(with_advice(error, is_drain)),
+                None => failure = Some(anyhow::anyhow!("the broker cancelled the consumer")),
             }
             if failure.is_none() && taken.len() < room && taken_bytes < MAX_UNWRITTEN_BYTES {
                 next = messages.next().now_or_never();
@@ -142,7 +143,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             recorded += taken.len() as u64;
             progress.set(recorded);
             if let Err(error) = tap.acknowledge(last.delivery_id).await {
-                failure = Some(explained(error, is_drain));
+                failure = Some(with_advice(error, is_drain));
             }
         }
         if failure.is_some() {
@@ -160,20 +161,20 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     }
 }
 
-/// An error with what to do, where a message that cannot be read has ended the connection.
-fn explained(error: BrokerError, is_drain: bool) -> anyhow::Error {
+/// Adds what to do, if a message that cannot be read has closed the connection.
+fn with_advice(error: BrokerError, is_drain: bool) -> anyhow::Error {
     let is_unreadable = error.class == BrokerErrorClass::Unreadable;
     let error = anyhow::Error::from(error);
     match (is_unreadable, is_drain) {
         (false, _) => error,
         (true, false) => error.context(
-            "a message has come whose properties cannot be read, and with it the private queue is \
-             gone: begin another capture, in a new file",
+            "a message whose properties cannot be read has closed the connection, and the private \
+             queue was deleted with it: start another capture, in a new file",
         ),
         (true, true) => error.context(
-            "the next message of the queue has properties that cannot be read, and those behind it \
-             cannot be reached: take it out with another client (of dead letters, with `celeriac \
-             dead purge --unreadable`)",
+            "the next message of the queue has properties that cannot be read, so the messages \
+             behind it cannot be reached: remove it with another client (a dead letter with \
+             `celeriac dead purge --unreadable`)",
         ),
     }
 }
@@ -185,7 +186,7 @@ async fn sleep_until(instant: Option<Instant>) {
     }
 }
 
-/// The file that is written.
+/// The file that is being written.
 struct Recording {
     file: File,
     path: PathBuf,
@@ -193,7 +194,7 @@ struct Recording {
 }
 
 impl Recording {
-    /// Refuses names that promise what is not done.
+    /// Refuses names of compression formats that are not supported, and standard output.
     fn check(path: &Path) -> anyhow::Result<()> {
         if let Some("xz" | "bz2" | "-") =
             path.extension().or(path.file_name()).and_then(OsStr::to_str)
@@ -208,7 +209,7 @@ impl Recording {
 
     fn create(path: &Path) -> anyhow::Result<Self> {
         let made = create_private(path).and_then(|file| {
-            // The name has to outlive a crash as well.
+            // Syncs the folder too, so that the file's name is not lost in a crash.
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
             Ok(file)
@@ -218,8 +219,8 @@ impl Recording {
         Ok(Self { file, path: path.to_owned(), compression: Compression::of(path) })
     }
 
-    /// Writes messages, so that they outlive a crash. Each call makes a whole member of a
-    /// compressed file, so that it can be read as far as it was written.
+    /// Writes messages and syncs them to disk. In a compressed file each call writes a complete
+    /// gzip member or zstd frame, so an interrupted file can be read up to the last call.
     fn write(&mut self, messages: &[Message]) -> anyhow::Result<()> {
         let mut lines = Vec::new();
         for message in messages {

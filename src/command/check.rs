@@ -1,4 +1,4 @@
-//! `celeriac check`: whether `celeriac run` would work, and what to do where it would not.
+//! `celeriac check`: tests whether `celeriac run` would work, and prints how to fix what is wrong.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -14,18 +14,18 @@ use super::print_line;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Prints each finding as a line of JSON: `subject`, `level`, `text` and, where there is
-    /// something to do, `fix`.
+    /// Prints each finding as a JSON object on one line: `subject`, `level`, `text` and, if there
+    /// is something to do, `fix`.
     #[arg(long)]
     json: bool,
 
-    /// Ends with 1 for a warning as well.
+    /// Exits with 1 for warnings too.
     #[arg(long)]
     strict: bool,
 }
 
-/// Tries everything and tells each finding as it is made. A signal ends it at once: there is nothing
-/// to be undone.
+/// Runs all checks and prints each finding immediately. A signal ends it at once, because there is
+/// nothing to undo.
 #[tokio::main]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let database = Database::new(config).context("database")?;
@@ -48,7 +48,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     };
     check::run(config, &database, &mut report).await;
     if let Some(error) = failure {
-        return Err(error).context("a finding cannot be told as JSON");
+        return Err(error).context("a finding cannot be written as JSON");
     }
     if !arguments.json {
         print_line(&match (errors, warnings) {
@@ -63,7 +63,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     Ok(if is_good { Exit::Done } else { Exit::Failed }.into())
 }
 
-/// A finding for people: its level, what it is about, what was found, and below it what to do.
+/// A finding as text: its level, its subject, what was found and, on the next line, what to do.
 fn line(finding: &Finding) -> String {
     let (level, subject) = (finding.level.as_str(), finding.subject.as_str());
     let mut line = format!("{level:<8} {subject:<9} {}", finding.text);

@@ -1,4 +1,4 @@
-//! `celeriac cleanup`: deletes what has expired.
+//! `celeriac cleanup`: deletes expired rows.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Progress;
 use super::{listen_for_signals, print_line, printable};
 
-/// How long the rows are counted before, for the progress bar. Without a count there is none, and
-/// all the rest is the same.
+/// The time limit for counting the rows in advance, for the progress bar. If counting takes longer,
+/// the progress has no total; nothing else changes.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Counts what would be deleted, and changes nothing.
+    /// Counts the rows that would be deleted, and changes nothing.
     #[arg(long)]
     dry_run: bool,
 
@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// Deletes, or counts, and prints how many rows it was.
+/// Deletes or counts expired rows, and prints how many there were.
 #[tokio::main]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let expiry = &config.cleanup.expiry;
@@ -56,7 +56,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         is_complete: matches!(ended, Ok(CleanupEnd::Done)),
         seconds: began_at.elapsed().as_secs_f64(),
     };
-    // Also after an error: what is deleted is deleted.
+    // Reported after an error too, because deleted rows stay deleted.
     if arguments.json {
         print_line(&report.json());
     } else if ended.is_ok() || !report.found.is_empty() {
@@ -67,7 +67,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// How many rows will be looked at; 0 where it takes too long to tell.
+/// How many rows will be examined; 0 if counting takes too long.
 async fn count(cleaner: &mut dyn Cleaner, shutdown: &CancellationToken) -> Result<u64, StoreError> {
     tokio::select! {
         count = cleaner.count() => count,
@@ -76,7 +76,7 @@ async fn count(cleaner: &mut dyn Cleaner, shutdown: &CancellationToken) -> Resul
     }
 }
 
-/// What has been deleted, or found.
+/// The rows that were deleted, or counted in a dry run.
 struct Report<'run> {
     expiry: &'run Expiry,
     found: &'run Found,
@@ -104,7 +104,7 @@ impl Report<'_> {
         let numbers = format!("{tasks} rows of tasks and {groups} of groups");
         print_line(&match (self.dry_run, self.is_complete) {
             (true, true) => format!("{numbers} would be deleted; nothing was changed"),
-            (true, false) => format!("{numbers} would be deleted, as far as it came"),
+            (true, false) => format!("{numbers} would be deleted; the count is not complete"),
             (false, true) => format!("{numbers} were deleted"),
             (false, false) => format!("{numbers} were deleted; the rest is left"),
         });
@@ -133,7 +133,7 @@ impl Report<'_> {
         .to_string()
     }
 
-    /// The age of a rule, and where it stands in the settings.
+    /// The age of a rule, and the setting that it comes from.
     fn rule(&self, number: usize) -> (Age, String) {
         let Some(rule) = self.expiry.rules().get(number) else { return (None, String::new()) };
         let by = match &rule.subject {

@@ -1,4 +1,4 @@
-//! `celeriac completion`: what a shell needs to complete the command line.
+//! `celeriac completion`: completion scripts for shells.
 
 use std::process::ExitCode;
 
@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
 /// Prints the script.
 pub(crate) fn run(arguments: &Arguments, command_line: &clap::Command) -> ExitCode {
     let mut command_line = visible(command_line).version(VERSION);
-    // In memory first, because the generator panics where nobody reads.
+    // Into memory first, because the generator panics if its output is closed.
     let mut script = Vec::new();
     let name = command_line.get_name().to_owned();
     clap_complete::generate(arguments.shell, &mut command_line, name, &mut script);
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments, command_line: &clap::Command) -> ExitCo
     Exit::Done.into()
 }
 
-/// The command line without what its help hides, which the generators would offer all the same.
+/// The command line without hidden arguments and commands, which the generators would include.
 fn visible(command: &clap::Command) -> clap::Command {
     let about = command.get_about().cloned().unwrap_or_default();
     clap::Command::new(command.get_name().to_owned())

@@ -1,4 +1,4 @@
-//! `celeriac dead`: the dead-letter queue.
+//! `celeriac dead`: lists, shows, replays and deletes dead letters.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ use super::exit::UsageError;
 use super::progress::Progress;
 use super::{listen_for_signals, print, print_line, printable, say};
 
-/// The most letters, and the most bytes of them, that are sent back together.
+/// The most letters, and the most bytes, that are sent back together.
 const MAX_TOGETHER: usize = 200;
 const MAX_TOGETHER_BYTES: usize = 4 << 20;
 
@@ -36,17 +36,17 @@ pub(crate) enum Action {
         #[arg(long, value_name = "NUMBER", default_value_t = 100)]
         limit: usize,
 
-        /// Prints each as a line of JSON.
+        /// Prints each letter as a JSON object on one line.
         #[arg(long)]
         json: bool,
     },
 
-    /// Shows one dead letter: why it died, its properties and headers.
+    /// Shows one dead letter: the reason, the properties and the headers.
     Show {
         /// The id that `list` shows.
         id: String,
 
-        /// Writes the body as it is, and nothing else, to standard output.
+        /// Writes only the body, unchanged, to standard output.
         #[arg(long, conflicts_with = "json")]
         body: bool,
 
@@ -55,16 +55,16 @@ pub(crate) enum Action {
         json: bool,
     },
 
-    /// Sends dead letters back to the queues that they came from.
+    /// Sends dead letters back to the queues they came from.
     ///
-    /// A letter is removed when the broker has confirmed it in its queue, so nothing is lost when
-    /// this is interrupted; a letter that comes twice changes nothing. What cannot be stored this
-    /// time either becomes a dead letter again.
+    /// A letter is removed only after the broker has confirmed that it is in its original queue, so
+    /// nothing is lost if the command is interrupted. A letter that is sent twice changes nothing.
+    /// A message that still cannot be stored becomes a dead letter again.
     Replay {
         #[command(flatten)]
         selection: Selection,
 
-        /// All of them.
+        /// Selects all dead letters.
         #[arg(long)]
         all: bool,
     },
@@ -74,12 +74,12 @@ pub(crate) enum Action {
         #[command(flatten)]
         selection: Selection,
 
-        /// All of them.
+        /// Selects all dead letters.
         #[arg(long)]
         all: bool,
 
-        /// Those whose properties cannot be read: nothing else can be done with them, and they keep
-        /// the letters behind them from being looked at.
+        /// Selects the dead letters whose properties cannot be read. They cannot be shown or
+        /// replayed, and the letters behind them in the queue cannot be reached.
         #[arg(long, conflicts_with_all = ["all", "reason", "id", "older_than", "newer_than"])]
         unreadable: bool,
 
@@ -89,22 +89,22 @@ pub(crate) enum Action {
     },
 }
 
-/// Which dead letters; all that is said has to be true of a letter.
+/// The options that select dead letters. A letter must match all of them.
 #[derive(clap::Args)]
 pub(crate) struct Selection {
-    /// Those with this reason, such as `undecodable`; may be given several times.
+    /// Selects letters with this reason, such as `undecodable`; can be given several times.
     #[arg(long, value_name = "CODE")]
     reason: Vec<String>,
 
-    /// Those with this id; may be given several times.
+    /// Selects letters with this id; can be given several times.
     #[arg(long, value_name = "ID")]
     id: Vec<String>,
 
-    /// Those that died longer ago than this, such as 30m or 7days.
+    /// Selects letters that are older than this, such as 30m or 7days.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
 
-    /// Those that died within this time.
+    /// Selects letters that are not older than this.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
 }
@@ -117,17 +117,17 @@ impl Selection {
             && self.newer_than.is_none()
     }
 
-    fn has(&self, letter: &DeadLetter, now: DateTime<Utc>) -> bool {
-        // The time of one that does not say it is unknown, so neither is true of it.
+    fn matches(&self, letter: &DeadLetter, now: DateTime<Utc>) -> bool {
+        // A letter without a time matches neither `--older-than` nor `--newer-than`.
         let age = letter.time.map(|time| (now - time).to_std().unwrap_or_default());
-        let matches = |wanted: &[String], text| wanted.is_empty() || wanted.contains(text);
-        matches(&self.reason, &letter.reason)
-            && matches(&self.id, &letter.id)
+        let is_wanted = |wanted: &[String], text| wanted.is_empty() || wanted.contains(text);
+        is_wanted(&self.reason, &letter.reason)
+            && is_wanted(&self.id, &letter.id)
             && self.older_than.is_none_or(|limit| age.is_some_and(|age| age > limit))
             && self.newer_than.is_none_or(|limit| age.is_some_and(|age| age <= limit))
     }
 
-    /// Refuses ids that no letter has.
+    /// Fails if ids were given and no letter has one of them.
     fn require_found(&self, found: usize) -> anyhow::Result<()> {
         if !self.id.is_empty() && found == 0 {
             bail!("no dead letter has such an id: `celeriac dead list` shows the ids");
@@ -135,7 +135,7 @@ impl Selection {
         Ok(())
     }
 
-    /// Refuses to choose nothing and everything alike.
+    /// Fails unless the user gave either a selection or `--all`, but not both.
     fn require(&self, all: bool) -> anyhow::Result<()> {
         match (self.is_empty(), all) {
             (true, false) => bail!(UsageError(
@@ -150,7 +150,7 @@ impl Selection {
     }
 }
 
-/// Does what was asked for.
+/// Runs the action.
 #[tokio::main]
 pub(crate) async fn run(action: Action, config: &Config) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
@@ -162,7 +162,7 @@ pub(crate) async fn run(action: Action, config: &Config) -> anyhow::Result<ExitC
     }
     let Some(queue) = DeadQueue::open(config).await? else {
         say(&format!(
-            "there is no queue {}: nothing has died, or --dead-queue has another name",
+            "there is no queue {}: there are no dead letters yet, or --dead-queue names another queue",
             config.dead_queue
         ));
         return Ok(ExitCode::SUCCESS);
@@ -193,7 +193,7 @@ pub(crate) async fn run(action: Action, config: &Config) -> anyhow::Result<ExitC
     }
 }
 
-/// The letters of the queue one by one, with progress.
+/// Reads the letters of the queue one by one and shows the progress.
 struct Letters<'shutdown> {
     queue: DeadQueue,
     progress: Progress,
@@ -209,7 +209,7 @@ impl<'shutdown> Letters<'shutdown> {
 
     async fn next(&mut self) -> anyhow::Result<Option<(DeadLetter, Message)>> {
         let message = tokio::select! {
-            message = self.queue.next() => message.map_err(explained)?,
+            message = self.queue.next() => message.map_err(with_advice)?,
             () = self.shutdown.cancelled() => None,
         };
         let Some(message) = message else { return Ok(None) };
@@ -217,7 +217,7 @@ impl<'shutdown> Letters<'shutdown> {
         Ok(Some((DeadLetter::of(&message), message)))
     }
 
-    /// Gives back what was not removed.
+    /// Closes the connection, which returns the letters that were not removed to the queue.
     async fn end(self) -> anyhow::Result<()> {
         self.progress.end();
         self.queue.close().await?;
@@ -228,16 +228,16 @@ impl<'shutdown> Letters<'shutdown> {
     }
 }
 
-/// An error with the remedy, where a letter is in the way.
-fn explained(error: BrokerError) -> anyhow::Error {
+/// Adds what to do, if the next letter cannot be read.
+fn with_advice(error: BrokerError) -> anyhow::Error {
     let is_unreadable = error.class == BrokerErrorClass::Unreadable;
     let error = anyhow::Error::from(error);
     if !is_unreadable {
         return error;
     }
     error.context(
-        "the next dead letter has properties that cannot be read, and those behind it cannot be \
-         reached: `celeriac dead purge --unreadable` deletes such letters, and no others",
+        "the next dead letter has properties that cannot be read, so the letters behind it cannot be \
+         reached: `celeriac dead purge --unreadable` deletes only such letters",
     )
 }
 
@@ -261,7 +261,7 @@ async fn list(
                 break;
             }
         };
-        if !selection.has(&letter, letters_ahead.now) {
+        if !selection.matches(&letter, letters_ahead.now) {
             continue;
         }
         if json {
@@ -270,7 +270,7 @@ async fn list(
         letters.push(letter);
     }
     let unseen = letters_ahead.queue.remaining();
-    // A connection that has failed cannot be closed in good order.
+    // A connection that has failed cannot be closed cleanly.
     match failure {
         Some(_) => letters_ahead.progress.end(),
         None => letters_ahead.end().await?,
@@ -294,7 +294,7 @@ async fn list(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The letters in columns as wide as they need to be.
+/// The letters as a table; each column is as wide as its longest cell.
 fn table(letters: &[DeadLetter]) -> String {
     let time = |time: &DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
@@ -311,7 +311,7 @@ fn table(letters: &[DeadLetter]) -> String {
             or_dash(&letter.error),
         ]
     }));
-    // What came over the wire may not move the cursor.
+    // Text from a message must not contain characters that move the cursor.
     let rows: Vec<_> = rows.into_iter().map(|row| row.map(|cell| printable(&cell))).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<_> = (0..head.len()).map(|column| width(column).unwrap_or_default()).collect();
@@ -352,7 +352,7 @@ async fn show(
 }
 
 fn description(letter: &DeadLetter, message: &Message) -> String {
-    // The line of a capture file has every property and header by its name.
+    // The line of a capture file contains every property and header with its name.
     let line = serde_json::from_str::<serde_json::Value>(&capture::write(message));
     let line = line.unwrap_or_default();
     let mut text = String::new();
@@ -360,8 +360,8 @@ fn description(letter: &DeadLetter, message: &Message) -> String {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let _ = writeln!(text, "{name:28} {}", printable(&value));
     };
-    let told = serde_json::to_value(letter).unwrap_or_default();
-    for (name, value) in told.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
+    let fields = serde_json::to_value(letter).unwrap_or_default();
+    for (name, value) in fields.as_object().into_iter().flatten().filter(|(_, v)| !v.is_null()) {
         add(name, value);
     }
     for part in ["properties", "headers"] {
@@ -390,7 +390,7 @@ async fn replay(
         let next = letters_ahead.next().await?;
         let is_over = next.is_none();
         if let Some((letter, message)) = next
-            && selection.has(&letter, letters_ahead.now)
+            && selection.matches(&letter, letters_ahead.now)
         {
             chosen += 1;
             match letter.queue {
@@ -461,7 +461,7 @@ async fn purge(
     let mut letters_ahead = Letters::begin(queue, shutdown);
     let mut chosen = Vec::new();
     while let Some((letter, message)) = letters_ahead.next().await? {
-        if selection.has(&letter, letters_ahead.now) {
+        if selection.matches(&letter, letters_ahead.now) {
             chosen.push(message.delivery_id);
         }
     }
@@ -478,17 +478,19 @@ async fn purge(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks, unless the answer was given already.
+/// Asks for confirmation, unless `--yes` was given.
 async fn confirm(yes: bool, question: &str, shutdown: &CancellationToken) -> anyhow::Result<()> {
     if yes {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        bail!("nobody is there to be asked: add --yes to delete");
+        bail!(
+            "standard input is not a terminal, so the question cannot be asked: add --yes to delete"
+        );
     }
     say(&format!("{question} [y/N]"));
     let (sender, answer) = oneshot::channel();
-    // A thread of its own: reading from a terminal cannot be broken off.
+    // In a separate thread, because reading from a terminal cannot be cancelled.
     std::thread::spawn(move || {
         let mut answer = String::new();
         let read = std::io::stdin().lock().read_line(&mut answer);

@@ -1,4 +1,4 @@
-//! The exit codes, the same for every command.
+//! The exit codes, which are the same for every command.
 
 use std::process::ExitCode;
 
@@ -6,32 +6,33 @@ use std::process::ExitCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
-    /// All is done.
+    /// Everything was done.
     Done = 0,
-    /// Something failed, or was left undone; standard error says what.
+    /// Something failed or was not done; standard error says what.
     Failed = 1,
-    /// The command line or a setting is wrong, and nothing was begun. clap ends with it as well.
+    /// The command line or a setting is wrong, and nothing was done. clap uses this code too.
     Usage = 2,
 }
 
-/// What is added to the number of the signal that ends a command at once, as shells do it.
+/// Added to the number of the signal that ended a command at once, as shells do.
 pub(super) const SIGNAL: i32 = 128;
 
-/// What the help and the manual pages say about the codes: the code, and when it is given.
+/// Each code and its meaning, for the help and the manual pages.
 pub(crate) const CODES: [(&str, &str); 4] = [
-    ("0", "Done. `run` was asked to stop, and has settled what it held."),
-    ("1", "Failed, or left something undone; the error says what."),
-    ("2", "A setting or the command line is wrong; nothing was begun."),
+    ("0", "Everything was done. `run` was asked to stop and has stored what it had received."),
+    ("1", "Something failed or was not done; the error says what."),
+    ("2", "A setting or the command line is wrong; nothing was done."),
     ("130, 143", "Ended at once by a second SIGINT or SIGTERM; nothing is lost."),
 ];
 
-/// The codes as the end of the help.
+/// The list of codes at the end of the help.
 pub(crate) fn help() -> String {
     let lines = CODES.map(|(code, meaning)| format!("  {code:<10}{meaning}"));
     format!("Exit status:\n{}", lines.join("\n"))
 }
 
-/// A command line that clap takes and that says too little or too much; its text names the fix.
+/// An error in the command line that clap does not find, such as a missing or contradictory option.
+/// Its text says how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) String);

@@ -1,4 +1,4 @@
-//! `celeriac health`: asks the daemon at `--listen` how it is.
+//! `celeriac health`: asks the daemon at `--listen` for its health.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -17,19 +17,19 @@ use tokio::net::TcpStream;
 
 use super::{print_line, printable};
 
-/// The largest answer that is read, in bytes: more than 64 lanes with long reasons have to say.
+/// The largest answer that is read, in bytes. The answer for 64 lanes with long reasons is smaller.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// How much is shown of an answer that holds no reason, in characters.
+/// How many characters are shown of an answer without a reason.
 const MAX_SHOWN: usize = 1000;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Asks whether the daemon is alive, at /live, and not whether it is ready, at /ready.
+    /// Asks whether the daemon is live (/live) instead of whether it is ready (/ready).
     #[arg(long)]
     live: bool,
 
-    /// How long it may take to answer, such as 500ms or 5s.
+    /// How long to wait for the answer, such as 500ms or 5s.
     #[arg(
         long,
         value_name = "DURATION",
@@ -39,18 +39,18 @@ pub(crate) struct Arguments {
     timeout: Duration,
 }
 
-/// Succeeds when the answer is good.
+/// Asks the daemon, and fails if it is not ready or not live.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let Some(listen) = config.listen else {
         bail!(
-            "listen: is not set, so there is nobody to ask: give --listen or CELERIAC_LISTEN as \
-             the daemon has it, such as 127.0.0.1:9180"
+            "listen: is not set, so the address of the daemon is not known: set --listen or \
+             CELERIAC_LISTEN to the daemon's value, such as 127.0.0.1:9180"
         );
     };
     ensure!(
         listen.port() != 0,
-        "listen: {listen} is any free port: give the port of the daemon's log line `listening`"
+        "listen: port 0 stands for any free port: give the port from the daemon's log line `listening`"
     );
     let word = if arguments.live { "live" } else { "ready" };
     let asked = tokio::time::timeout(arguments.timeout, ask(listen, word)).await;
@@ -68,20 +68,20 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             bail!("not {word}: {}", reason(&answer))
         }
         _ => bail!(
-            "{listen} is not a daemon's: its /{word} says {status}; give the --listen of the daemon"
+            "{listen} is not a daemon's: its /{word} answers {status}; give the --listen of the daemon"
         ),
     }
 }
 
-/// What is at the path of that word: the status and the body.
+/// Requests `/{word}` and returns the status and the body.
 async fn ask(listen: SocketAddr, word: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-    let stream = TcpStream::connect(&*reachable(listen)).await.with_context(|| {
+    let stream = TcpStream::connect(&*addresses_to_try(listen)).await.with_context(|| {
         format!("nobody listens at {listen}: is the daemon running, and with this --listen?")
     })?;
     let broken = || format!("{listen} does not answer as the daemon does");
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.with_context(broken)?;
-    // What goes wrong with it shows in the answer.
+    // Errors of the connection also appear in the response.
     tokio::spawn(connection);
     let request = Request::get(format!("/{word}"))
         .header(HOST, listen.to_string())
@@ -93,9 +93,10 @@ async fn ask(listen: SocketAddr, word: &str) -> anyhow::Result<(StatusCode, Byte
     Ok((status, body.to_bytes()))
 }
 
-/// Where a daemon is reached that listens on an address, in the order in which to try: one that
-/// listens on every address is here too. `[::]` is IPv4 as well, and IPv6 may be switched off.
-fn reachable(listen: SocketAddr) -> Vec<SocketAddr> {
+/// The addresses at which to reach a daemon with this `--listen`, in the order in which to try
+/// them. A daemon that listens on all addresses is reached at the loopback address. `[::]` includes
+/// IPv4, which is tried too because IPv6 may be disabled.
+fn addresses_to_try(listen: SocketAddr) -> Vec<SocketAddr> {
     let hosts = match listen.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![Ipv4Addr::LOCALHOST.into()],
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
@@ -106,22 +107,23 @@ fn reachable(listen: SocketAddr) -> Vec<SocketAddr> {
     hosts.into_iter().map(|host| SocketAddr::new(host, listen.port())).collect()
 }
 
-/// Why it is not good: what each side of each lane says, or else the answer as it is.
+/// Why the daemon is not ready or not live: the reasons of each lane's broker and database, or the
+/// answer itself if it contains none.
 fn reason(answer: &Value) -> String {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let mut reasons: Vec<_> = text(&answer["reason"]).into_iter().collect();
     for lane in answer["lanes"].as_array().into_iter().flatten() {
         let name = text(&lane["lane"]).unwrap_or_default();
-        for side in ["broker", "database"] {
-            if let Some(reason) = text(&lane[side]["reason"]) {
-                reasons.push(format!("lane {name}, {side}: {reason}"));
+        for part in ["broker", "database"] {
+            if let Some(reason) = text(&lane[part]["reason"]) {
+                reasons.push(format!("lane {name}, {part}: {reason}"));
             }
         }
     }
     if reasons.is_empty() {
         reasons.push(answer.to_string().chars().take(MAX_SHOWN).collect());
     }
-    // What came over the wire may not move the cursor.
+    // Text from the network must not contain characters that move the cursor.
     printable(&reasons.join("; "))
 }
 
@@ -132,19 +134,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_address_is_also_the_loopback() {
-        let reached = |listen: &str| {
-            let reached = reachable(listen.parse().expect(listen));
-            reached.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    fn a_daemon_on_all_addresses_is_reached_at_the_loopback_address() {
+        let addresses = |listen: &str| {
+            let addresses = addresses_to_try(listen.parse().expect(listen));
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(reached("0.0.0.0:9180"), "127.0.0.1:9180");
-        assert_eq!(reached("[::]:9180"), "[::1]:9180 127.0.0.1:9180");
-        assert_eq!(reached("192.0.2.1:80"), "192.0.2.1:80");
-        assert_eq!(reached("[2001:db8::1]:80"), "[2001:db8::1]:80");
+        assert_eq!(addresses("0.0.0.0:9180"), "127.0.0.1:9180");
+        assert_eq!(addresses("[::]:9180"), "[::1]:9180 127.0.0.1:9180");
+        assert_eq!(addresses("192.0.2.1:80"), "192.0.2.1:80");
+        assert_eq!(addresses("[2001:db8::1]:80"), "[2001:db8::1]:80");
     }
 
     #[test]
-    fn the_reason_names_the_lane_and_its_side() {
+    fn the_reason_names_the_lane_and_the_connection() {
         let down = |reason: &str| json!({ "up": false, "reason": reason });
         let up = || json!({ "up": true });
         let lane = |name, broker, database| -> Value {

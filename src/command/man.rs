@@ -13,12 +13,12 @@ use super::{print, print_line};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The folder that the pages of all commands are made in; it is made where it is missing.
+    /// Writes the pages of all commands to this folder, which is created if it does not exist.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }
 
-/// Prints the page of the program, or makes those of all commands and prints their paths.
+/// Prints the page of the program, or writes the pages of all commands and prints their paths.
 pub(crate) fn run(arguments: &Arguments, command_line: clap::Command) -> anyhow::Result<ExitCode> {
     let mut command_line = command_line.disable_help_subcommand(true);
     command_line.build();
@@ -32,14 +32,14 @@ pub(crate) fn run(arguments: &Arguments, command_line: clap::Command) -> anyhow:
     Ok(Exit::Done.into())
 }
 
-/// Makes the page of a command, and those of the commands below it.
+/// Writes the page of a command and those of its subcommands.
 fn write_all(command: &clap::Command, folder: &Path) -> anyhow::Result<()> {
     let man = manual(command);
     let path = folder.join(man.get_filename());
     let text = page(command, &man)?;
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     print_line(&path.display().to_string());
-    for below in shown(command) {
+    for below in visible_subcommands(command) {
         write_all(below, folder)?;
     }
     Ok(())
@@ -47,7 +47,7 @@ fn write_all(command: &clap::Command, folder: &Path) -> anyhow::Result<()> {
 
 fn manual(command: &clap::Command) -> Man {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name());
-    // A page has to have something for a date, and that of the commit is its last word.
+    // A page needs a date. The date of the commit is the last word of `COMMIT`.
     let is_date = |word: &&str| word.len() == "2026-11-25".len() && word.contains('-');
     let last_word = COMMIT.and_then(|commit| commit.split(' ').next_back());
     let date = last_word.filter(is_date).unwrap_or(VERSION);
@@ -58,14 +58,14 @@ fn manual(command: &clap::Command) -> Man {
         .manual("Celeriac")
 }
 
-/// A page, with its sections in the order that manual pages have.
+/// The text of a page, with the sections in the usual order.
 fn page(command: &clap::Command, man: &Man) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
     man.render_title(&mut text)?;
     man.render_name_section(&mut text)?;
     man.render_synopsis_section(&mut text)?;
     man.render_description_section(&mut text)?;
-    if shown(command).next().is_some() {
+    if visible_subcommands(command).next().is_some() {
         man.render_subcommands_section(&mut text)?;
     }
     man.render_options_section(&mut text)?;
@@ -85,6 +85,6 @@ fn page(command: &clap::Command, man: &Man) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn shown(command: &clap::Command) -> impl Iterator<Item = &clap::Command> {
+fn visible_subcommands(command: &clap::Command) -> impl Iterator<Item = &clap::Command> {
     command.get_subcommands().filter(|below| !below.is_hide_set())
 }

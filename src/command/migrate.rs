@@ -1,4 +1,4 @@
-//! `celeriac migrate`: the tables of django-celery-results.
+//! `celeriac migrate`: creates or updates the tables of django-celery-results.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     task_id_length: Option<Length>,
 }
 
-/// A length, or nothing where the text is empty, as that of a variable may be.
+/// A length, or `None` for an empty text, which an environment variable may have.
 #[derive(Clone, Copy)]
 struct Length(Option<u32>);
 
@@ -39,8 +39,8 @@ impl FromStr for Length {
     }
 }
 
-/// Makes the tables, or says what it would run. A signal ends it at once: what has begun is undone
-/// by the database or by the next run.
+/// Creates the tables, or prints the SQL in a dry run. A signal ends it at once: the database rolls
+/// back what has begun, or the next `celeriac migrate` cleans it up.
 #[tokio::main]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let mut database = Database::new(config).context("database")?;

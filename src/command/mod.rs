@@ -1,4 +1,4 @@
-//! What each command does, and what they have in common: settings, signals and progress.
+//! The commands, and what they have in common: settings, signals and output.
 
 pub(crate) mod capture;
 pub(crate) mod check;
@@ -28,7 +28,7 @@ use clap::{Arg, ArgMatches};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The settings, and the file that they may stand in.
+/// The settings, and the option that names the settings file.
 #[derive(clap::Args)]
 pub(crate) struct SettingsArgs {
     #[command(flatten)]
@@ -41,7 +41,7 @@ impl SettingsArgs {
     /// Checks all settings and starts logging.
     pub(crate) fn check(self) -> anyhow::Result<Config> {
         let config = self.settings.into_settings().check()?;
-        // Finds parameters of the database's URL that its driver refuses, before anything starts.
+        // Finds parameters of the database URL that its driver refuses, before anything starts.
         Database::new(&config).map(drop).context("database")?;
         telemetry::init(config.log_format, &config.log_level).with_context(|| {
             format!(
@@ -55,8 +55,8 @@ impl SettingsArgs {
         Ok(config)
     }
 
-    /// Gives a command, and those below it, the settings of the file that the command line or the
-    /// environment names as defaults.
+    /// Makes the settings of the file that the command line or the environment names the defaults
+    /// of every command.
     pub(crate) fn with_defaults(
         command: clap::Command,
         matches: &ArgMatches,
@@ -71,8 +71,8 @@ impl SettingsArgs {
         Ok(command.mut_subcommands(|command| with_defaults(command, &file, variable)))
     }
 
-    /// Leaves out of a command's help the settings that do not concern it. They may be given all
-    /// the same, because one file or environment has those of all commands.
+    /// Hides the settings that a command does not use from its help. They are still accepted,
+    /// because one file or environment holds the settings of all commands.
     pub(crate) fn show_only(command: clap::Command, names: &[&str]) -> clap::Command {
         use clap::Args;
         let all = Self::augment_args(clap::Command::new(""));
@@ -88,10 +88,11 @@ impl SettingsArgs {
     }
 }
 
-/// The first SIGTERM, SIGINT or SIGHUP asks to stop, a second SIGTERM or SIGINT ends the process.
+/// The first SIGTERM, SIGINT or SIGHUP cancels `shutdown`; a second SIGTERM or SIGINT ends the
+/// process at once.
 ///
-/// A terminal that is closed may send SIGHUP twice, so that a second one changes nothing; and where
-/// it is ignored from the start, as under `nohup`, it stays so.
+/// A second SIGHUP has no effect, because closing a terminal may send it twice. If SIGHUP was
+/// ignored when the process started, as under `nohup`, it stays ignored.
 pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -113,12 +114,12 @@ pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<
             if shutdown.is_cancelled() {
                 tracing::warn!(
                     signal = name,
-                    "ending at once: the broker delivers what is left again"
+                    "ending at once: the broker delivers the unacknowledged messages again"
                 );
                 #[expect(clippy::exit, reason = "that is what a second signal asks for")]
                 std::process::exit(exit::SIGNAL + kind.as_raw_value());
             }
-            tracing::info!(signal = name, "stopping: settling what is held");
+            tracing::info!(signal = name, "stopping: storing the messages that were received");
             shutdown.cancel();
         }
     });
@@ -132,7 +133,7 @@ async fn hung_up(signal: Option<&mut Signal>) {
     }
 }
 
-/// Whether whoever started the process has it ignore SIGHUP, where the system tells.
+/// Whether SIGHUP was ignored when the process started. False if the system does not say.
 fn is_hang_up_ignored() -> bool {
     const SIGHUP: u64 = 1;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -142,7 +143,7 @@ fn is_hang_up_ignored() -> bool {
     ignored.is_some_and(|mask| mask & SIGHUP != 0)
 }
 
-/// How a file of a capture is compressed, by the end of its name.
+/// How a capture file is compressed, by the extension of its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Compression {
     None,
@@ -160,13 +161,13 @@ impl Compression {
     }
 }
 
-/// Prints a line to standard output; what is wanted of the command, not what it tells of itself.
+/// Prints a line to standard output. This is for the output of a command; messages about its
+/// progress go through [`say`].
 fn print_line(line: &str) {
     print(format!("{line}\n").as_bytes());
 }
 
-/// Prints bytes to standard output. Where nobody reads any more, as `head` does not, the process
-/// ends.
+/// Prints bytes to standard output. Ends the process if standard output was closed, as `head` does.
 fn print(bytes: &[u8]) {
     let mut output = std::io::stdout();
     if let Err(error) = output.write_all(bytes).and_then(|()| output.flush()) {
@@ -175,25 +176,25 @@ fn print(bytes: &[u8]) {
             say(&format!("celeriac: cannot write to standard output: {error}"));
         }
         let exit = if is_closed { exit::Exit::Done } else { exit::Exit::Failed };
-        #[expect(clippy::exit, reason = "what was not printed is still where it was")]
+        #[expect(clippy::exit, reason = "without output the command has nothing left to do")]
         std::process::exit(i32::from(exit as u8));
     }
 }
 
-/// Tells a line to the person at the terminal, on standard error. Nobody has to be there to read it,
-/// where `eprintln` would panic.
+/// Prints a line to standard error. Ignores a closed standard error, where `eprintln` would panic.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// A text from the wire as it may be printed: without characters that move the cursor.
+/// A text from a message or the network, without characters that move the cursor.
 fn printable(text: &str) -> String {
     let moves =
         |c: char| c.is_control() || matches!(c, '\u{200E}'..='\u{202E}' | '\u{2060}'..='\u{206F}');
     text.chars().map(|c| if moves(c) { '\u{FFFD}' } else { c }).collect()
 }
 
-/// Makes a file that must not be there yet, for its owner alone: it will hold arguments and results.
+/// Creates a file that only its owner can read, because it will hold arguments and results. Fails
+/// if the file exists.
 fn create_private(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }

@@ -1,4 +1,4 @@
-//! How far a long command is: a bar on a terminal, a line now and then elsewhere.
+//! Progress of a long command: a bar on a terminal, otherwise a line at intervals.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,24 +7,24 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::say;
 
-/// How often a line is written where there is no terminal.
+/// How often a line is written if standard error is not a terminal.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts up to a total, if there is one, on standard error.
+/// Shows on standard error how much of a total is done, if there is a total.
 pub(super) struct Progress {
     bar: ProgressBar,
     what: &'static str,
     is_terminal: bool,
-    told_at: Instant,
+    reported_at: Instant,
 }
 
 impl Progress {
-    /// Of so many things, such as `letters`; 0 where nobody knows.
+    /// The progress of a number of things, such as `rows`; a total of 0 means that it is not known.
     pub(super) fn new(total: u64, what: &'static str) -> Self {
         Self::with(total, what, &format!("{{human_pos}} of {{human_len}} {what}"))
     }
 
-    /// Of so many bytes of files.
+    /// The progress of reading files with this many bytes in total.
     pub(super) fn of_bytes(total: u64) -> Self {
         Self::with(total, "bytes", "{bytes} of {total_bytes} read")
     }
@@ -39,14 +39,14 @@ impl Progress {
         let bar = if total > 0 { ProgressBar::new(total) } else { ProgressBar::no_length() };
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let is_terminal = std::io::stderr().is_terminal();
-        Self { bar, what, is_terminal, told_at: Instant::now() }
+        Self { bar, what, is_terminal, reported_at: Instant::now() }
     }
 
-    /// It has come so far.
+    /// Sets the current position.
     pub(super) fn set(&mut self, position: u64) {
         self.bar.set_position(position);
-        if !self.is_terminal && self.told_at.elapsed() > INTERVAL {
-            self.told_at = Instant::now();
+        if !self.is_terminal && self.reported_at.elapsed() > INTERVAL {
+            self.reported_at = Instant::now();
             match self.bar.length() {
                 Some(total) => self.say(&format!("{position} of {total} {}", self.what)),
                 None => self.say(&format!("{position} {}", self.what)),
@@ -54,17 +54,17 @@ impl Progress {
         }
     }
 
-    /// One more.
+    /// Adds 1 to the position.
     pub(super) fn add_one(&mut self) {
         self.set(self.bar.position() + 1);
     }
 
-    /// Writes a line that stays, above the bar.
+    /// Prints a line above the bar.
     pub(super) fn say(&self, line: &str) {
         if self.is_terminal { self.bar.println(line) } else { say(line) }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
     }

@@ -1,5 +1,5 @@
-//! The reference of settings and commands in `docs/`, made from the command line's definition and
-//! checked against it: `make settings` writes it.
+//! The reference of settings and commands in `docs/`. `make settings` generates it from the
+//! definition of the command line, and these tests check that it is up to date.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,36 +10,38 @@ use clap::{Arg, Args, Command, FromArgMatches};
 use super::{SettingsArgs, exit};
 use crate::command_line;
 
-/// What `make settings` sets.
+/// The variable that `make settings` sets to write the files.
 const WRITE: &str = "CELERIAC_WRITE_REFERENCE";
 
 /// The widest line of the example file, in characters.
 const WIDTH: usize = 96;
 
 const INTRODUCTION: &str = "\
-<!-- Made from the code by `make settings`, and checked by `cargo test`: do not edit it. -->
+<!-- Generated from the code by `make settings` and checked by `cargo test`: do not edit it. -->
 
 # Settings and commands
 
-Each setting is a flag, a variable and a key of a TOML file (`--config FILE`). Flags win over
-variables, and these over the file; a variable or a key that is empty says nothing. One file or
-environment may have the settings of all commands: each command takes those that concern it.
-[celeriac.example.toml](celeriac.example.toml) has every key with its default.
+Each setting can be given as a flag, as an environment variable or as a key of a TOML file
+(`--config FILE`). Flags take precedence over variables, and variables over the file. An empty
+variable or key is treated as not set. One file or environment can hold the settings of all
+commands: each command uses those that it needs. [celeriac.example.toml](celeriac.example.toml)
+lists every key with its default.
 
-Durations are written `20ms`, `10m` or `1day`, sizes `512KiB` or `4MiB`.
+Durations are written as `20ms`, `10m` or `1day`, and sizes as `512KiB` or `4MiB`.
 
 ";
 
 const EXAMPLE_INTRODUCTION: &str = "\
-# Every setting of Celeriac with its default, for `celeriac run --config FILE`. Each may stand in the
-# environment as well, as CELERIAC_MAX_ROWS for max-rows, or on the command line, as --max-rows; both
-# win over this file. An empty text says nothing. docs/settings.md says more about each.
+# Every setting of Celeriac with its default, for `celeriac run --config FILE`. Each setting can also
+# be given in the environment (CELERIAC_MAX_ROWS for max-rows) or on the command line (--max-rows);
+# both take precedence over this file. An empty text is treated as not set. docs/settings.md has the
+# details.
 #
-# Made from the code by `make settings`, and checked by `cargo test`.
+# Generated from the code by `make settings` and checked by `cargo test`.
 ";
 
 #[test]
-fn the_settings_are_described() {
+fn settings_md_is_up_to_date() {
     check("settings.md", &reference());
 }
 
@@ -70,17 +72,17 @@ fn the_example_file_has_every_setting_with_its_default() {
     }
 }
 
-/// Compares a file with what it should be, or writes it.
+/// Compares a file with the expected text, or writes it if `make settings` runs this.
 fn check(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
     if std::env::var_os(WRITE).is_some() {
         std::fs::write(&path, text).expect("the folder is there");
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == text, "docs/{name} is not what the code says: run `make settings`");
+    assert!(written == text, "docs/{name} is out of date: run `make settings`");
 }
 
-/// The arguments of all settings, and that of the file.
+/// The arguments of all settings, and `--config`.
 fn settings() -> Vec<Arg> {
     let command = SettingsArgs::augment_args(Command::new(""));
     command.get_arguments().cloned().collect()
@@ -94,7 +96,7 @@ fn key(setting: &Arg) -> &str {
     setting.get_long().expect("a setting has a name")
 }
 
-/// The whole help of an argument, and what it says of the default.
+/// The long help of an argument without the default, and the default.
 fn help(arg: &Arg) -> (String, Option<String>) {
     let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
     let (help, default) = match help.rsplit_once("Default: ") {
@@ -105,7 +107,7 @@ fn help(arg: &Arg) -> (String, Option<String>) {
     (help, default.or(of_clap).map(|default| default.trim_matches('`').to_owned()))
 }
 
-/// The flag with its value, or the name of a value without a flag.
+/// The flag with the name of its value, or the name of a positional argument.
 fn flag(arg: &Arg) -> String {
     let value = arg.get_value_names().map(|names| names.join(" "));
     let takes_value = arg.get_action().takes_values();
@@ -121,7 +123,7 @@ fn code(text: &str) -> String {
     format!("`{text}`")
 }
 
-/// A default as Markdown: what is a phrase is no code.
+/// A default as Markdown. A phrase is not formatted as code.
 fn shown_default(default: Option<&str>) -> String {
     match default {
         None | Some("none") => "none".to_owned(),
@@ -164,7 +166,7 @@ fn reference() -> String {
         describe(&mut text, command, "celeriac");
     }
     text.push_str(
-        "\n## Exit status\n\nThe same for every command:\n\n| code | when |\n| --- | --- |\n",
+        "\n## Exit status\n\nThe exit codes are the same for every command:\n\n| code | meaning |\n| --- | --- |\n",
     );
     for (code, meaning) in exit::CODES {
         let _ = writeln!(text, "| {code} | {meaning} |");
@@ -172,20 +174,20 @@ fn reference() -> String {
     text
 }
 
-/// The commands below one, as its help lists them.
+/// The subcommands of a command, in the order of its help.
 fn in_order(command: &Command) -> Vec<&Command> {
     let mut commands: Vec<_> = command.get_subcommands().collect();
     commands.sort_by_key(|command| command.get_display_order());
     commands
 }
 
-/// A text that ends as a sentence does: clap takes the full stop of a single line.
+/// The text with a full stop at the end. clap removes the full stop of a one-line help.
 fn sentence(text: &str) -> String {
     let is_open = text.ends_with(|last: char| last.is_alphanumeric() || "`)".contains(last));
     format!("{text}{}", if is_open { "." } else { "" })
 }
 
-/// A command with the arguments that are its own, and the commands below it.
+/// Describes a command with its own arguments, and its subcommands.
 fn describe(text: &mut String, command: &Command, above: &str) {
     if command.is_hide_set() {
         return;
@@ -199,21 +201,21 @@ fn describe(text: &mut String, command: &Command, above: &str) {
     let own = command.get_arguments().filter(|arg| !is_setting(arg) && !arg.is_hide_set());
     for arg in own {
         let (help, default) = help(arg);
-        let mut told = vec![help.replace("\n\n", "\n\n  ")];
+        let mut parts = vec![help.replace("\n\n", "\n\n  ")];
         if !arg.get_possible_values().is_empty() && arg.get_action().takes_values() {
             let values = arg.get_possible_values();
             let names: Vec<_> = values.iter().map(|value| code(value.get_name())).collect();
-            told.push(format!("One of {}.", names.join(", ")));
+            parts.push(format!("One of {}.", names.join(", ")));
         }
         if let Some(variable) = arg.get_env() {
-            told.push(format!("Variable `{}`.", variable.to_string_lossy()));
+            parts.push(format!("Variable `{}`.", variable.to_string_lossy()));
         }
         // A flag without a value is false by default.
         if let Some(default) = default.filter(|_| arg.get_action().takes_values()) {
-            told.push(format!("Default: {}.", shown_default(Some(&default))));
+            parts.push(format!("Default: {}.", shown_default(Some(&default))));
         }
-        let told: Vec<_> = told.iter().map(|part| sentence(part)).collect();
-        let _ = write!(text, "\n- **`{}`**: {}\n", flag(arg), told.join(" "));
+        let parts: Vec<_> = parts.iter().map(|part| sentence(part)).collect();
+        let _ = write!(text, "\n- **`{}`**: {}\n", flag(arg), parts.join(" "));
     }
     for below in in_order(command) {
         describe(text, below, &name);
@@ -241,7 +243,7 @@ fn example() -> String {
     text
 }
 
-/// A text in lines of a comment.
+/// The text as the lines of a comment.
 fn commented(text: &str) -> String {
     let mut lines = vec!["#".to_owned()];
     for word in text.split_whitespace() {

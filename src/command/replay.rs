@@ -1,4 +1,4 @@
-//! `celeriac replay`: the messages of capture files, through the pipeline.
+//! `celeriac replay`: stores the messages of capture files through the pipeline.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -30,21 +30,21 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Progress;
 use super::{create_private, listen_for_signals, print_line};
 
-/// How many refusals are told one by one.
-const TOLD: u64 = 20;
+/// How many refused messages are reported one by one.
+const MAX_REPORTED: u64 = 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The files, plain or compressed by gzip, zstd, xz or bzip2; `-` is standard input.
+    /// The capture files, plain or compressed with gzip, zstd, xz or bzip2; `-` is standard input.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// Decodes and merges only, and prints each row that would be written as a line of JSON, with
-    /// arguments and results.
+    /// Only decodes and merges the messages, and prints each row that would be written as a JSON
+    /// object on one line, including arguments and results.
     #[arg(long)]
     dry_run: bool,
 
-    /// Keeps the messages that were refused in this file, to be replayed later.
+    /// Writes the messages that were refused to this file, so that they can be replayed later.
     #[arg(long, value_name = "FILE")]
     refused: Option<PathBuf>,
 }
@@ -54,7 +54,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
     listen_for_signals(shutdown.clone())?;
-    // Before the first of them is stored.
+    // Checks all files before the first message is stored.
     for path in arguments.files.iter().filter(|path| path.as_os_str() != "-") {
         File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
     }
@@ -74,16 +74,16 @@ async fn replay<S: Store>(
 ) -> anyhow::Result<ExitCode> {
     let report = Arc::new(Report::new(arguments, shutdown.clone())?);
     let (sender, mut receiver) = mpsc::channel(config.max_rows);
-    let room = Room::new(config.max_bytes);
-    // A thread of its own: reading standard input cannot be broken off.
+    let byte_limit = ByteLimit::new(config.max_bytes);
+    // In a separate thread, because reading from standard input cannot be cancelled.
     let feeder = std::thread::spawn({
         let (files, report) = (arguments.files.clone(), Arc::clone(&report));
         let max_line_bytes = max_line_bytes(config.decoder.limits.body_bytes);
-        let room = room.clone();
-        move || feed(&files, max_line_bytes, &report, &room, &sender)
+        let byte_limit = byte_limit.clone();
+        move || feed(&files, max_line_bytes, &report, &byte_limit, &sender)
     });
     let messages = stream::poll_fn(|context| receiver.poll_recv(context)).map(|message| {
-        room.leave(&message);
+        byte_limit.release(&message);
         Ok(message)
     });
     let telemetry = Telemetry::new();
@@ -106,7 +106,9 @@ async fn replay<S: Store>(
         return Err(failure);
     }
     if shutdown.is_cancelled() {
-        bail!("interrupted: replay the same files again, what is stored already stays the same");
+        bail!(
+            "interrupted: replay the same files again; messages that are already stored change nothing"
+        );
     }
     match feeder.join() {
         Ok(fed) => fed?,
@@ -115,18 +117,19 @@ async fn replay<S: Store>(
     report.finish()
 }
 
-/// The longest line: the largest body in base64, and room for the rest.
+/// The longest line, in bytes: the largest body in base64, and 1 MiB for the rest.
 fn max_line_bytes(body_bytes: usize) -> u64 {
     let line = body_bytes.saturating_mul(4) / 3 + (1 << 20);
     u64::try_from(line).unwrap_or(u64::MAX)
 }
 
-/// Sends the messages of the files, numbered by their lines, until nobody takes them any more.
+/// Sends the messages of the files, numbered by their lines, until the end of the files or until
+/// the receiver is closed.
 fn feed(
     files: &[PathBuf],
     max_line_bytes: u64,
     report: &Arc<Report>,
-    room: &Room,
+    byte_limit: &ByteLimit,
     sender: &mpsc::Sender<Message>,
 ) -> anyhow::Result<()> {
     let mut number = 0;
@@ -158,7 +161,7 @@ fn feed(
             }
             match capture::read(text, Utc::now(), number) {
                 Ok(message) => {
-                    room.enter(&message);
+                    byte_limit.acquire(&message);
                     if sender.blocking_send(message).is_err() {
                         return Ok(());
                     }
@@ -170,36 +173,36 @@ fn feed(
     Ok(())
 }
 
-/// Bounds the bytes of what was read and not yet taken: as many as a batch may have, and one message
-/// however large it is.
+/// Limits the bytes of messages that were read and not yet taken by the pipeline, to the size of a
+/// batch. A single message may be larger.
 #[derive(Clone)]
-struct Room {
+struct ByteLimit {
     bytes: Arc<(Mutex<usize>, Condvar)>,
     most: usize,
 }
 
-impl Room {
+impl ByteLimit {
     fn new(most: usize) -> Self {
         Self { bytes: Arc::default(), most }
     }
 
-    fn enter(&self, message: &Message) {
-        let (bytes, has_left) = &*self.bytes;
+    fn acquire(&self, message: &Message) {
+        let (bytes, released) = &*self.bytes;
         let size = message.body.len();
         let is_full = |bytes: &mut usize| *bytes > 0 && *bytes + size > self.most;
         let mut bytes =
-            has_left.wait_while(lock(bytes), is_full).unwrap_or_else(PoisonError::into_inner);
+            released.wait_while(lock(bytes), is_full).unwrap_or_else(PoisonError::into_inner);
         *bytes += size;
     }
 
-    fn leave(&self, message: &Message) {
-        let (bytes, has_left) = &*self.bytes;
+    fn release(&self, message: &Message) {
+        let (bytes, released) = &*self.bytes;
         *lock(bytes) -= message.body.len();
-        has_left.notify_one();
+        released.notify_one();
     }
 }
 
-/// Passes the rest of a line.
+/// Skips the rest of a line.
 fn skip_line(lines: &mut impl BufRead) -> std::io::Result<()> {
     loop {
         let bytes = lines.fill_buf()?;
@@ -214,7 +217,7 @@ fn skip_line(lines: &mut impl BufRead) -> std::io::Result<()> {
     }
 }
 
-/// The lines of a file, decompressed by what its first bytes say.
+/// Reads a file, decompressed according to its first bytes.
 fn decompressed(file: impl Read + Send + 'static) -> anyhow::Result<Box<dyn BufRead + Send>> {
     let mut file = BufReader::with_capacity(1 << 16, file);
     let head = file.fill_buf()?;
@@ -231,19 +234,20 @@ fn decompressed(file: impl Read + Send + 'static) -> anyhow::Result<Box<dyn BufR
     })
 }
 
-/// What has become of the messages: counted, told, and kept where that was asked for.
+/// Counts and prints what happens to the messages, and keeps the refused ones if the user asked for
+/// it.
 struct Report {
     progress: Mutex<Progress>,
-    /// The bytes that were read from the files.
+    /// The number of bytes that were read from the files.
     bytes: Arc<AtomicU64>,
-    /// Each file that was opened, with the number of lines before it.
+    /// Each opened file, with the number of lines in the files before it.
     files: Mutex<Vec<(u64, String)>>,
-    /// Messages and lines that were refused.
+    /// The number of messages and lines that were refused.
     refused: AtomicU64,
-    /// Lines that are no message.
+    /// The number of lines that are not a message.
     bad_lines: AtomicU64,
     keep: Option<(PathBuf, Mutex<BufWriter<File>>)>,
-    /// Why they cannot be kept.
+    /// The error of writing refused messages.
     failure: Mutex<Option<anyhow::Error>>,
     shutdown: CancellationToken,
 }
@@ -282,7 +286,7 @@ impl Report {
             .with_context(|| format!("{} cannot be read", path.display()))
     }
 
-    /// The file and the line with a number.
+    /// The file and the line in it that belong to a message number.
     fn place(&self, number: u64) -> String {
         let files = lock(&self.files);
         match files.iter().rev().find(|(before, _)| *before < number) {
@@ -293,15 +297,15 @@ impl Report {
 
     fn refuse_line(&self, number: u64, problem: &str) {
         self.bad_lines.fetch_add(1, Ordering::Relaxed);
-        self.tell(number, problem);
+        self.report_refusal(number, problem);
     }
 
-    fn tell(&self, number: u64, problem: &str) {
-        let told = self.refused.fetch_add(1, Ordering::Relaxed);
-        if told < TOLD {
+    fn report_refusal(&self, number: u64, problem: &str) {
+        let reported = self.refused.fetch_add(1, Ordering::Relaxed);
+        if reported < MAX_REPORTED {
             lock(&self.progress).say(&format!("{}: {problem}", self.place(number)));
-        } else if told == TOLD {
-            lock(&self.progress).say("further refusals are only counted");
+        } else if reported == MAX_REPORTED {
+            lock(&self.progress).say("further refused messages are only counted");
         }
     }
 
@@ -327,7 +331,7 @@ impl Report {
             let _ = write!(summary, ", {count} of them {reason}");
         }
         if bad_lines > 0 {
-            let _ = write!(summary, ", {bad_lines} of them no message at all");
+            let _ = write!(summary, ", {bad_lines} of them lines that are not a message");
         }
         lock(&self.progress).say(&summary);
     }
@@ -349,11 +353,15 @@ impl Acknowledge for Report {
 
     async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), BrokerError> {
         for (message, reason) in letters {
-            self.tell(message.delivery_id.0, &format!("{}: {}", reason.code, reason.error));
+            self.report_refusal(
+                message.delivery_id.0,
+                &format!("{}: {}", reason.code, reason.error),
+            );
             if let Some((path, file)) = &self.keep {
                 let line = capture::write(message);
                 if let Err(error) = writeln!(lock(file), "{line}") {
-                    // Trying again would not help, as it may with a broker.
+                    // Returning an error would make the pipeline retry, which does not help with a
+                    // file.
                     let cannot_write = format!("cannot write {}", path.display());
                     *lock(&self.failure) = Some(anyhow::Error::new(error).context(cannot_write));
                     self.shutdown.cancel();
@@ -363,7 +371,7 @@ impl Acknowledge for Report {
         Ok(())
     }
 
-    /// The files are not waited for.
+    /// Ends the pipeline without waiting for the rest of the files.
     async fn stop(&self) -> bool {
         false
     }
@@ -373,7 +381,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts the bytes that were read from a file.
+/// Counts the bytes that are read from a file.
 struct Counting<F> {
     file: F,
     read: Arc<AtomicU64>,
@@ -387,7 +395,7 @@ impl<F: Read> Read for Counting<F> {
     }
 }
 
-/// Prints the rows and writes nothing.
+/// A store that prints the rows and writes nothing, for `--dry-run`.
 #[derive(Default)]
 struct Printer {
     catalog: Catalog,
@@ -407,7 +415,7 @@ impl Store for Printer {
     }
 }
 
-/// The columns of a row under their names.
+/// The columns of a row, by name.
 fn columns(row: &Row) -> serde_json::Value {
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Micros, true);
     match row {

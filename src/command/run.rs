@@ -1,4 +1,4 @@
-//! `celeriac run`: every lane until it is time to stop.
+//! `celeriac run`: runs every lane until the process is asked to stop.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -47,18 +47,19 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     );
     for broker in config.brokers.iter().filter(|broker| !broker.ignored.is_empty()) {
         let parameters = broker.ignored.join(", ");
-        tracing::warn!(%broker, parameters, "parameters of the broker URL mean nothing here");
+        tracing::warn!(%broker, parameters, "parameters of the broker URL are ignored");
     }
     let telemetry = Arc::new(Telemetry::new());
     let shutdown = CancellationToken::new();
-    // Before anything is consumed: a port that is taken is an error of the settings.
+    // Before anything is consumed, so that a port that is in use ends the process at once.
     let listener = match config.listen {
         Some(address) => Some(Listener::bind(address).await.context("listen")?),
         None => None,
     };
     listen_for_signals(shutdown.clone())?;
     let lanes = run_lanes(&config, &telemetry, &shutdown)?;
-    // These end with the process, so that the last of the lanes can still be watched.
+    // These tasks run until the process ends, so that health and metrics are available while the
+    // lanes stop.
     tokio::spawn(systemd::watch(Arc::clone(&telemetry), shutdown.clone()));
     if let Some(listener) = listener {
         tokio::spawn(listener.serve(Arc::clone(&telemetry), shutdown.clone()));
@@ -77,14 +78,14 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs every lane, with a store of its own.
+/// Starts every lane, each with its own store.
 fn run_lanes(
     config: &Arc<Config>,
     telemetry: &Telemetry,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<JoinSet<()>> {
     let mut lanes = JoinSet::new();
-    // Events have a lane of their own, so that no result ever stands behind them.
+    // Events have a separate lane, so that results never wait behind them.
     let of_events = config.events.is_some().then_some(None);
     for number in (1..=config.lanes).map(Some).chain(of_events) {
         let mut store = Database::new(config).context("database")?;

@@ -1,4 +1,4 @@
-//! The broker's URL, read as kombu reads it (`kombu/utils/url.py`, `url_to_parts`, 5.7.0).
+//! The broker URL, parsed as kombu parses it (`kombu/utils/url.py`, `url_to_parts`, 5.7.0).
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::diagnosis::TlsFiles;
 
-/// Where a broker is and how to log in. Its `Debug` and `Display` never show the password.
+/// The address of a broker and the login. Its `Debug` and `Display` never show the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
     /// The host's name or address.
@@ -20,26 +20,26 @@ pub struct BrokerUrl {
     pub password: String,
     /// The virtual host.
     pub vhost: String,
-    /// Whether the connection is encrypted.
+    /// Whether the connection uses TLS.
     pub is_tls: bool,
     /// The files for TLS.
     pub tls: TlsFiles,
-    /// Seconds between heartbeats, at most; 0 leaves them to the broker.
+    /// The heartbeat interval in seconds; 0 leaves the choice to the broker.
     pub heartbeat: u16,
-    /// Parameters that mean nothing to Celeriac.
+    /// The names of parameters that Celeriac ignores.
     pub ignored: Vec<String>,
 }
 
-/// How often a connection is probed, in seconds, where the URL says nothing. A broker that is
-/// gone without a word is noticed after twice this time.
+/// The default heartbeat interval, in seconds. A broker that disappears without closing the
+/// connection is noticed after twice this time.
 const HEARTBEAT: u16 = 20;
 
 impl BrokerUrl {
-    /// Reads a list of URLs with `;` between them.
+    /// Parses a list of URLs separated by `;`.
     ///
     /// # Errors
     ///
-    /// Says what is wrong and what to write, without repeating the URL.
+    /// Returns a text that says what is wrong and how to fix it, without repeating the URL.
     pub fn parse_list(urls: &str) -> Result<Vec<Self>, String> {
         let urls = urls.split(';').map(str::trim).filter(|url| !url.is_empty());
         let brokers = urls.map(Self::parse).collect::<Result<Vec<_>, _>>()?;
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_taken_or_named() {
+    fn known_parameters_are_used_and_others_are_listed() {
         let broker = BrokerUrl::parse("amqp://h/?heartbeat=7&login_method=PLAIN").expect("good");
         assert_eq!((broker.heartbeat, broker.ignored), (7, vec!["login_method".to_owned()]));
         let broker = BrokerUrl::parse("amqps://h/?ssl_ca_certs=/ca.pem").expect("good");
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn no_display_shows_the_password() {
+    fn display_and_debug_hide_the_password() {
         let broker = BrokerUrl::parse("amqp://u:secret@h/v").expect("the URL is good");
         assert_eq!(broker.to_string(), "amqp://u:***@h:5672/v");
         assert_eq!(format!("{broker:?}"), broker.to_string());

@@ -1,4 +1,5 @@
-//! Settings as they were written become values that are right, or an error that names the fix.
+//! Checks the settings that users wrote, and turns them into values or into an error that says how
+//! to fix the setting.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::security;
 use super::settings::Settings;
 use crate::decode::{Decoder, EventPolicy, WireLimits};
 
-/// Everything `celeriac run` needs to know, checked.
+/// The checked settings.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The brokers, tried in order.
@@ -32,60 +33,60 @@ pub struct Config {
     pub dead_queue: String,
     /// The exchange that workers send events to.
     pub event_exchange: String,
-    /// Where task events come from, where they are wanted.
+    /// The queue for task events, if events are stored.
     pub events: Option<Events>,
-    /// How many lanes there are for results, at least 1. Events have one of their own.
+    /// The number of lanes for results, at least 1. Events have a separate lane.
     pub lanes: usize,
-    /// What one batch may hold.
+    /// The most messages, and the most rows, in a batch.
     pub max_rows: usize,
     /// The most bytes in a batch.
     pub max_bytes: usize,
-    /// How messages are read.
+    /// How messages are decoded.
     pub decoder: Decoder,
-    /// How long a batch may gather under load.
+    /// How long a batch may collect messages under load.
     pub max_wait: Duration,
-    /// The most unacknowledged messages of a lane, at least 1.
+    /// The most unacknowledged messages per lane, at least 1.
     pub prefetch: u16,
-    /// The zone of times in columns without one.
+    /// The time zone of columns that store times without one.
     pub time_zone: Tz,
     /// What expires, and how it is deleted.
     pub cleanup: CleanupConfig,
-    /// Where metrics and health are told, if anywhere.
+    /// The address at which metrics and health are served, if any.
     pub listen: Option<SocketAddr>,
-    /// How log lines look.
+    /// The format of log lines.
     pub log_format: LogFormat,
-    /// What is logged.
+    /// The filter for log lines.
     pub log_level: String,
-    /// What is not as it should be and does no harm to the results.
+    /// Warnings about the settings, to be logged at the start.
     pub warnings: Vec<String>,
 }
 
-/// Where task events come from, and what of them is stored.
+/// The queue that task events are consumed from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Events {
     /// The queue that is consumed.
     pub queue: String,
     /// The most messages in the queue, at least 1.
     pub max_length: u32,
-    /// How long a message waits in the queue at most.
+    /// How long a message may wait in the queue before the broker drops it.
     pub ttl: Duration,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl Settings {
-    /// Checks every setting, fills in the defaults, and reads the certificates.
+    /// Checks every setting, fills in the defaults and reads the certificates.
     ///
     /// # Errors
     ///
-    /// Names the first setting that cannot be, and what to write instead.
+    /// Names the first setting that is wrong and says how to fix it.
     pub fn check(mut self) -> Result<Config, ConfigError> {
         let mut warnings = Vec::new();
         let (text, file) = (self.broker.take(), self.broker_file.take());
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_stored_where_they_are_wanted() {
+    fn events_are_stored_only_if_they_are_turned_on() {
         let events = |toml: &str| settings(toml).check().expect(toml).events;
         assert_eq!(events("events-arguments = true"), None);
         let wanted = events("events = true\nevents-ttl = '10m'\nevents-max-length = 7");
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_the_fix() {
+    fn invalid_settings_are_refused_with_the_fix() {
         for (toml, expected) in [
             ("lanes = 0", "lanes: \"0\" is out of range: write a number from 1 to 64"),
             ("lanes = 'two'", "lanes: \"two\" is out of range: write a number from 1 to 64"),

@@ -1,4 +1,4 @@
-//! What expires, and how it is deleted.
+//! The settings for expired rows: what expires, and how it is deleted.
 
 use std::time::Duration;
 
@@ -11,23 +11,23 @@ use crate::row::expiry::{Age, Expiry};
 /// How expired rows are deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CleanupConfig {
-    /// What expires, and when.
+    /// How long rows are kept.
     pub expiry: Expiry,
-    /// How many rows are deleted together, at least 1.
+    /// How many rows are deleted per batch, at least 1.
     pub batch: usize,
-    /// The pause after each such batch.
+    /// The pause after each batch.
     pub pause: Duration,
-    /// How often `celeriac run` does it, if at all.
+    /// How often `celeriac run` deletes expired rows, if at all.
     pub every: Option<Duration>,
 }
 
-/// How long rows are kept where nothing is said: Celery's default.
+/// How long rows are kept by default, as in Celery.
 const RESULT_EXPIRES: Duration = Duration::from_hours(24);
 
-/// The longest pause: a run ends some day.
+/// The longest pause, so that a cleanup ends in reasonable time.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 
-/// The times between two runs of the schedule.
+/// The allowed intervals between two cleanups of the schedule.
 const EVERY: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(24 * 40);
 
@@ -53,7 +53,7 @@ pub(super) fn check(texts: &Texts<'_>) -> Result<CleanupConfig, ConfigError> {
     let mut states = Vec::new();
     for (name, age) in list(BY_STATE, texts.by_state, "FAILURE=30days")? {
         if states.iter().any(|(other, _)| *other == name) {
-            return Err(twice(BY_STATE, name));
+            return Err(duplicate(BY_STATE, name));
         }
         states.push((name.to_owned(), age));
     }
@@ -65,7 +65,7 @@ pub(super) fn check(texts: &Texts<'_>) -> Result<CleanupConfig, ConfigError> {
             ConfigError::new(BY_TASK, problem)
         })?;
         if tasks.iter().any(|(other, _)| *other == pattern) {
-            return Err(twice(BY_TASK, name));
+            return Err(duplicate(BY_TASK, name));
         }
         tasks.push((pattern, age));
     }
@@ -85,7 +85,8 @@ pub(super) fn check(texts: &Texts<'_>) -> Result<CleanupConfig, ConfigError> {
     })
 }
 
-/// A duration, or seconds as Celery writes them, of which 0 stands for ever.
+/// Parses a duration, or a number of seconds as in Celery. 0 and `never` mean that rows do not
+/// expire.
 fn age(setting: &str, text: &str) -> Result<Age, ConfigError> {
     let text = text.trim();
     let age = if text.eq_ignore_ascii_case("never") {
@@ -105,7 +106,7 @@ fn age(setting: &str, text: &str) -> Result<Age, ConfigError> {
     Ok((!age.is_zero()).then_some(age))
 }
 
-/// Names and ages, `NAME=AGE` with commas between them.
+/// Parses names and ages: `NAME=AGE`, separated by commas.
 fn list<'text>(
     setting: &str,
     text: Option<&'text str>,
@@ -122,7 +123,7 @@ fn list<'text>(
     parts.map(read).collect()
 }
 
-fn twice(setting: &str, name: &str) -> ConfigError {
+fn duplicate(setting: &str, name: &str) -> ConfigError {
     ConfigError::new(setting, format!("{name:?} is there twice: leave one out"))
 }
 
@@ -157,11 +158,11 @@ mod tests {
     use super::*;
 
     fn error(texts: &Texts<'_>) -> String {
-        check(texts).expect_err("it cannot be").to_string()
+        check(texts).expect_err("it is wrong").to_string()
     }
 
     #[test]
-    fn ages_are_written_as_people_and_as_celery_write_them() {
+    fn ages_are_durations_or_seconds() {
         let hour = Some(Duration::from_hours(1));
         for (text, expected) in [
             ("1h", hour),
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn names_have_ages_of_their_own() {
+    fn states_and_tasks_have_their_own_ages() {
         let cleanup = check(&Texts {
             by_state: Some("FAILURE=30days, STARTED=never,"),
             by_task: Some("shop.*=2h,shop.pay = 60"),
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_the_fix() {
+    fn invalid_settings_are_refused_with_the_fix() {
         for (texts, expected) in [
             (
                 Texts { result_expires: Some("soon"), ..Texts::default() },

@@ -1,4 +1,4 @@
-//! The database's URL, in the spellings of dj-database-url.
+//! The database URL, in the forms that dj-database-url accepts.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::diagnosis::TlsFiles;
 
-/// Which database a URL names.
+/// The kind of database that a URL names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatabaseKind {
     /// PostgreSQL.
@@ -19,7 +19,7 @@ pub enum DatabaseKind {
     Sqlite,
 }
 
-/// Where the database is and how to log in. Its `Debug` and `Display` never show the password.
+/// The address of the database and the login. Its `Debug` and `Display` never show the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DatabaseUrl {
     kind: DatabaseKind,
@@ -30,7 +30,7 @@ pub struct DatabaseUrl {
 const EXAMPLE: &str = "write for example postgres://user:password@host:5432/name, \
                        mysql://user:password@host:3306/name or sqlite:////path/to/db.sqlite3";
 
-/// Parameters that Django or its drivers take and that mean nothing here.
+/// Parameters of Django or its database drivers that Celeriac ignores.
 const DJANGO_ONLY: [&str; 8] = [
     "conn_max_age",
     "conn_health_checks",
@@ -47,7 +47,7 @@ impl DatabaseUrl {
     ///
     /// # Errors
     ///
-    /// Says what is wrong and what to write, without repeating the URL.
+    /// Returns a text that says what is wrong and how to fix it, without repeating the URL.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let (scheme, rest) =
@@ -84,7 +84,7 @@ impl DatabaseUrl {
         Ok(Self { kind, url, path: PathBuf::new() })
     }
 
-    /// `sqlite:///relative` and `sqlite:////absolute`.
+    /// Parses what follows `sqlite://`: `/relative` or `//absolute`.
     fn sqlite(rest: &str) -> Result<Self, String> {
         let path = rest.split('?').next().unwrap_or_default();
         let path = percent_decode_str(path.strip_prefix('/').unwrap_or_default())
@@ -99,7 +99,7 @@ impl DatabaseUrl {
         Ok(Self { kind: DatabaseKind::Sqlite, url, path: PathBuf::from(&*path) })
     }
 
-    /// Which database it is.
+    /// The kind of database.
     #[must_use]
     pub fn kind(&self) -> DatabaseKind {
         self.kind
@@ -111,9 +111,9 @@ impl DatabaseUrl {
         &self.path
     }
 
-    /// Whether to try without TLS first: on the loopback interface, which nobody else can listen
-    /// to, and where the URL does not ask for it. There TLS costs both sides dearly: sqlx sends
-    /// it in pieces of 16 KiB without `TCP_NODELAY`, and each larger write waits some 40 ms.
+    /// Whether to try to connect without TLS first. This is so on the loopback interface, to which
+    /// no other machine can listen, unless the URL asks for TLS. TLS is slow there: sqlx sends it
+    /// in pieces of 16 KiB without `TCP_NODELAY`, so each larger write waits about 40 ms.
     pub(crate) fn prefers_plain(&self) -> bool {
         let is_loopback = matches!(
             self.url.host_str().unwrap_or_default(),
@@ -137,19 +137,19 @@ impl DatabaseUrl {
         }
     }
 
-    /// The server's address where it is one of IPv6, without the brackets of a URL: sqlx would look
-    /// them up as a part of the name.
+    /// The server's address without the brackets, if it is an IPv6 address. sqlx would look up the
+    /// brackets as a part of a host name.
     pub(crate) fn ipv6_host(&self) -> Option<&str> {
         self.url.host_str()?.strip_prefix('[')?.strip_suffix(']')
     }
 
-    /// The URL of a server, password included: for its driver and nobody else.
+    /// The URL of the server including the password, for the database driver only.
     pub(crate) fn expose(&self) -> &str {
         self.url.as_str()
     }
 }
 
-/// The URL's parameters in the spelling of sqlx.
+/// The parameters of the URL with the names that sqlx uses.
 fn parameters(url: &Url, kind: DatabaseKind) -> Result<Vec<(String, String)>, String> {
     let mut parameters = Vec::new();
     for (name, value) in url.query_pairs() {
@@ -184,7 +184,7 @@ impl fmt::Display for DatabaseUrl {
         }
         let mut shown = self.url.clone();
         if shown.password().is_some() {
-            // Only a URL without a host refuses a password, and this one has one.
+            // Setting a password fails only for a URL without a host, and this one has a host.
             let _ = shown.set_password(Some("***"));
         }
         shown.set_query(None);
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_ipv6_loses_its_brackets() {
+    fn an_ipv6_address_has_no_brackets() {
         let url = |text| DatabaseUrl::parse(text).expect(text);
         assert_eq!(url("postgres://[::1]:5433/shop").ipv6_host(), Some("::1"));
         assert_eq!(url("mysql://u:p@[fe80::1]/shop").ipv6_host(), Some("fe80::1"));

@@ -1,6 +1,6 @@
-//! What is wrong with a setting.
+//! The error of a wrong setting.
 
-/// A setting that cannot be, and what to write instead.
+/// A setting that is wrong, and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {problem}")]
 pub struct ConfigError {

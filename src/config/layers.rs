@@ -1,5 +1,5 @@
-//! Where settings come from: a TOML file and other programs' variables become the defaults of the
-//! command line, under those that the environment and the flags give.
+//! The sources of settings. The TOML file and the variables of other programs become the default
+//! values of the command line, so that flags and Celeriac's own variables take precedence.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,18 +13,18 @@ use super::error::ConfigError;
 use super::settings::Settings;
 use crate::diagnosis::cannot_be_read;
 
-/// Variables that are there for other programs too, by the settings that they stand for.
+/// The settings that can also come from the variables of other programs, and these variables.
 const SHARED_VARIABLES: [(&str, &str); 3] = [
     ("broker", "CELERY_BROKER_URL"),
     ("database", "DATABASE_URL"),
     ("result_expires", "CELERY_RESULT_EXPIRES"),
 ];
 
-/// Each setting that may stand in a file of its own, and the setting that names that file. In one
-/// place at most one of them is given, and a place counts for both.
+/// Each setting that can be read from a separate file, and the setting that names the file. Each
+/// source may give only one of the two, and a source with a higher precedence overrides both.
 const PAIRS: [(&str, &str); 2] = [("broker", "broker_file"), ("database", "database_file")];
 
-/// The settings of a TOML file, by the names of their arguments. Empty texts are left out.
+/// The settings of a TOML file, by the ids of their arguments. Empty texts are omitted.
 #[derive(Clone, Debug, Default)]
 pub struct FileSettings(BTreeMap<String, String>);
 
@@ -33,7 +33,7 @@ impl FileSettings {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, is not TOML, or has a setting that does not exist.
+    /// When the file cannot be read, is not TOML or has an unknown setting.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let setting = || format!("the file {}", path.display());
         let text = std::fs::read_to_string(path)
@@ -41,10 +41,10 @@ impl FileSettings {
         Self::parse(&text).map_err(|problem| ConfigError::new(setting(), problem))
     }
 
-    /// Reads a TOML text. An error names the line, without its content.
+    /// Parses a TOML text. An error names the line but does not quote it.
     fn parse(text: &str) -> Result<Self, String> {
         let line_of = |place: usize| text[..place].lines().count().max(1);
-        // The error's own display quotes the line, which may hold a password.
+        // The `Display` of the error quotes the line, which may contain a password.
         let members: BTreeMap<Spanned<String>, TomlValue> =
             toml::from_str(text).map_err(|error| {
                 let line = error.span().map_or(0, |span| line_of(span.start));
@@ -68,7 +68,7 @@ impl FileSettings {
     }
 }
 
-/// A number or a truth value may be written as such or as a text.
+/// A number or a boolean can be written as such or as a text.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a text, a whole number, true or false")]
 enum TomlValue {
@@ -87,8 +87,9 @@ impl TomlValue {
     }
 }
 
-/// Gives the settings among a command's arguments the values of the file as defaults, and after
-/// these the variables that other programs have. An own variable that is empty says nothing.
+/// Sets the default values of a command's settings from the file, or from the variables of other
+/// programs if the file does not have the setting. An empty variable of Celeriac is treated as not
+/// set.
 #[must_use]
 pub fn with_defaults(
     command: Command,
@@ -121,8 +122,8 @@ pub fn with_defaults(
     })
 }
 
-/// Settings from all places. Of a secret and the file that it may stand in, the one that was given
-/// in the higher place counts.
+/// Settings from all sources. Of a secret and the setting that names its file, the one from the
+/// source with the higher precedence is kept.
 #[derive(Clone, Default)]
 pub struct LayeredSettings(Box<Settings>);
 
@@ -149,8 +150,8 @@ impl FromArgMatches for LayeredSettings {
         let mut settings = Settings::from_arg_matches(matches)?;
         for (secret, file) in PAIRS {
             let [of_secret, of_file] = [secret, file].map(|name| rank(matches.value_source(name)));
-            let loser = if of_secret < of_file { secret } else { file };
-            match loser {
+            let overridden = if of_secret < of_file { secret } else { file };
+            match overridden {
                 _ if of_secret == of_file => {}
                 "broker" => settings.broker = None,
                 "broker_file" => settings.broker_file = None,
@@ -167,7 +168,7 @@ impl FromArgMatches for LayeredSettings {
     }
 }
 
-/// How high a place stands.
+/// The precedence of a source.
 fn rank(source: Option<ValueSource>) -> u8 {
     match source {
         Some(ValueSource::CommandLine) => 3,
@@ -177,13 +178,13 @@ fn rank(source: Option<ValueSource>) -> u8 {
     }
 }
 
-/// Settings as a TOML text and variables give them.
+/// The settings that a TOML text and variables result in.
 #[cfg(test)]
 pub(super) fn settings_of(toml: &str, variable: impl Fn(&str) -> Option<String>) -> Settings {
     let file = FileSettings::parse(toml).unwrap_or_else(|problem| panic!("{toml}: {problem}"));
     let command = Command::new("celeriac").mut_args(|argument| argument);
     let command = with_defaults(LayeredSettings::augment_args(command), &file, variable);
-    // Nothing of the environment of the tests.
+    // Ignores the environment of the tests.
     let command = command.mut_args(|argument| argument.env(clap::builder::Resettable::Reset));
     let matches = command.get_matches_from(["celeriac"]);
     LayeredSettings::from_arg_matches(&matches).expect("they are good").into_settings()
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_wins_over_the_next_unless_it_is_empty() {
+    fn a_source_overrides_the_next_unless_it_is_empty() {
         let shared = |name: &str| match name {
             "CELERY_BROKER_URL" => Some("amqp://shared//".to_owned()),
             "DATABASE_URL" => Some("postgres://shared/n".to_owned()),
@@ -239,7 +240,7 @@ mod tests {
             .expect("the folder is writable");
         let file = FileSettings::read(&path);
         std::fs::remove_file(&path).expect("just written");
-        // Variables that are there stand for those of the settings.
+        // Variables that exist in every test run are used as the variables of settings.
         let command = LayeredSettings::augment_args(Command::new("celeriac"))
             .mut_arg("exchange", |argument| argument.env("CARGO_PKG_NAME"))
             .mut_arg("max_rows", |argument| argument.env("EMPTY"));
@@ -277,10 +278,10 @@ mod tests {
     }
 
     #[test]
-    fn of_a_secret_and_its_file_the_higher_place_wins_and_both_in_one_are_refused() {
+    fn the_higher_source_of_a_secret_or_its_file_is_used_and_both_in_one_source_are_refused() {
         const FILE: &str = "CARGO_MANIFEST_DIR";
         let given = |toml: &str, flags: &[&str], variable: &str| {
-            // A variable that is there stands for `CELERIAC_BROKER_FILE`.
+            // A variable that exists in every test run is used as `CELERIAC_BROKER_FILE`.
             let command = LayeredSettings::augment_args(Command::new("celeriac"))
                 .mut_args(|argument| argument.env(clap::builder::Resettable::Reset))
                 .mut_arg("broker_file", |argument| argument.env(variable.to_owned()));

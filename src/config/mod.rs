@@ -1,9 +1,9 @@
-//! Settings: what users write, and the checked values that the other modules use.
+//! Settings: reads what users write, and turns it into the checked values that other modules use.
 //!
-//! A setting has one name: `--max-rows` on the command line, `CELERIAC_MAX_ROWS` in the
-//! environment, `max-rows` in the TOML file. The command line wins over the environment, and that
-//! over the file. `CELERY_BROKER_URL`, `DATABASE_URL` and `CELERY_RESULT_EXPIRES` come after the
-//! file: they are there for other programs as well.
+//! A setting has the same name everywhere: `--max-rows` on the command line, `CELERIAC_MAX_ROWS` in
+//! the environment and `max-rows` in the TOML file. The command line takes precedence over the
+//! environment, and the environment over the file. `CELERY_BROKER_URL`, `DATABASE_URL` and
+//! `CELERY_RESULT_EXPIRES` have the lowest precedence, because they also configure other programs.
 
 mod broker_url;
 mod check;

@@ -1,4 +1,4 @@
-//! Texts of settings into values.
+//! Parses the texts of settings.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -25,8 +25,8 @@ pub(super) fn accept_content(text: Option<&str>) -> Result<Accept, ConfigError> 
     }
 }
 
-/// Refuses a URL whose password has `/`, `?` or `#` in it as they are: what stands behind them would
-/// be shown as the name of a virtual host, a database or a parameter.
+/// Refuses a URL whose password contains an unencoded `/`, `?` or `#`. The rest of the password
+/// would be taken for the name of a virtual host, a database or a parameter, and would be shown.
 pub(super) fn check_login(url: &url::Url) -> Result<(), String> {
     let behind = [Some(url.path()), url.query(), url.fragment()];
     if url.username().is_empty() && behind.into_iter().flatten().any(|part| part.contains('@')) {
@@ -37,7 +37,7 @@ pub(super) fn check_login(url: &url::Url) -> Result<(), String> {
     Ok(())
 }
 
-/// A whole number in a range.
+/// Parses a whole number in a range.
 pub(super) fn whole<N: FromStr + PartialOrd + Display>(
     setting: &str,
     text: Option<&str>,
@@ -69,7 +69,7 @@ pub(super) fn flag(setting: &str, text: Option<&str>, default: bool) -> Result<b
     }
 }
 
-/// RabbitMQ takes milliseconds in 32 bits.
+/// RabbitMQ accepts milliseconds as a 32-bit number.
 pub(super) fn events_ttl(text: Option<&str>) -> Result<Duration, ConfigError> {
     let Some(text) = text else { return Ok(Duration::from_hours(1)) };
     match humantime::parse_duration(text.trim()) {
@@ -135,7 +135,7 @@ pub(super) fn listen(text: Option<&str>) -> Result<Option<SocketAddr>, ConfigErr
     Ok(Some(address))
 }
 
-/// RabbitMQ takes names of up to 255 bytes, and keeps those that begin with `amq.` for itself.
+/// RabbitMQ accepts names of up to 255 bytes, and reserves those that begin with `amq.`.
 pub(super) fn name(
     setting: &str,
     name: Option<String>,
@@ -145,7 +145,7 @@ pub(super) fn name(
     let problem = match name.len() {
         0 => "is empty",
         256.. => "is longer than 255 bytes",
-        _ if name.starts_with("amq.") => "begins with `amq.`, which RabbitMQ keeps for itself",
+        _ if name.starts_with("amq.") => "begins with `amq.`, which RabbitMQ reserves",
         _ => return Ok(name),
     };
     Err(ConfigError::new(setting, format!("the name {problem}: write for example {default}")))

@@ -1,4 +1,4 @@
-//! Settings that hold a password: given as they are, or in a file of their own.
+//! Settings that contain a password: given directly, or in a separate file.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,11 +11,11 @@ use crate::diagnosis::cannot_be_read;
 /// The largest file that is read, in bytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// Where Docker and systemd put secrets: for one container or one service alone, so that everybody
-/// there may read them.
+/// Where Docker and systemd put secrets. They are visible only to one container or one service, so
+/// their permissions do not matter.
 const PRIVATE_FOLDER: &str = "/run/";
 
-/// One setting as it was given, at most one of the two ways.
+/// A setting, and the file that it can be read from.
 pub(super) struct Secret {
     pub(super) setting: &'static str,
     pub(super) text: Option<String>,
@@ -23,9 +23,9 @@ pub(super) struct Secret {
 }
 
 impl Secret {
-    /// Reads the setting, or its default.
+    /// Reads and parses the setting or its default.
     ///
-    /// An error never has any of the file in it but the scheme of a URL.
+    /// An error never quotes the file, except for the scheme of a URL.
     pub(super) fn read<T>(
         self,
         default: &str,
@@ -59,7 +59,7 @@ impl Secret {
     }
 }
 
-/// The one line of a file, without the line's end.
+/// The only line of a file, without surrounding white space.
 fn read_line(path: &Path) -> Result<String, String> {
     let cannot = |error| cannot_be_read(&error);
     let mut text = Vec::new();
@@ -95,7 +95,7 @@ mod tests {
     use crate::config::layers::settings_of;
     use crate::config::{Config, DatabaseKind};
 
-    /// A file that is gone with the test.
+    /// A file that is deleted at the end of the test.
     struct Temporary(PathBuf);
 
     impl Temporary {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_everybody_can_read_is_warned_of() {
+    fn a_file_that_everybody_can_read_causes_a_warning() {
         let file = Temporary::new("open", b"amqp://u:hunter2@h//");
         std::fs::set_permissions(&file.0, PermissionsExt::from_mode(0o644)).expect("it is ours");
         let config = check(&format!("broker-file = '{}'", file.path())).expect("it is good");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_is_refused_with_the_fix_and_without_its_content() {
+    fn an_invalid_file_is_refused_with_the_fix_and_without_its_content() {
         let large = vec![b's'; 65_537];
         let cases: [(&str, &[u8], &str); 7] = [
             ("empty", b"\n", "is empty: write a URL into it"),

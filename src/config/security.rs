@@ -8,14 +8,14 @@ use glob::MatchOptions;
 use super::error::ConfigError;
 use crate::decode::{Certificate, CertificateStore, Digest, Security};
 
-/// How Python's `glob` matches: a wildcard stands neither for `/` nor for a leading dot.
-const LIKE_PYTHON: MatchOptions = MatchOptions {
+/// As in Python's `glob`, a wildcard does not match `/` or a leading dot.
+const PYTHON_GLOB: MatchOptions = MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
     require_literal_leading_dot: true,
 };
 
-/// Reads what the settings name.
+/// Reads the certificates and the digest that the settings name.
 pub(super) fn read(
     cert_store: Option<&str>,
     digest: Option<&str>,
@@ -33,14 +33,14 @@ pub(super) fn read(
     Ok(Security { certificates, digest })
 }
 
-/// The certificates that a pattern names, or all in a folder, as Celery reads them
-/// (`FSCertStore` in `celery/security/certificate.py`, 5.7.0): an expired one, or two with one id,
-/// are an error.
+/// Reads the certificates that match a pattern, or all certificates in a folder, as Celery does
+/// (`FSCertStore` in `celery/security/certificate.py`, 5.7.0). An expired certificate is an error,
+/// and so are two with the same id.
 fn store(pattern: &str) -> Result<CertificateStore, ConfigError> {
     const SETTING: &str = "security-cert-store";
     let all_in_folder = Path::new(pattern).join("*");
     let paths = if Path::new(pattern).is_dir() { all_in_folder.to_str() } else { Some(pattern) };
-    let paths = paths.and_then(|pattern| glob::glob_with(pattern, LIKE_PYTHON).ok());
+    let paths = paths.and_then(|pattern| glob::glob_with(pattern, PYTHON_GLOB).ok());
     let paths = paths.ok_or_else(|| {
         ConfigError::new(
             SETTING,
@@ -90,14 +90,14 @@ fn of_file(setting: &str, path: &Path, problem: &str) -> ConfigError {
 mod tests {
     use super::*;
 
-    /// A path among the files that `tests/data/auth/make_envelopes.py` has made.
-    fn made(name: &str) -> String {
+    /// The path of a file that `tests/data/auth/make_envelopes.py` created.
+    fn test_file(name: &str) -> String {
         format!("{}/tests/data/auth/worthless-test-{name}.pem", env!("CARGO_MANIFEST_DIR"))
     }
 
     #[test]
     fn certificates_are_read_as_celery_names_them() {
-        let security = read(Some(&made("w*-certificate")), Some(" SHA512"));
+        let security = read(Some(&test_file("w*-certificate")), Some(" SHA512"));
         let shown = format!("{:?}", security.expect("all are good"));
         let id = "Celeriac for tests only 1427247692705959881058285969449495136382746631";
         assert_eq!(
@@ -113,17 +113,18 @@ mod tests {
     fn a_folder_stands_for_all_files_in_it_that_are_not_hidden() {
         let folder = std::env::temp_dir().join(format!("celeriac-certs-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("writable");
-        std::fs::copy(made("worker-certificate"), folder.join("worker.crt")).expect("copied");
+        std::fs::copy(test_file("worker-certificate"), folder.join("worker.crt")).expect("copied");
         std::fs::write(folder.join(".hidden"), "nothing").expect("writable");
         let store = store(folder.to_str().expect("text"));
-        std::fs::remove_dir_all(&folder).expect("just made");
+        std::fs::remove_dir_all(&folder).expect("just test_file");
         assert!(format!("{:?}", store.expect("one certificate")).contains("for tests only 14"));
     }
 
     #[test]
-    fn what_cannot_be_names_the_file_and_the_fix() {
+    fn errors_name_the_file_and_the_fix() {
         let store = |pattern: &str| {
-            let pattern = if pattern.contains('/') { pattern.to_owned() } else { made(pattern) };
+            let pattern =
+                if pattern.contains('/') { pattern.to_owned() } else { test_file(pattern) };
             read(Some(&pattern), None).expect_err("refused").to_string()
         };
         for (error, expected) in [

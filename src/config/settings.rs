@@ -1,42 +1,42 @@
-//! The one list of settings: their names on the command line and in the environment, and their help.
-//! A TOML file has them under the same names.
+//! The list of all settings, with their names on the command line and in the environment and their
+//! help. A TOML file uses the names of the command line.
 
 use std::path::PathBuf;
 
-/// The settings of `celeriac run` as users write them, each optional.
+/// The settings as users write them. Each is optional.
 #[derive(Clone, Default, clap::Args)]
 pub struct Settings {
-    /// RabbitMQ, as Celery's broker URL.
+    /// The URL of RabbitMQ, in the form of Celery's `broker_url`.
     ///
-    /// `amqp://`, `pyamqp://` or `amqps://` (TLS), a virtual host after the slash (`//` is the
-    /// default one), several URLs with `;` between them for failover, `?heartbeat=SECONDS`. TLS
-    /// files go into `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile`. Without this setting
-    /// `CELERY_BROKER_URL` counts.
+    /// The scheme is `amqp://`, `pyamqp://` or `amqps://` (TLS). The virtual host follows the slash
+    /// after the host (`//` is the default one). Several URLs separated by `;` are tried in order.
+    /// Parameters are `heartbeat` (in seconds) and, for TLS, the files `ssl_ca_certs`,
+    /// `ssl_certfile` and `ssl_keyfile`. If this is not set, `CELERY_BROKER_URL` is used.
     ///
     /// Default: `amqp://guest:guest@localhost:5672//`
     #[arg(long, value_name = "URL", env = "CELERIAC_BROKER", hide_env_values = true)]
     pub(super) broker: Option<String>,
 
-    /// A file that holds the broker's URL instead, such as a systemd credential or a Docker secret.
+    /// A file that contains the broker URL, such as a systemd credential or a Docker secret.
     ///
-    /// Its last line ends may be there or not. Read at the start.
+    /// It replaces `--broker` and is read at the start. White space around the URL is ignored.
     ///
     /// Default: none
     #[arg(long, value_name = "FILE", env = "CELERIAC_BROKER_FILE")]
     pub(super) broker_file: Option<String>,
 
-    /// The Django project's database, as a URL.
+    /// The URL of the Django project's database.
     ///
-    /// `postgres://USER:PASSWORD@HOST:PORT/NAME`, `mysql://…` (MariaDB too),
-    /// `sqlite:///relative/path` or `sqlite:////absolute/path`. TLS as the database names it:
-    /// `?sslmode=verify-full&sslrootcert=FILE` (PostgreSQL), `?ssl-mode=VERIFY_IDENTITY&ssl-ca=FILE`
-    /// (MySQL). Without this setting `DATABASE_URL` counts.
+    /// Write `postgres://USER:PASSWORD@HOST:PORT/NAME`, `mysql://…` (for MariaDB too),
+    /// `sqlite:///relative/path` or `sqlite:////absolute/path`. The TLS parameters are those of the
+    /// database: `?sslmode=verify-full&sslrootcert=FILE` (PostgreSQL) or
+    /// `?ssl-mode=VERIFY_IDENTITY&ssl-ca=FILE` (MySQL). If this is not set, `DATABASE_URL` is used.
     ///
     /// Default: `sqlite:///db.sqlite3`
     #[arg(long, value_name = "URL", env = "CELERIAC_DATABASE", hide_env_values = true)]
     pub(super) database: Option<String>,
 
-    /// A file that holds the database's URL instead, as `--broker-file` does the broker's.
+    /// A file that contains the database URL, used instead of `--database`.
     ///
     /// Default: none
     #[arg(long, value_name = "FILE", env = "CELERIAC_DATABASE_FILE")]
@@ -44,7 +44,7 @@ pub struct Settings {
 
     /// The queue that workers send results to.
     ///
-    /// Declared durable and quorum; a queue that is there already is used as it is.
+    /// Celeriac declares it as a durable quorum queue. An existing queue is used as it is.
     ///
     /// Default: celeriac.results
     #[arg(long, value_name = "NAME", env = "CELERIAC_RESULTS_QUEUE")]
@@ -52,7 +52,7 @@ pub struct Settings {
 
     /// The exchange that workers with `result_backend = "celeriac://"` publish to.
     ///
-    /// Declared durable and direct, and bound to the results queue.
+    /// Celeriac declares it as a durable direct exchange and binds it to the results queue.
     ///
     /// Default: celeriac
     #[arg(long, value_name = "NAME", env = "CELERIAC_EXCHANGE")]
@@ -60,16 +60,17 @@ pub struct Settings {
 
     /// The queue for messages that cannot be stored.
     ///
-    /// Declared durable and quorum. Each message has the reason in its headers.
+    /// Celeriac declares it as a durable quorum queue. Each message has the reason in its headers.
     ///
     /// Default: celeriac.dead
     #[arg(long, value_name = "NAME", env = "CELERIAC_DEAD_QUEUE")]
     pub(super) dead_queue: Option<String>,
 
-    /// Whether task events are stored as well: true or false.
+    /// Whether task events are stored too: true or false.
     ///
-    /// Gives rows as soon as tasks are received and started, names of tasks, and rows of tasks
-    /// whose results go elsewhere or nowhere. Workers have to send events: `celery worker -E`.
+    /// With events, a task has a row as soon as a worker receives it, rows have the names of tasks,
+    /// and tasks whose results are ignored or stored elsewhere have rows too. Workers must send
+    /// events: `celery worker -E`.
     ///
     /// Default: false
     #[arg(
@@ -82,9 +83,10 @@ pub struct Settings {
     )]
     pub(super) events: Option<String>,
 
-    /// The queue that events gather in.
+    /// The queue for task events.
     ///
-    /// Declared durable, classic and bounded; a queue that is there already is used as it is.
+    /// Celeriac declares it as a durable classic queue with a limited length. An existing queue is
+    /// used as it is.
     ///
     /// Default: celeriac.events
     #[arg(long, value_name = "NAME", env = "CELERIAC_EVENTS_QUEUE")]
@@ -96,7 +98,8 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", env = "CELERIAC_EVENT_EXCHANGE")]
     pub(super) event_exchange: Option<String>,
 
-    /// The most messages in the queue of events, 1 to 2147483647. The oldest give way.
+    /// The most messages in the queue for events, 1 to 2147483647. The oldest ones are dropped
+    /// first.
     ///
     /// A worker puts up to 24 events into one message.
     ///
@@ -110,9 +113,9 @@ pub struct Settings {
     #[arg(long, value_name = "DURATION", env = "CELERIAC_EVENTS_TTL")]
     pub(super) events_ttl: Option<String>,
 
-    /// Whether tasks that were sent and not yet received get a row, PENDING: true or false.
+    /// Whether tasks that were sent but not yet received get a PENDING row: true or false.
     ///
-    /// Clients have to send that event: Celery's `task_send_sent_event`.
+    /// Clients must send this event: set Celery's `task_send_sent_event`.
     ///
     /// Default: false
     #[arg(
@@ -125,17 +128,18 @@ pub struct Settings {
     )]
     pub(super) events_pending: Option<String>,
 
-    /// Whether an event may end a task: true or false.
+    /// Whether events store the final state of a task: true or false.
     ///
-    /// A row that says SUCCESS before the result message has come has Celery's `repr` of the
-    /// result, and Django's `AsyncResult` takes that for the result. Write false where results of
-    /// all tasks are stored, and only tasks at work are of interest.
+    /// An event contains only the `repr` of the result. Until the result message arrives, an
+    /// `AsyncResult` that reads the row through django-celery-results returns that `repr` as the
+    /// result. Write false if the results of all tasks are stored and events are only needed for
+    /// tasks that are still running.
     ///
     /// Default: true
     #[arg(long, value_name = "BOOL", env = "CELERIAC_EVENTS_OUTCOMES", require_equals = true)]
     pub(super) events_outcomes: Option<String>,
 
-    /// Whether the arguments in events are stored: true or false. They can be secrets.
+    /// Whether the task arguments in events are stored: true or false. They can contain secrets.
     ///
     /// Default: false
     #[arg(
@@ -148,21 +152,23 @@ pub struct Settings {
     )]
     pub(super) events_arguments: Option<String>,
 
-    /// The serializers whose messages are stored, with commas between them: json, msgpack, yaml,
-    /// pickle, auth, or content types. Celery's `accept_content`.
+    /// The serializers whose messages are stored, separated by commas: json, msgpack, yaml, pickle,
+    /// auth, or content types. Celery's `accept_content`.
     ///
-    /// Others become dead letters. Nothing is executed here, but Django executes what is in a
-    /// pickle when it reads the row: accept it only if you trust everybody who can publish.
+    /// Messages of other serializers become dead letters. Celeriac never executes a pickle, but
+    /// Django does when it reads the row: accept pickle only if you trust everybody who can publish
+    /// messages.
     ///
     /// Default: json,msgpack,yaml,auth
     #[arg(long, value_name = "LIST", env = "CELERIAC_ACCEPT_CONTENT")]
     pub(super) accept_content: Option<String>,
 
-    /// The certificates of those whose signatures count, as a pattern of files or a folder.
-    /// Celery's `security_cert_store`.
+    /// The certificates of the trusted signers, as a pattern of files or a folder. Celery's
+    /// `security_cert_store`.
     ///
-    /// For messages of the serializer `auth`, such as `/etc/ssl/celery/*.pem`. They are read at the
-    /// start. Without this setting signed messages become dead letters.
+    /// This is for messages of the serializer `auth`. Write for example `/etc/ssl/celery/*.pem`.
+    /// The certificates are read at the start. If this is not set, signed messages become dead
+    /// letters.
     ///
     /// Default: none
     #[arg(long, value_name = "PATTERN", env = "CELERIAC_SECURITY_CERT_STORE")]
@@ -177,8 +183,8 @@ pub struct Settings {
 
     /// The largest body of a message that is stored, such as 512KiB or 64MiB.
     ///
-    /// This and the limits that follow keep a message from taking all memory. One that passes a
-    /// limit becomes a dead letter.
+    /// This and the following limits keep a single message from using all memory. A message that
+    /// exceeds a limit becomes a dead letter.
     ///
     /// Default: 64MiB
     #[arg(long, value_name = "SIZE", env = "CELERIAC_MAX_BODY_SIZE")]
@@ -190,77 +196,78 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", env = "CELERIAC_MAX_DECOMPRESSED_SIZE")]
     pub(super) max_decompressed_size: Option<String>,
 
-    /// How many times as large as its compressed form a body may be, from 1 on. 1 MiB is always
-    /// allowed.
+    /// How many times larger than its compressed form a body may be, 1 or more. A body of up to 1
+    /// MiB is always allowed.
     ///
     /// Default: 200
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_COMPRESSION_RATIO")]
     pub(super) max_compression_ratio: Option<String>,
 
-    /// How deep lists and maps may nest, from 1 on.
+    /// How deep lists and maps may be nested, 1 or more.
     ///
     /// Default: 10000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_DEPTH")]
     pub(super) max_depth: Option<String>,
 
-    /// The most events in one message, from 1 on.
+    /// The most events in one message, 1 or more.
     ///
     /// Default: 10000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_EVENTS")]
     pub(super) max_events: Option<String>,
 
-    /// How many values a text in YAML may have, from 1 on, each of its aliases counted as all that
-    /// it stands for.
+    /// How many values a YAML document may contain, 1 or more. An alias counts as all the values
+    /// that it refers to.
     ///
     /// Default: 1000000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_EXPANDED_VALUES")]
     pub(super) max_expanded_values: Option<String>,
 
-    /// How many lanes work side by side, 1 to 64.
+    /// How many lanes work in parallel, 1 to 64.
     ///
-    /// A lane has its own connection to the broker and to the database. SQLite has one writer and
-    /// so takes one lane.
+    /// A lane has its own connection to the broker and its own connection to the database. SQLite
+    /// allows only one writer, so it needs a single lane.
     ///
     /// Default: 1
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_LANES")]
     pub(super) lanes: Option<String>,
 
-    /// The most messages that one write takes in, 1 to 65535.
+    /// The most messages in one write, 1 to 65535.
     ///
     /// Default: 1000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_ROWS")]
     pub(super) max_rows: Option<String>,
 
-    /// The most bytes of messages that one write takes in, such as 512KiB or 4MiB.
+    /// The most bytes of messages in one write, such as 512KiB or 4MiB.
     ///
-    /// What is compressed counts as what it is when it is not. A single message may be larger and
-    /// ends the batch.
+    /// A compressed body counts with its decompressed size. A single message may be larger; it ends
+    /// the batch.
     ///
     /// Default: 4MiB
     #[arg(long, value_name = "SIZE", env = "CELERIAC_MAX_BYTES")]
     pub(super) max_bytes: Option<String>,
 
-    /// How long rows may gather under load, such as 20ms, 1s or 0s.
+    /// How long a batch may collect messages under load, such as 20ms, 1s or 0s.
     ///
-    /// A message that comes to an idle lane is written at once. While writes follow each other, a
-    /// batch waits until it is full or its first message is this old. 0s never waits.
+    /// A message that arrives at an idle lane is written at once. While one write follows another,
+    /// a batch waits until it is full or its first message is this old. With 0s it never waits.
     ///
     /// Default: 20ms
     #[arg(long, value_name = "DURATION", env = "CELERIAC_MAX_WAIT")]
     pub(super) max_wait: Option<String>,
 
-    /// The most messages that a lane holds without having acknowledged them, 1 to 65535.
+    /// The most unacknowledged messages of a lane, 1 to 65535.
     ///
-    /// With their sizes this bounds the memory of a lane: lower it where results are large.
+    /// Together with the size of the messages this limits the memory of a lane: lower it if results
+    /// are large.
     ///
     /// Default: twice max-rows
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_PREFETCH")]
     pub(super) prefetch: Option<String>,
 
-    /// The zone of times in SQLite, MySQL and MariaDB, such as Europe/Paris.
+    /// The time zone of times in SQLite, MySQL and MariaDB, such as Europe/Paris.
     ///
-    /// UTC where Django's `USE_TZ` is true; where it is false, Django's `TIME_ZONE`. PostgreSQL
-    /// keeps the zone itself.
+    /// Write UTC if Django's `USE_TZ` is true, and the value of Django's `TIME_ZONE` if it is
+    /// false. PostgreSQL does not need this.
     ///
     /// Default: UTC
     #[arg(long, value_name = "ZONE", env = "CELERIAC_TIME_ZONE")]
@@ -269,37 +276,38 @@ pub struct Settings {
     /// How long rows are kept after their `date_done`, such as 12h or 30days. Celery's
     /// `result_expires`.
     ///
-    /// A number is one of seconds, and 0 or never keeps them for ever. `celeriac cleanup` deletes
-    /// what has expired, and `celeriac run` with --cleanup-every. Without this setting
-    /// `CELERY_RESULT_EXPIRES` counts.
+    /// A plain number is in seconds; 0 or never keeps rows for ever. `celeriac cleanup` deletes
+    /// expired rows, and so does `celeriac run` with --cleanup-every. If this is not set,
+    /// `CELERY_RESULT_EXPIRES` is used.
     ///
     /// Default: 1day
     #[arg(long, value_name = "DURATION", env = "CELERIAC_RESULT_EXPIRES")]
     pub(super) result_expires: Option<String>,
 
-    /// Other ages for tasks in some states, with commas between them: FAILURE=30days,STARTED=never.
+    /// Other ages for tasks in some states, separated by commas: FAILURE=30days,STARTED=never.
     ///
     /// Default: none
     #[arg(long, value_name = "LIST", env = "CELERIAC_RESULT_EXPIRES_BY_STATE")]
     pub(super) result_expires_by_state: Option<String>,
 
-    /// Other ages for some tasks, whatever their state, with commas between them:
+    /// Other ages for some tasks in any state, separated by commas:
     /// shop.tasks.report=90days,shop.audit.*=never.
     ///
-    /// A name counts before a pattern, a longer pattern before a shorter one, and each of them
-    /// before the state.
+    /// A name takes precedence over a pattern, a longer pattern over a shorter one, and both over
+    /// the state.
     ///
     /// Default: none
     #[arg(long, value_name = "LIST", env = "CELERIAC_RESULT_EXPIRES_BY_TASK")]
     pub(super) result_expires_by_task: Option<String>,
 
-    /// How many expired rows are deleted together, 1 to 65535. Their locks are held for so long.
+    /// How many expired rows are deleted in one batch, 1 to 65535. They are locked while it is
+    /// deleted.
     ///
     /// Default: 1000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_CLEANUP_BATCH")]
     pub(super) cleanup_batch: Option<String>,
 
-    /// The pause after each batch of expired rows, which leaves the database to others.
+    /// The pause after each batch of expired rows, such as 100ms or 1s.
     ///
     /// Default: 100ms
     #[arg(long, value_name = "DURATION", env = "CELERIAC_CLEANUP_PAUSE")]
@@ -307,30 +315,30 @@ pub struct Settings {
 
     /// How often `celeriac run` deletes expired rows, such as 6h or 1day, or never.
     ///
-    /// The first time is within a tenth of that. Of several daemons on one database, one does it at
-    /// a time.
+    /// The first cleanup begins within a tenth of this time. If several daemons use the same
+    /// database, only one of them cleans up at a time.
     ///
     /// Default: never
     #[arg(long, value_name = "DURATION", env = "CELERIAC_CLEANUP_EVERY")]
     pub(super) cleanup_every: Option<String>,
 
-    /// Where metrics and health are told over HTTP, as an address and a port: `/metrics`, `/live`
+    /// The address and port at which metrics and health are served over HTTP: `/metrics`, `/live`
     /// and `/ready`.
     ///
-    /// Whoever can connect can read them; they hold names of queues and no data. Such as
-    /// 127.0.0.1:9180, or 0.0.0.0:9180 for all of the network.
+    /// Write for example 127.0.0.1:9180, or 0.0.0.0:9180 to listen on all addresses. Everybody who
+    /// can connect can read them. They contain the names of queues, but no data of tasks.
     ///
     /// Default: none
     #[arg(long, value_name = "ADDRESS", env = "CELERIAC_LISTEN")]
     pub(super) listen: Option<String>,
 
-    /// How log lines look: text or json. They go to standard error.
+    /// The format of log lines, text or json. They go to standard error.
     ///
     /// Default: text
     #[arg(long, value_name = "FORMAT", env = "CELERIAC_LOG_FORMAT")]
     pub(super) log_format: Option<String>,
 
-    /// What is logged: error, warn, info, debug, trace, or a filter such as info,celeriac=debug.
+    /// The log level: error, warn, info, debug, trace, or a filter such as info,celeriac=debug.
     ///
     /// Batches are logged at debug, messages at trace.
     ///
@@ -339,10 +347,10 @@ pub struct Settings {
     pub(super) log_level: Option<String>,
 }
 
-/// The path of the settings file, where one is given.
+/// The option that names the settings file.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConfigFile {
-    /// A TOML file with settings, under the same names: `max-rows = 500`.
+    /// A TOML file with settings, which have the same names there: `max-rows = 500`.
     #[arg(long, value_name = "FILE", env = "CELERIAC_CONFIG")]
     pub config: Option<PathBuf>,
 }

@@ -1,16 +1,16 @@
-//! What a check has found: one line, and what to type where something is to be mended.
+//! A finding of `celeriac check`: a line of text and, if something is wrong, how to fix it.
 
 use serde::Serialize;
 
-/// How good a thing is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// As it should be.
+    /// Everything is in order.
     Ok,
-    /// `celeriac run` works with it, and somebody should know.
+    /// `celeriac run` works, but the user should know about this.
     Warning,
-    /// `celeriac run` does not work with it.
+    /// `celeriac run` does not work.
     Error,
 }
 
@@ -30,13 +30,13 @@ impl Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Subject {
-    /// What the settings say, for themselves.
+    /// The settings themselves.
     Settings,
-    /// RabbitMQ: connections, queues, exchanges and rights.
+    /// RabbitMQ: connections, queues, exchanges and permissions.
     Broker,
-    /// The database: its server, its tables and rights.
+    /// The database: the server, the tables and permissions.
     Database,
-    /// A message that went the whole way.
+    /// The test message.
     Message,
 }
 
@@ -53,40 +53,40 @@ impl Subject {
     }
 }
 
-/// One thing that was looked at. Its texts hold no password, argument or result.
+/// The result of one check. Its texts contain no password, argument or result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// What it is about.
     pub subject: Subject,
-    /// How good it is.
+    /// The severity.
     pub level: Severity,
     /// What was found, and why it matters.
     pub text: String,
-    /// What to do or to type, where the text does not say so itself.
+    /// What to do or type, if the text does not say it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
 
 impl Finding {
-    /// Something that is as it should be.
+    /// A finding that everything is in order.
     #[must_use]
     pub fn ok(subject: Subject, text: impl Into<String>) -> Self {
         Self { subject, level: Severity::Ok, text: text.into(), fix: None }
     }
 
-    /// Something that somebody should know.
+    /// A finding that the user should know about.
     #[must_use]
     pub fn warning(subject: Subject, text: impl Into<String>) -> Self {
         Self { level: Severity::Warning, ..Self::ok(subject, text) }
     }
 
-    /// Something that does not work.
+    /// A finding that something does not work.
     #[must_use]
     pub fn error(subject: Subject, text: impl Into<String>) -> Self {
         Self { level: Severity::Error, ..Self::ok(subject, text) }
     }
 
-    /// With what to do or to type.
+    /// Adds what to do or type.
     #[must_use]
     pub fn fix(self, fix: impl Into<String>) -> Self {
         Self { fix: Some(fix.into()), ..self }

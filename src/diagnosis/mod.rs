@@ -1,8 +1,9 @@
-//! Why a connection has failed, and how to mend it: what is wrong with the files that TLS was to be
-//! spoken with, and what the words of rustls, which speaks it, or of the system ask for.
+//! Explains why a connection failed and how to fix it: from the TLS files, and from the error texts
+//! of rustls and the operating system.
 //!
-//! Files are read with each connection, so that one that was renewed counts at once. They are
-//! judged only after a connection has failed: not every server minds what is wrong with them.
+//! TLS files are read for each connection, so that a renewed file is used without a restart. They
+//! are examined only after a connection has failed, because some servers accept what is wrong with
+//! them.
 
 mod causes;
 pub mod finding;
@@ -25,7 +26,7 @@ pub struct TlsFiles {
     pub key: Option<PathBuf>,
 }
 
-/// What the files are called in a URL.
+/// The names of the files in a URL.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Names {
     pub(crate) ca: &'static str,
@@ -33,7 +34,7 @@ pub(crate) struct Names {
     pub(crate) key: &'static str,
 }
 
-/// What is wrong and, where the files or the words of the error tell, how to mend it.
+/// Explains an error and, if the files or the text of the error show it, how to fix it.
 pub(crate) fn explain(files: &TlsFiles, names: Names, words: &str) -> String {
     if let Some(problem) = problem_of(files, names).or_else(|| tls_problem(names, words)) {
         return problem;
@@ -62,7 +63,7 @@ fn network_advice(words: &str) -> Option<&'static str> {
 /// What is wrong with a file's content.
 type Check = fn(&[u8]) -> Option<String>;
 
-/// What is wrong with the first of the files that cannot do.
+/// Describes the problem of the first file that cannot be used.
 fn problem_of(files: &TlsFiles, names: Names) -> Option<String> {
     let checks: [(_, _, Check); 3] = [
         (&files.ca, names.ca, problem_of_authority),
@@ -134,7 +135,7 @@ enum Validity {
     ExpiredSince(String),
 }
 
-/// Whether there is a certificate that counts today; the first of a chain is the client's own.
+/// Whether the file contains a certificate that has not expired.
 fn expired_since(content: &[u8]) -> Validity {
     let now = Utc::now().timestamp();
     let mut validity = Validity::None;
@@ -150,10 +151,11 @@ fn expired_since(content: &[u8]) -> Validity {
     validity
 }
 
-/// What is meant by the words of rustls 0.23.
+/// Explains an error text of rustls 0.23.
 fn tls_problem(names: Names, words: &str) -> Option<String> {
     let Names { ca, certificate, key } = names;
-    // The time of the check would make each error another one.
+    // The texts leave out the time of verification, so that the same error always has the same
+    // text.
     let has = |part| words.contains(part);
     let refused = |alert: &str| words.contains(&format!("received fatal alert: {alert}"));
     Some(if has("UnknownIssuer") {
@@ -203,7 +205,7 @@ mod tests {
     const NAMES: Names = Names { ca: "the-ca", certificate: "the-cert", key: "the-key" };
 
     #[test]
-    fn a_file_that_cannot_do_is_named_with_the_fix() {
+    fn an_unusable_file_is_named_with_the_fix() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/auth/worthless-test-");
         let path = |name: &str| Some(format!("{folder}{name}.pem").into());
         let explain = |ca, certificate, key| {
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_check_does_not_make_another_error() {
+    fn the_text_does_not_contain_the_time_of_verification() {
         let words = "invalid peer certificate: certificate expired: verification time 1 (UNIX)";
         let explained = tls_problem(NAMES, words).expect("it is known");
         assert!(!explained.contains("UNIX"), "{explained}");

@@ -1,4 +1,4 @@
-//! The lines of a capture file: one message each, as a JSON object.
+//! The format of capture files: each line is one message as a JSON object.
 //!
 //! ```json
 //! {"exchange": "celeriac", "routing_key": "celeriac.results", "redelivered": false,
@@ -7,10 +7,10 @@
 //!  "headers": {"stamp": 7}, "body_b64": "e30="}
 //! ```
 //!
-//! Only `body_b64` has to be there, and members with other names are left out. Properties have
-//! AMQP's names, `type` among them. A header that JSON has no form for is an object with one
-//! member: `{"$bytes": BASE64}`, `{"$timestamp": SECONDS}` or `{"$float": "NaN"}`. A table that looks
-//! like one of these is `{"$table": TABLE}`.
+//! Only `body_b64` is required, and unknown members are ignored. Properties have their AMQP names,
+//! such as `type`. A header value without a JSON equivalent is an object with one member:
+//! `{"$bytes": BASE64}`, `{"$timestamp": SECONDS}` or `{"$float": "NaN"}`. A table that looks like
+//! one of these is written as `{"$table": TABLE}`.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -20,7 +20,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::message::{DeliveryId, Headers, Message, Properties, Value};
 
-/// How deep headers may nest. `serde_json` itself stops at 128.
+/// How deep headers may be nested. `serde_json` itself allows 128 levels.
 const MAX_DEPTH: usize = 64;
 
 /// Why a line is not a message. The text names members, never values.
@@ -61,14 +61,14 @@ pub fn write(message: &Message) -> String {
     serde_json::to_string(&line).unwrap_or_default()
 }
 
-/// The message of a line. One that does not say when it was received is taken as received `now`.
+/// Parses a line. A message without `received_at` counts as received `now`.
 ///
 /// # Errors
 ///
-/// When the line is not JSON, or a member is of another type than it should be.
+/// When the line is not JSON, or a member is missing or has the wrong type.
 pub fn read(line: &str, now: DateTime<Utc>, number: u64) -> Result<Message, CaptureError> {
     let line: Line = serde_json::from_str(line).map_err(|error| {
-        // The error's text quotes what it did not expect.
+        // The text of the error may quote a value, so it is not passed on.
         let problem = if error.is_data() {
             "a member is missing or of another type"
         } else {
@@ -146,15 +146,15 @@ fn from_json(value: Json, depth: usize) -> Result<Value, CaptureError> {
     })
 }
 
-/// What an object with one member stands for, by the member's name.
+/// The names of the members that mark such objects.
 const TAGS: [&str; 4] = ["$bytes", "$timestamp", "$float", "$table"];
 
-/// Whether an object with these members stands for something else.
+/// Whether an object with these members represents another kind of value.
 fn is_tagged<'name>(mut names: impl Iterator<Item = &'name String>) -> bool {
     names.next().is_some_and(|name| TAGS.contains(&name.as_str())) && names.next().is_none()
 }
 
-/// The value that an object with one member of a known name stands for.
+/// The value that an object with one of these members represents.
 fn tagged(members: &Map<String, Json>, depth: usize) -> Result<Option<Value>, CaptureError> {
     let Some((name, value)) = members.iter().next().filter(|_| is_tagged(members.keys())) else {
         return Ok(None);

@@ -1,11 +1,12 @@
-//! A dead letter: a message with headers that say why, where and when it died, and the way back.
+//! Dead letters: messages with headers that say why, where and when they could not be stored, and
+//! how they are restored for a replay.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sha2::{Digest, Sha256};
 
 use crate::message::{BROKER_TIME, Headers, Message, Properties, Value};
 
-/// What every header of ours begins with.
+/// The prefix of Celeriac's own headers.
 const PREFIX: &str = "x-celeriac-";
 
 const REASON: &str = "x-celeriac-reason";
@@ -17,7 +18,7 @@ const TIME: &str = "x-celeriac-time";
 const HOST: &str = "x-celeriac-host";
 const VERSION: &str = "x-celeriac-version";
 
-/// What RabbitMQ itself adds to a message that it delivers again or moves.
+/// The headers that RabbitMQ adds to a message that it delivers again or dead-letters.
 const BROKERS_OWN: [&str; 5] = [
     "x-death",
     "x-first-death-exchange",
@@ -26,11 +27,12 @@ const BROKERS_OWN: [&str; 5] = [
     "x-delivery-count",
 ];
 
-/// Headers by which RabbitMQ sends copies to the queues that they name.
+/// Headers that make RabbitMQ send copies to the queues that they name (sender-selected
+/// distribution).
 const SENDS_COPIES: [&str; 2] = ["CC", "BCC"];
 
-/// The most bytes of a message's own headers that a dead letter takes along. With ours they have
-/// to fit into one frame of 128 KiB.
+/// The most bytes of the original headers that a dead letter keeps. Together with Celeriac's
+/// headers they must fit into one frame of 128 KiB.
 const MAX_HEADERS_BYTES: usize = 96 * 1024;
 
 /// The most bytes of an error's text in a header.
@@ -41,7 +43,7 @@ const MAX_ERROR_BYTES: usize = 1_024;
 pub struct Reason {
     /// A stable short code, one of [`REASON_CODES`].
     pub code: &'static str,
-    /// What exactly was wrong, without any value of the message.
+    /// What exactly was wrong, without any value from the message.
     pub error: String,
 }
 
@@ -66,7 +68,7 @@ pub const REASON_CODES: [&str; 14] = [
     "unverified",
 ];
 
-/// How a message died.
+/// Why, where and when a message became a dead letter.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances<'death> {
     /// Why.
@@ -79,8 +81,8 @@ pub struct Circumstances<'death> {
     pub time: DateTime<Utc>,
 }
 
-/// A message as it was published, as far as a dead letter tells: under its own exchange and routing
-/// key, by which `celeriac replay` knows results from events. Any other message stays as it is.
+/// Gives a dead letter its original exchange and routing key, by which `celeriac replay`
+/// distinguishes results from events. Any other message is returned unchanged.
 #[must_use]
 pub fn as_published(message: Message) -> Message {
     let letter = DeadLetter::of(&message);
@@ -91,8 +93,8 @@ pub fn as_published(message: Message) -> Message {
     }
 }
 
-/// The properties and headers of the dead letter that a message becomes: its own, made persistent
-/// and without an expiry, and those that say how it died.
+/// The properties and headers of a message's dead letter: those of the message, but persistent and
+/// without an expiration, and the headers that say why, where and when it became a dead letter.
 #[must_use]
 pub fn to_dead_letter(
     message: &Message,
@@ -135,14 +137,14 @@ pub fn to_dead_letter(
     let properties = Properties {
         delivery_mode: Some(2),
         expiration: None,
-        // The broker lets nobody publish in another user's name.
+        // The broker refuses messages with the name of another user.
         user_id: None,
         ..message.properties.clone()
     };
     (properties, headers)
 }
 
-/// The bytes that headers take on the wire, a little more rather than less.
+/// An upper estimate of the bytes that headers take in a frame.
 fn size_bytes(headers: &Headers) -> usize {
     fn value_bytes(value: &Value) -> usize {
         16 + match value {
@@ -156,12 +158,12 @@ fn size_bytes(headers: &Headers) -> usize {
     headers.iter().map(|(name, value)| name.len() + value_bytes(value)).sum()
 }
 
-/// The message that a dead letter was, to be published to the queue that it came from; nothing
-/// where it does not say which that was.
+/// Restores the original message of a dead letter, and the queue it came from. Returns `None` if
+/// the letter does not name its queue.
 ///
-/// It stays persistent and without an expiry, so that it is not lost on its way, and `CC` and `BCC`
-/// stay aside. One that does not say when it was published has the time of its death as the
-/// broker's, because that is nearer than the time at which it comes again.
+/// The message stays persistent and without an expiration, so that it is not lost on the way, and
+/// `CC` and `BCC` keep their prefix. If the message has no broker time, it gets the time when it
+/// became a dead letter, which is closer to the original time than the time of the replay.
 #[must_use]
 pub fn restore(letter: &Message) -> Option<(String, Properties, Headers)> {
     let DeadLetter { queue: Some(queue), time, .. } = DeadLetter::of(letter) else { return None };
@@ -182,16 +184,16 @@ pub fn restore(letter: &Message) -> Option<(String, Properties, Headers)> {
     Some((queue, properties, headers))
 }
 
-/// What a dead letter says of itself.
+/// The information in a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct DeadLetter {
-    /// Made of the content and the time of death, so that it stays the same.
+    /// Computed from the content and the time, so that it does not change.
     pub id: String,
-    /// The code of the reason. `delivery-limit` where the broker gave the message up.
+    /// The code of the reason. `delivery-limit` if the broker dead-lettered the message.
     pub reason: String,
     /// What exactly was wrong.
     pub error: Option<String>,
-    /// When the message died.
+    /// When the message became a dead letter.
     pub time: Option<DateTime<Utc>>,
     /// The queue that the message came from.
     pub queue: Option<String>,
@@ -203,7 +205,7 @@ pub struct DeadLetter {
     pub host: Option<String>,
     /// The version of the daemon.
     pub version: Option<String>,
-    /// For a result the id of the task that published it.
+    /// For a result, the id of the task that published it.
     pub correlation_id: Option<String>,
     /// The serializer.
     pub content_type: Option<String>,
@@ -212,7 +214,7 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// Reads the headers, ours or those of the broker.
+    /// Reads Celeriac's headers, or those of the broker if there are none.
     #[must_use]
     pub fn of(letter: &Message) -> Self {
         let text = |name: &str| match letter.headers.get(name) {
@@ -257,7 +259,7 @@ impl DeadLetter {
     }
 }
 
-/// The newest entry of RabbitMQ's header `x-death`, which is the first.
+/// The first entry of RabbitMQ's header `x-death`, which is the newest.
 fn broker_death(headers: &Headers) -> Option<&Headers> {
     match headers.get("x-death")? {
         Value::List(deaths) => match deaths.first()? {
@@ -309,7 +311,7 @@ mod tests {
         }
     }
 
-    fn buried(message: &Message) -> Message {
+    fn dead_letter_of(message: &Message) -> Message {
         let reason = Reason { code: "not-a-result", error: "é".repeat(1_000) };
         let time = DateTime::UNIX_EPOCH + TimeDelta::days(20_000);
         let death = Circumstances { reason: &reason, queue: "celeriac.results", host: "box", time };
@@ -318,8 +320,8 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_says_how_it_died() {
-        let letter = buried(&message());
+    fn a_dead_letter_says_why_where_and_when() {
+        let letter = dead_letter_of(&message());
         let said = DeadLetter::of(&letter);
         assert_eq!(said.reason, "not-a-result");
         assert_eq!(said.error, Some("é".repeat(512)), "cut where it is too long");
@@ -342,15 +344,15 @@ mod tests {
     fn headers_that_are_too_large_are_left_out() {
         let mut message = message();
         message.headers.insert("big".to_owned(), Value::Text("x".repeat(200_000)));
-        let letter = buried(&message);
+        let letter = dead_letter_of(&message);
         assert!(!letter.headers.contains_key("big") && !letter.headers.contains_key("stamp"));
         assert!(letter.headers.contains_key("x-celeriac-headers"));
         assert!(size_bytes(&letter.headers) < 8_192);
     }
 
     #[test]
-    fn the_way_back_leads_to_the_queue_and_takes_our_headers_off() {
-        let letter = buried(&message());
+    fn restore_returns_the_queue_and_removes_our_headers() {
+        let letter = dead_letter_of(&message());
         let (queue, properties, headers) = restore(&letter).expect("it says where it came from");
         assert_eq!(queue, "celeriac.results");
         assert_eq!(properties.correlation_id.as_deref(), Some("t"));
@@ -363,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_moved_says_so_in_its_own_words() {
+    fn the_header_x_death_is_read_if_the_broker_dead_lettered_the_message() {
         let text = |text: &str| Value::Text(text.to_owned());
         let death: Headers = [
             ("queue".to_owned(), text("celeriac.results")),
@@ -387,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_without_such_headers_has_no_way_back() {
+    fn a_message_without_such_headers_cannot_be_restored() {
         let letter = message();
         assert_eq!(DeadLetter::of(&letter).reason, "unknown");
         assert_eq!(restore(&letter), None);
@@ -395,7 +397,7 @@ mod tests {
 
     #[test]
     fn the_id_depends_on_what_died_and_when() {
-        let letter = buried(&message());
+        let letter = dead_letter_of(&message());
         let id = |letter: &Message| DeadLetter::of(letter).id;
         assert_eq!((id(&letter).len(), id(&letter)), (10, id(&letter)));
         let other = Message { body: b"[]".to_vec(), ..letter.clone() };

@@ -1,5 +1,4 @@
-//! One message as plain data: what the rest of the crate sees of the broker. Dead letters and
-//! captures are messages too.
+//! A message as plain data, independent of the broker. Dead letters and captures are messages too.
 
 pub mod capture;
 pub mod dead_letter;
@@ -14,8 +13,8 @@ pub const BROKER_TIME: &str = "timestamp_in_ms";
 
 /// A message as the broker delivered it.
 ///
-/// Everything that a dead letter or a capture must be able to give back is kept: the body's
-/// bytes, every property and every header.
+/// It keeps everything that a dead letter or a capture must preserve: the body's bytes, every
+/// property and every header.
 #[derive(Clone, PartialEq)]
 pub struct Message {
     /// The body's bytes, exactly as published.
@@ -30,14 +29,14 @@ pub struct Message {
     pub routing_key: String,
     /// Whether the broker has delivered this message before.
     pub redelivered: bool,
-    /// What the broker calls this delivery.
+    /// The broker's identifier of this delivery.
     pub delivery_id: DeliveryId,
     /// When this process took the message from the broker.
     pub received_at: DateTime<Utc>,
 }
 
-/// What the broker calls a delivery, to acknowledge it by. It has a meaning only to the session that
-/// it came from: to RabbitMQ it is the delivery tag of a channel.
+/// The broker's identifier of a delivery, used to acknowledge it. It is valid only in the session
+/// that it came from. For RabbitMQ it is the delivery tag of a channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeliveryId(pub u64);
 
@@ -61,8 +60,8 @@ pub struct Properties {
     /// 0 (lowest) to 9.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<u8>,
-    /// For a result message the id of the task that published it, which is not always the task
-    /// that the result belongs to.
+    /// For a result message, the id of the task that published it. This is not always the task that
+    /// the result belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
     /// The queue for replies.
@@ -112,7 +111,7 @@ pub enum Value {
 }
 
 impl Message {
-    /// A message of which only the body is known, as the first of its channel.
+    /// A message with only a body.
     #[must_use]
     pub fn new(body: Vec<u8>, received_at: DateTime<Utc>) -> Self {
         Self {
@@ -127,7 +126,7 @@ impl Message {
         }
     }
 
-    /// The time that the broker stamped on the message, or its publisher in the same properties.
+    /// The time that the broker, or the publisher, set in the message.
     ///
     /// RabbitMQ's timestamp interceptor (3.12 and later) and the plugin before it write
     /// milliseconds to the header `timestamp_in_ms` and whole seconds to the property.

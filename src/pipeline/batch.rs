@@ -1,5 +1,5 @@
-//! Messages gathered for one write: rows by their ids, and the messages that they came from.
-//! No clock and no I/O.
+//! The messages of one write: their rows, merged by id, and the messages that each row came from.
+//! This module does not read the clock and does no I/O.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -8,8 +8,8 @@ use crate::message::Message;
 use crate::message::dead_letter::Reason;
 use crate::row::{Key, Row};
 
-/// How much one batch may hold. It is full when a limit is reached, and holds at least one message
-/// however large that is.
+/// The limits of a batch. A batch is full when one of them is reached. It can always hold one
+/// message, however large.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
     /// The most messages, and the most rows, in a batch.
@@ -20,7 +20,7 @@ pub struct BatchLimits {
 
 /// What is written, dead-lettered and acknowledged together.
 ///
-/// Every message that was pushed is the source of rows, or refused, or says nothing.
+/// Each message has rows, is refused, or contains nothing to store.
 #[derive(Debug, Default)]
 pub struct Batch {
     messages: Vec<Message>,
@@ -33,23 +33,24 @@ pub struct Batch {
 #[derive(Debug)]
 struct Merged {
     row: Row,
-    /// Places in `messages`.
+    /// Indexes in `messages`.
     sources: Vec<usize>,
 }
 
-/// A message that cannot be stored, by its place in the batch, and why.
+/// A message that cannot be stored, by its index in the batch, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     message: usize,
-    /// Why, for people and programs.
+    /// The reason.
     pub reason: Reason,
 }
 
 impl Batch {
-    /// Adds a message and the rows that were read from it, each merged into the one with its id.
+    /// Adds a message and the rows that were decoded from it. Each row is merged with the row of
+    /// the same id.
     pub fn push(&mut self, message: Message, read: Result<Vec<Row>, Reason>) {
         let place = self.messages.len();
-        // A body that was compressed is smaller than what was read from it.
+        // A compressed body is smaller than the rows in it.
         let read_bytes = read.iter().flatten().map(Row::size_bytes).sum();
         self.size_bytes += message.body.len().max(read_bytes);
         self.messages.push(message);
@@ -78,12 +79,12 @@ impl Batch {
         }
     }
 
-    /// Counts events of a message that were left out for a problem.
+    /// Counts events of a message that were skipped because of a problem.
     pub fn skip(&mut self, problem: &'static str, events: usize) {
         *self.skipped.entry(problem).or_default() += events;
     }
 
-    /// What was wrong with events, and how many were left out for it.
+    /// The problems for which events were skipped, and how many events each.
     pub fn skipped(&self) -> impl Iterator<Item = (&'static str, usize)> {
         self.skipped.iter().map(|(&problem, &events)| (problem, events))
     }
@@ -113,7 +114,7 @@ impl Batch {
         self.size_bytes
     }
 
-    /// The rows in the order of their ids, so that concurrent writers lock in one order.
+    /// The rows in the order of their ids, so that concurrent writers lock rows in the same order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &Row> {
         self.rows.values().map(|merged| &merged.row)
     }
@@ -128,8 +129,8 @@ impl Batch {
         sources.iter().map(|&place| (place, &self.messages[place]))
     }
 
-    /// Marks the message at a place, as [`Batch::sources`] gives it, as one that cannot be stored.
-    /// A message of several rows is refused once.
+    /// Marks a message as one that cannot be stored, by its index from [`Batch::sources`]. A
+    /// message with several rows is refused only once.
     pub fn refuse(&mut self, place: usize, reason: Reason) {
         if self.refused.iter().any(|refused| refused.message == place) {
             return;

@@ -4,17 +4,18 @@ use super::batch::Batch;
 use crate::broker::BrokerError;
 use crate::store::StoreError;
 
-/// Why the loop ended. What it had not acknowledged is delivered again.
+/// Why the loop ended. The broker delivers unacknowledged messages again.
 #[derive(Debug)]
 pub enum End {
-    /// The messages have ended, by themselves or because it was asked to stop, and everything that
-    /// it had taken is settled or left to the broker.
+    /// The stream of messages ended, by itself or because the loop was asked to stop. Every
+    /// received message was acknowledged, or the broker delivers it again.
     Stopped,
-    /// The broker's side is gone.
+    /// The connection to the broker was lost.
     BrokerLost(BrokerError),
-    /// The database cannot be written for longer than messages may be held. The batch is what it
-    /// did not take; `settle::wait_for_store` tries with it until the database takes writes again.
+    /// The database could not be written to for longer than messages may be held.
+    /// `settle::wait_for_store` retries with this batch, which was not written, until a write
+    /// succeeds.
     StoreUnavailable(StoreError, Batch),
-    /// The dead-letter queue cannot be written for longer than messages may be held.
+    /// Dead letters could not be published for longer than messages may be held.
     DeadLettersFailed(BrokerError),
 }

@@ -1,4 +1,4 @@
-//! From a message to its place in a batch.
+//! Decodes messages and adds them to a batch.
 
 use super::batch::Batch;
 use crate::decode::{Decoded, Decoder, SourceKind};
@@ -10,15 +10,15 @@ use crate::telemetry::Lane;
 /// How the messages are read.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading<'config> {
-    /// What reads them.
+    /// The decoder.
     pub decoder: &'config Decoder,
-    /// What they are.
+    /// The kind of messages: results or events.
     pub kind: SourceKind<'config>,
-    /// What tells of them.
+    /// The metrics and the health of the lane.
     pub lane: &'config Lane,
 }
 
-/// Adds a message to a batch with what it says.
+/// Decodes a message and adds it to a batch.
 pub(super) fn take(batch: &mut Batch, message: Message, reading: Reading<'_>, catalog: &Catalog) {
     reading.lane.receive(message.redelivered);
     let mut read_rows = 0;
@@ -34,8 +34,8 @@ pub(super) fn take(batch: &mut Batch, message: Message, reading: Reading<'_>, ca
     reading.lane.read(read_rows, rows_before + read_rows - batch.rows().len());
 }
 
-/// What a message says, in the form that the tables can hold. An event that they cannot hold is
-/// left out, because others share its message.
+/// Decodes a message and fits its rows to the columns of the tables. An event that does not fit is
+/// skipped, because other events share its message.
 pub(super) fn read(
     message: &Message,
     reading: Reading<'_>,

@@ -1,5 +1,5 @@
-//! A lane: one connection to the broker and one to the database, opened, watched and opened again.
-//! Lanes share nothing.
+//! A lane: one connection to the broker and one to the database, both reopened after errors. Lanes
+//! share no state.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -16,14 +16,15 @@ use crate::retry::Backoff;
 use crate::store::{Store, StoreError};
 use crate::telemetry::Lane;
 
-/// A session that lasted so long was a good one: the waits begin anew after it.
-const GOOD_SESSION: Duration = Duration::from_secs(30);
+/// After a session that lasted longer than this, the waits between attempts start again with the
+/// shortest one.
+const STABLE_SESSION: Duration = Duration::from_secs(30);
 
-/// What is said while the database or the dead-letter queue cannot be written for long.
+/// Logged when the database or the dead-letter queue has not been writable for long.
 const LEFT_TO_BROKER: &str = "messages are left to the broker for now";
 
-/// Runs one lane until `shutdown` is cancelled. It takes messages only while the database can be
-/// written, and outlives the loss of either side.
+/// Runs one lane until `shutdown` is cancelled. It consumes messages only while the database can be
+/// written to, and reconnects after it has lost the broker or the database.
 pub async fn run<B: Broker, S: Store>(
     broker: &mut B,
     store: &mut S,
@@ -36,8 +37,8 @@ pub async fn run<B: Broker, S: Store>(
     while let Some(mut session) = open(broker, store, telemetry, &mut backoff, shutdown).await {
         let opened_at = Instant::now();
         telemetry.begin_session();
-        backoff.end("both sides are there again");
-        // Cancelled when it is time to stop, or when the session has lasted as long as it may.
+        backoff.end("the broker and the database are available again");
+        // Cancelled on shutdown, or when the session has reached its maximum age.
         let until = shutdown.child_token();
         let max_age = session.max_age();
         let (messages, acknowledger) = session.split();
@@ -47,10 +48,10 @@ pub async fn run<B: Broker, S: Store>(
         };
         telemetry.end_session(end_reason(&end));
         session.close().await;
-        if opened_at.elapsed() > GOOD_SESSION {
+        if opened_at.elapsed() > STABLE_SESSION {
             backoff = Backoff::new();
         }
-        let goes_on = match end {
+        let continues = match end {
             End::Stopped if until.is_cancelled() => {
                 if shutdown.is_cancelled() {
                     return;
@@ -77,13 +78,13 @@ pub async fn run<B: Broker, S: Store>(
                 backoff.wait(Level::WARN, LEFT_TO_BROKER, &error, shutdown).await.is_continue()
             }
         };
-        if !goes_on {
+        if !continues {
             return;
         }
     }
 }
 
-/// Does what the broker asks for after a session. Says whether to go on.
+/// Does what [`Broker::recover`] decides after a session. Returns whether the lane continues.
 async fn recover<B: Broker>(
     broker: &mut B,
     ended: Result<(), &BrokerError>,
@@ -104,7 +105,7 @@ async fn recover<B: Broker>(
     }
 }
 
-/// Why the queue is not consumed after a session.
+/// Why the queue is not consumed after a session, for the health report.
 fn end_reason(end: &End) -> String {
     match end {
         End::Stopped => "the session has ended".to_owned(),
@@ -114,7 +115,7 @@ fn end_reason(end: &End) -> String {
     }
 }
 
-/// Asks the pipeline to stop after a while, where the session's age is limited.
+/// Asks the pipeline to stop when the session reaches its maximum age, if it has one.
 async fn cancel_after(max_age: Option<Duration>, until: &CancellationToken) -> Infallible {
     if let Some(max_age) = max_age {
         tokio::time::sleep(max_age).await;
@@ -123,8 +124,8 @@ async fn cancel_after(max_age: Option<Duration>, until: &CancellationToken) -> I
     std::future::pending().await
 }
 
-/// Opens both sides, the database first: messages are taken only when they can be stored. `None`
-/// when it is time to stop.
+/// Connects to the database and then to the broker, so that messages are consumed only when they
+/// can be stored. Returns `None` on shutdown.
 async fn open<B: Broker, S: Store>(
     broker: &mut B,
     store: &mut S,
@@ -133,7 +134,7 @@ async fn open<B: Broker, S: Store>(
     shutdown: &CancellationToken,
 ) -> Option<B::Session> {
     while !shutdown.is_cancelled() {
-        telemetry.turn();
+        telemetry.record_progress();
         let opened = async {
             store.prepare().await?;
             telemetry.set_database(Ok(()));

@@ -1,7 +1,9 @@
-//! The only loop: a message comes, a batch is due, a write has finished, it is time to stop.
+//! The main loop of a lane. It handles arriving messages, batches that are due, finished writes and
+//! the shutdown.
 //!
-//! One write is in flight at most, and the next batch fills meanwhile. When that is full too,
-//! nothing more is taken from the broker, whose prefetch limit does the rest.
+//! At most one write is in progress, and the next batch fills in the meantime. When that batch is
+//! full too, no more messages are taken from the stream, and the broker stops delivering at the
+//! prefetch limit.
 
 pub mod batch;
 mod end;
@@ -28,17 +30,17 @@ use crate::message::Message;
 use crate::store::Store;
 use crate::telemetry::Lane;
 
-/// How large batches may be and how long they may gather.
+/// How large batches may be and how long they may collect messages.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchPolicy {
-    /// What one batch may hold.
+    /// The limits of a batch.
     pub limits: BatchLimits,
-    /// How long a batch may gather while writes follow each other.
+    /// How long a batch may collect messages while one write follows another.
     pub max_wait: Duration,
 }
 
 impl BatchPolicy {
-    /// What the settings say.
+    /// The policy of the settings.
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let limits = BatchLimits { max_rows: config.max_rows, max_bytes: config.max_bytes };
@@ -46,14 +48,15 @@ impl BatchPolicy {
     }
 }
 
-/// How often an idle lane asks the database for a sign of life.
+/// How often an idle lane checks that the database answers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How long the database may take for that.
+/// How long the database may take to answer this check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Takes messages, merges them into batches, stores these and settles the messages, until the
-/// messages end, the store is unfit for long, or `shutdown` is cancelled.
+/// Merges messages into batches, stores the batches, and acknowledges or dead-letters the messages.
+/// It ends when the stream ends, when the database has not been writable for too long, or when
+/// `shutdown` is cancelled.
 pub async fn run<S: Store, A: Acknowledge>(
     mut messages: impl Stream<Item = Result<Message, BrokerError>> + Unpin,
     reading: Reading<'_>,
@@ -70,20 +73,21 @@ pub async fn run<S: Store, A: Acknowledge>(
         }
     };
     let mut batch = Batch::default();
-    // When the batch's first message came, and when the last write ended.
+    // When the first message of the batch arrived, and when the last write ended.
     let mut begun_at = None;
     let mut written_at = None;
     let mut messages_ended = false;
     let mut is_stopping = false;
-    // The store is here while no write is in flight.
+    // The store, while no write is in progress.
     let mut idle = Some(store);
     let mut write = std::pin::pin!(Fuse::terminated());
-    // The loop goes round at least so often, which shows that it can.
+    // The loop runs at least this often, so that the health report can tell a stuck lane from an
+    // idle one.
     let mut ticks = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     loop {
-        reading.lane.turn();
+        reading.lane.record_progress();
         let due_at = due_at(begun_at, written_at, policy.max_wait);
         let is_due = batch.is_full(policy.limits)
             || messages_ended
@@ -110,7 +114,7 @@ pub async fn run<S: Store, A: Acknowledge>(
                 written_at = Some(Instant::now());
             }
             message = messages.next(), if !messages_ended && !batch.is_full(policy.limits) => {
-                // What has come already is taken before a write is considered.
+                // Messages that have already arrived are taken before a write begins.
                 let mut next = Some(message);
                 while let Some(message) = next {
                     match message {
@@ -148,8 +152,8 @@ pub async fn run<S: Store, A: Acknowledge>(
     }
 }
 
-/// When a batch should be written that began to fill at `begun_at`: at once where the lane was
-/// idle then, else after `max_wait`.
+/// When to write a batch whose first message arrived at `begun_at`: at once if the lane was idle
+/// then, and otherwise after `max_wait`.
 fn due_at(
     begun_at: Option<Instant>,
     written_at: Option<Instant>,
@@ -169,7 +173,7 @@ async fn sleep_until(instant: Option<Instant>) {
     }
 }
 
-/// Asks the database for a sign of life, so that its loss is known before rows are to be written.
+/// Checks that the database answers, so that an outage is noticed before there are rows to write.
 async fn check<S: Store>(store: &mut S, lane: &Lane, shutdown: &CancellationToken) {
     let checked = tokio::select! {
         checked = tokio::time::timeout(CHECK_TIMEOUT, store.check()) => checked,

@@ -1,5 +1,5 @@
-//! Storing a batch, dead-lettering what cannot be stored and acknowledging all of it: the policy for
-//! every class of error.
+//! Stores a batch, dead-letters the messages that cannot be stored, and acknowledges all messages.
+//! Decides how to react to each class of error.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use crate::row::Row;
 use crate::store::{Action, Catalog, ErrorClass, MAX_HOLD, Store, StoreError, Written};
 use crate::telemetry::{BatchSize, Lane};
 
-/// How long a write may take when it is time to stop.
+/// How long a write may take after the shutdown has begun.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Stores a batch, dead-letters what cannot be stored, and acknowledges all of it. Gives the
-/// store back with what came of it.
+/// Stores a batch, dead-letters the messages that cannot be stored, and acknowledges all messages.
+/// Returns the store and the outcome.
 pub(super) async fn settle<'store, S: Store, A: Acknowledge>(
     store: &'store mut S,
     acknowledger: &A,
@@ -64,11 +64,12 @@ pub(super) async fn settle<'store, S: Store, A: Acknowledge>(
     (store, Ok(()))
 }
 
-/// Tries to write the rows of a batch, whose messages the broker has again, until the database
-/// takes writes. Whether it does, or it is time to stop.
+/// Retries a write with the rows of a batch until it succeeds. The messages of the batch are
+/// already back in the queue. Returns false on shutdown.
 ///
-/// Each delivery of a message counts towards the broker's limit, so nothing is consumed before
-/// then: an outage costs one delivery however long it lasts. Writing the rows twice does no harm.
+/// Nothing is consumed before a write succeeds, because each delivery counts towards the delivery
+/// limit of the queue: an outage costs one delivery, however long it lasts. Writing the rows twice
+/// does no harm.
 pub async fn wait_for_store<S: Store>(
     store: &mut S,
     batch: &Batch,
@@ -78,7 +79,7 @@ pub async fn wait_for_store<S: Store>(
 ) -> bool {
     let rows: Vec<_> = batch.rows().collect();
     loop {
-        lane.turn();
+        lane.record_progress();
         let error = match write(store, &rows, lane).await {
             Err(error) if error.class != ErrorClass::Poison => error,
             _ => {
@@ -105,9 +106,9 @@ async fn write<S: Store>(store: &mut S, rows: &[&Row], lane: &Lane) -> Result<Wr
 
 /// Stores every row of the batch that can be stored and marks the messages of the others.
 ///
-/// A part that holds a row which the database refuses is halved until the row stands alone. Such
-/// a row may have come from several messages, of which only one is to blame; so each is tried by
-/// itself.
+/// If the database refuses a statement, its rows are split in halves until the refused row is
+/// alone. That row may be merged from several messages of which only one is wrong, so the row of
+/// each message is then written separately.
 async fn store_batch<S: Store>(
     store: &mut S,
     batch: &mut Batch,
@@ -147,14 +148,15 @@ async fn store_batch<S: Store>(
     Ok(())
 }
 
-/// What came of writing some rows, where anything final did.
+/// The outcome of writing some rows, if it is final.
 enum Stored {
     All,
     /// One of the rows can never be stored.
     Refused(StoreError),
 }
 
-/// Writes rows until they are committed or refused: the policy for every class of error.
+/// Writes rows until they are committed or refused, with retries that depend on the class of the
+/// error.
 async fn store_part<S: Store>(
     store: &mut S,
     rows: &[&Row],
@@ -169,7 +171,7 @@ async fn store_part<S: Store>(
     loop {
         let written = tokio::select! {
             written = write(store, rows, lane) => written,
-            error = too_late(shutdown) => Err(error),
+            error = shutdown_timeout(shutdown) => Err(error),
         };
         let Err(error) = written else {
             backoff.end("the database takes writes again");
@@ -195,8 +197,8 @@ async fn store_part<S: Store>(
     }
 }
 
-/// The error that a write ends with which is still under way so long after it was time to stop.
-async fn too_late(shutdown: &CancellationToken) -> StoreError {
+/// Waits until a write has taken too long after the shutdown, and returns the error for it.
+async fn shutdown_timeout(shutdown: &CancellationToken) -> StoreError {
     shutdown.cancelled().await;
     tokio::time::sleep(STOP_TIMEOUT).await;
     no_answer(STOP_TIMEOUT)
@@ -209,7 +211,7 @@ pub(super) fn no_answer(timeout: Duration) -> StoreError {
     }
 }
 
-/// Moves what cannot be stored to the dead-letter queue, however long the broker takes.
+/// Publishes the messages that cannot be stored to the dead-letter queue, with retries.
 async fn dead_letter<A: Acknowledge>(
     acknowledger: &A,
     batch: &Batch,

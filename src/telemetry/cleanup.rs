@@ -1,4 +1,4 @@
-//! What the schedule of cleanups tells of itself.
+//! The metrics of scheduled cleanups.
 
 use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,7 +15,7 @@ const ROWS: &str = "celeriac_cleanup_rows";
 const RUNS: &str = "celeriac_cleanup_runs";
 const LAST_SUCCESS: &str = "celeriac_cleanup_last_success_timestamp_seconds";
 
-/// What is counted of cleanups.
+/// The metric families of cleanups.
 pub(super) struct Families {
     rows: Family<Labels, Counter>,
     runs: Family<Labels, Counter>,
@@ -23,7 +23,7 @@ pub(super) struct Families {
 }
 
 impl Families {
-    /// Makes the metrics known under their names.
+    /// Registers the metrics.
     pub(super) fn register(registry: &mut Registry) -> Self {
         let runs = "Times that expired rows were to be deleted, by what came of it";
         let last_success = "When the last of them came to its end, since 1970";
@@ -35,14 +35,14 @@ impl Families {
     }
 }
 
-/// What has come of a cleanup.
+/// The outcome of a cleanup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CleanupOutcome {
-    /// All that had expired was deleted.
+    /// Every expired row was deleted.
     Done,
-    /// It broke off; the log says why.
+    /// The cleanup failed; the log says why.
     Failed,
-    /// Another daemon was at it.
+    /// Another daemon was already cleaning up.
     Elsewhere,
 }
 
@@ -68,13 +68,13 @@ impl CleanupMetrics {
         Self { tasks, groups, runs: families.runs.clone(), last_success }
     }
 
-    /// Rows were deleted from the table of tasks and from that of groups.
+    /// Counts rows deleted from the table of tasks and from the table of groups.
     pub(crate) fn delete(&self, tasks: u64, groups: u64) {
         self.tasks.inc_by(tasks);
         self.groups.inc_by(groups);
     }
 
-    /// A cleanup has come to its end.
+    /// Counts a finished cleanup.
     pub(crate) fn end(&self, outcome: CleanupOutcome) {
         self.runs.get_or_create(&labels(outcome)).inc();
         if outcome == CleanupOutcome::Done {

@@ -1,4 +1,4 @@
-//! The name, the unit and the help of each metric of the lanes, and what is counted up for the log.
+//! The name, unit and help text of each metric of the lanes, and the totals for the log.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::version::{COMMIT, VERSION};
 
-/// What `celeriac_build_info` is called without its suffix.
+/// The name of `celeriac_build_info` without its suffix.
 const BUILD: &str = "celeriac_build";
 
 // Counters, whose names get the suffix `_total`. The unit is the noun.
@@ -42,7 +42,8 @@ const DATABASE_UP: &str = "celeriac_database_up";
 const QUEUE_MESSAGES: &str = "celeriac_queue_messages";
 const QUEUE_CONSUMERS: &str = "celeriac_queue_consumers";
 
-/// Names and values. The values come from the settings and from this program, never from a message.
+/// Names and values of labels. The values come from the settings and from this program, never from
+/// a message.
 pub(super) type Labels = Vec<(&'static str, String)>;
 
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
@@ -73,21 +74,21 @@ pub(super) struct Families {
     pub(super) queue_consumers: Family<Labels, Gauge>,
 }
 
-/// What a process has done up to one time.
+/// The totals of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Messages that were taken, those that came again included.
+    /// Received messages, including those that were delivered again.
     pub messages: u64,
-    /// Rows that they spoke of.
+    /// Rows decoded from them.
     pub rows_read: u64,
-    /// Rows that were written. The others were merged into these before.
+    /// Rows that were written. The other rows were merged into these before.
     pub rows_written: u64,
     /// Dead letters, by the code of their reason.
     pub dead: BTreeMap<&'static str, u64>,
 }
 
 impl Families {
-    /// Makes every metric known under its name.
+    /// Registers every metric.
     pub(super) fn register(registry: &mut Registry) -> Self {
         let version = Info::new(vec![("version", VERSION), ("commit", COMMIT.unwrap_or_default())]);
         registry.register(BUILD, "The version of the program, and its commit", version);
@@ -192,7 +193,7 @@ impl Families {
     }
 }
 
-/// Bounds of durations, from a statement of one row to the longest patience.
+/// The bucket bounds of durations, from a statement for one row to the longest timeouts.
 const SECONDS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];

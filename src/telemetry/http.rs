@@ -1,8 +1,8 @@
-//! Telling metrics and health over HTTP: `/metrics`, `/live` and `/ready`.
+//! Serves metrics and health over HTTP: `/metrics`, `/live` and `/ready`.
 //!
-//! A connection takes one request, which has to come soon and be small. There are so many at a time
-//! and no more: where one more comes, the oldest gives way, so that whoever holds connections open
-//! keeps nobody else from asking.
+//! Each connection serves one small request within a time limit. The number of connections is
+//! limited: a new connection closes the oldest one, so that a client that keeps connections open
+//! does not block other clients.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,11 +29,11 @@ const MAX_CONNECTIONS: usize = 32;
 /// How long a connection may last.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest head of a request, in bytes, and the most headers in it.
+/// The largest request head, in bytes, and the most headers in it.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 
-/// The wait after a connection that could not be taken, as when there are too many open files.
+/// The wait after a connection could not be accepted, for example because too many files are open.
 const PAUSE: Duration = Duration::from_millis(100);
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -47,7 +47,9 @@ pub struct Listener {
 
 /// The address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: choose another address or port, or stop who has it")]
+#[error(
+    "cannot listen on {address}: choose another address or port, or stop the program that uses it"
+)]
 pub struct BindError {
     address: SocketAddr,
     #[source]
@@ -55,11 +57,11 @@ pub struct BindError {
 }
 
 impl Listener {
-    /// Takes the address for itself.
+    /// Binds the address.
     ///
     /// # Errors
     ///
-    /// When somebody has it already, or it is not one of this machine.
+    /// When the address is in use or is not an address of this machine.
     pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
         let failed = |source| BindError { address, source };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
@@ -68,8 +70,8 @@ impl Listener {
         Ok(Self { socket })
     }
 
-    /// Answers requests for as long as it is polled. Once `shutdown` is cancelled, it says that the
-    /// process is not ready any more.
+    /// Answers requests for as long as it is polled. After `shutdown` is cancelled, it answers that
+    /// the process is not ready.
     pub async fn serve(self, telemetry: Arc<Telemetry>, shutdown: CancellationToken) {
         let mut connections = VecDeque::new();
         loop {
@@ -83,14 +85,18 @@ impl Listener {
             {
                 oldest.abort();
             }
-            let connection = converse(stream, Arc::clone(&telemetry), shutdown.clone());
+            let connection = serve_connection(stream, Arc::clone(&telemetry), shutdown.clone());
             connections.push_back(tokio::spawn(connection).abort_handle());
         }
     }
 }
 
-/// Takes a request and answers it.
-async fn converse(stream: TcpStream, telemetry: Arc<Telemetry>, shutdown: CancellationToken) {
+/// Serves one request.
+async fn serve_connection(
+    stream: TcpStream,
+    telemetry: Arc<Telemetry>,
+    shutdown: CancellationToken,
+) {
     let service = service_fn(|request: Request<Incoming>| {
         let response = answer(request.method(), request.uri().path(), &telemetry, &shutdown);
         async { Ok::<_, Infallible>(response) }
@@ -102,7 +108,7 @@ async fn converse(stream: TcpStream, telemetry: Arc<Telemetry>, shutdown: Cancel
         .timer(TokioTimer::new())
         .header_read_timeout(CONNECTION_TIMEOUT / 2)
         .serve_connection(TokioIo::new(stream), service);
-    // What goes wrong is the client's.
+    // Errors concern only the client.
     let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
@@ -123,12 +129,12 @@ fn answer(
             },
             |exposition| (StatusCode::OK, OPEN_METRICS, exposition),
         ),
-        "/live" => told(telemetry.liveness()),
+        "/live" => health_answer(telemetry.liveness()),
         "/ready" if shutdown.is_cancelled() => {
             let body = "{\"ready\":false,\"reason\":\"stopping\"}\n".to_owned();
             (StatusCode::SERVICE_UNAVAILABLE, JSON, body)
         }
-        "/ready" => told(telemetry.readiness()),
+        "/ready" => health_answer(telemetry.readiness()),
         _ => (StatusCode::NOT_FOUND, TEXT, "there are /metrics, /live and /ready\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
@@ -141,7 +147,7 @@ fn answer(
     response
 }
 
-fn told(health: Health) -> (StatusCode, &'static str, String) {
+fn health_answer(health: Health) -> (StatusCode, &'static str, String) {
     let status = if health.is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, JSON, health.body)
 }

@@ -1,4 +1,4 @@
-//! What one lane tells of itself: what it has done, and how its two sides are.
+//! The metrics of one lane, and the health of its connections to the broker and the database.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::message::dead_letter::REASON_CODES;
 use crate::row::Row;
 use crate::store::{Effect, ErrorClass, GROUPS, StoreError, TASKS, Written};
 
-/// A lane that has been in one step for so long is stuck: each wait for a broker or a database ends
-/// sooner.
+/// A lane that has been in the same step for this long is stuck: every timeout for the broker or
+/// the database is shorter.
 pub const STUCK_AFTER: Duration = Duration::from_mins(15);
 
-/// The metrics and the health of one lane. Lanes of one queue count together, and each has gauges
-/// of its own.
+/// The metrics and the health of one lane. Lanes of the same queue share counters, and each lane
+/// has its own gauges.
 #[derive(Debug)]
 pub struct Lane {
     name: String,
@@ -48,30 +48,30 @@ pub struct Lane {
     state: Mutex<LaneState>,
 }
 
-/// What is counted of one table.
+/// The metrics of one table.
 #[derive(Debug)]
 struct TableMetrics {
     labels: Labels,
     rows_stored: Counter,
-    /// Has a sample only where the database tells how many there were.
+    /// Has a sample only if the database reports the number.
     rows_stale: Family<Labels, Counter>,
     statements: Counter,
 }
 
-/// How a lane is.
+/// The health of a lane.
 #[derive(Debug)]
 struct LaneState {
-    /// Why the queue is not consumed, or that it is.
+    /// `Ok` if the queue is consumed, or the reason why it is not.
     broker: Result<(), String>,
-    /// Why the database cannot be written, or that it can as far as is known.
+    /// `Ok` if the database can be written to, as far as is known, or the reason why it cannot.
     database: Result<(), String>,
-    /// When the lane's loop last went round.
-    turned_at: Instant,
-    /// What is under way beside the loop, and since when.
+    /// When the lane's loop last made progress.
+    progressed_at: Instant,
+    /// The step that is in progress, and when it began.
     step: Option<(&'static str, Instant)>,
 }
 
-/// What a batch held.
+/// The contents of a batch, in numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchSize {
     /// Messages.
@@ -80,7 +80,7 @@ pub(crate) struct BatchSize {
     pub(crate) rows: usize,
     /// Bytes, as the limits of a batch count them.
     pub(crate) size_bytes: usize,
-    /// Events that were left out.
+    /// Events that were skipped.
     pub(crate) skipped_events: usize,
 }
 
@@ -129,26 +129,27 @@ impl Lane {
             state: Mutex::new(LaneState {
                 broker: Err("not connected yet".to_owned()),
                 database: Err("not connected yet".to_owned()),
-                turned_at: Instant::now(),
+                progressed_at: Instant::now(),
                 step: None,
             }),
         }
     }
 
-    /// A message was taken.
+    /// Counts a received message.
     pub(crate) fn receive(&self, is_redelivered: bool) {
         self.messages_received.inc();
         self.messages_redelivered.inc_by(is_redelivered.into());
         self.messages_unacknowledged.inc();
     }
 
-    /// Rows were read from a message, of which some have joined others in the batch.
+    /// Counts the rows decoded from a message, and how many of them were merged with others in the
+    /// batch.
     pub(crate) fn read(&self, rows: usize, merged: usize) {
         self.rows_read.inc_by(rows as u64);
         self.rows_merged.inc_by(merged as u64);
     }
 
-    /// A write to the database has come to an end, whichever.
+    /// Records a write to the database, successful or not.
     pub(crate) fn end_write(
         &self,
         rows: &[&Row],
@@ -162,7 +163,7 @@ impl Lane {
                 self.groups.add(&written.groups);
                 let now = Utc::now();
                 for time in rows.iter().filter_map(|row| row.own_time()) {
-                    // Clocks differ, so a state may lie in the future.
+                    // Clocks differ, so the time of a state may be in the future.
                     let lag = (now - time).to_std().unwrap_or_default();
                     self.lag_seconds.observe(lag.as_secs_f64());
                 }
@@ -172,23 +173,23 @@ impl Lane {
         }
     }
 
-    /// An error of the database was met.
+    /// Counts an error of the database.
     pub(crate) fn count_error(&self, class: ErrorClass) {
         let labels = labels(&self.queue, "class", class_name(class));
         self.database_errors.get_or_create(&labels).inc();
     }
 
-    /// Messages have become dead letters for a reason.
+    /// Counts a dead letter by its reason.
     pub(crate) fn count_dead_letter(&self, reason: &'static str) {
         self.dead_letters.get_or_create(&labels(&self.queue, "reason", reason)).inc();
     }
 
-    /// An event was left out that never became a message.
+    /// Counts a skipped event that could not be read as a message.
     pub(crate) fn skip_event(&self) {
         self.events_skipped.inc();
     }
 
-    /// A batch was stored and acknowledged.
+    /// Records a batch that was stored and acknowledged.
     pub(crate) fn settle(&self, batch: BatchSize, duration: Duration) {
         self.messages_acknowledged.inc_by(batch.messages as u64);
         self.messages_unacknowledged.dec_by(i64::try_from(batch.messages).unwrap_or_default());
@@ -198,36 +199,36 @@ impl Lane {
         self.batch_duration_seconds.observe(duration.as_secs_f64());
     }
 
-    /// The lane has begun to consume its queue.
+    /// Records that the lane has begun to consume its queue.
     pub(crate) fn begin_session(&self) {
         self.broker_sessions.inc();
         self.set_broker(Ok(()));
     }
 
-    /// The lane consumes no longer, or could not begin to.
+    /// Records that the lane no longer consumes its queue, or could not begin to.
     pub(crate) fn end_session(&self, reason: String) {
         self.messages_unacknowledged.set(0);
         self.set_broker(Err(reason));
     }
 
-    /// The broker does not do what it is asked beside the messages, or does it again.
+    /// Sets the health of the connection to the broker.
     pub(crate) fn set_broker(&self, state: Result<(), String>) {
         self.broker_up.set(state.is_ok().into());
         self.state().broker = state;
     }
 
-    /// The database takes writes, or does not. Says whether it did before.
+    /// Sets the health of the database. Returns whether it was healthy before.
     pub(crate) fn set_database(&self, state: Result<(), String>) -> bool {
         self.database_up.set(state.is_ok().into());
         std::mem::replace(&mut self.state().database, state).is_ok()
     }
 
-    /// The lane's loop goes round.
-    pub(crate) fn turn(&self) {
-        self.state().turned_at = Instant::now();
+    /// Records that the lane's loop makes progress.
+    pub(crate) fn record_progress(&self) {
+        self.state().progressed_at = Instant::now();
     }
 
-    /// Something begins that the loop does not wait for.
+    /// Begins a step that runs while the loop continues.
     pub(crate) fn begin(&self, step: &'static str) -> RunningStep<'_> {
         self.state().step = Some((step, Instant::now()));
         RunningStep(self)
@@ -239,7 +240,8 @@ impl Lane {
 
     pub(super) fn is_live(&self) -> bool {
         let state = self.state();
-        let since = state.step.map_or(state.turned_at, |(_, since)| since.min(state.turned_at));
+        let since =
+            state.step.map_or(state.progressed_at, |(_, since)| since.min(state.progressed_at));
         since.elapsed() < STUCK_AFTER
     }
 
@@ -248,7 +250,7 @@ impl Lane {
         let step = state
             .step
             .map(|(name, since)| json!({ "name": name, "seconds": since.elapsed().as_secs() }));
-        let seconds = state.turned_at.elapsed().as_secs();
+        let seconds = state.progressed_at.elapsed().as_secs();
         json!({ "lane": self.name, "queue": self.queue, "turned_seconds_ago": seconds, "step": step })
     }
 
@@ -257,23 +259,23 @@ impl Lane {
         state.broker.is_ok() && state.database.is_ok()
     }
 
-    /// Why it is not ready. Without the database nothing is consumed, so that comes first.
-    pub(super) fn trouble(&self) -> Option<String> {
+    /// Why the lane is not ready. The database comes first, because nothing is consumed without it.
+    pub(super) fn problem(&self) -> Option<String> {
         let state = self.state();
         state.database.as_ref().err().or(state.broker.as_ref().err()).cloned()
     }
 
-    pub(super) fn sides(&self) -> Value {
+    pub(super) fn connections(&self) -> Value {
         let state = self.state();
-        let side = |state: &Result<(), String>| match state {
+        let connection = |state: &Result<(), String>| match state {
             Ok(()) => json!({ "up": true }),
             Err(reason) => json!({ "up": false, "reason": reason }),
         };
         json!({
             "lane": self.name,
             "queue": self.queue,
-            "broker": side(&state.broker),
-            "database": side(&state.database),
+            "broker": connection(&state.broker),
+            "database": connection(&state.database),
         })
     }
 
@@ -331,7 +333,7 @@ fn class_name(class: ErrorClass) -> &'static str {
     }
 }
 
-/// What is too large for a float to the last digit is near enough.
+/// Numbers that are too large for an exact float are rounded.
 #[expect(clippy::cast_precision_loss, reason = "a histogram has coarser bounds")]
 fn float(number: usize) -> f64 {
     number as f64

@@ -24,14 +24,14 @@ pub struct Telemetry {
 /// An answer to a question about the health of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Whether all is well.
+    /// Whether every lane is healthy.
     pub is_good: bool,
-    /// One JSON object that says why, or why not.
+    /// A JSON object with the details.
     pub body: String,
 }
 
 impl Telemetry {
-    /// Nothing has happened yet, and there are no lanes.
+    /// Creates the metrics, without any lane.
     #[must_use]
     pub fn new() -> Self {
         let mut registry = Registry::default();
@@ -41,20 +41,20 @@ impl Telemetry {
         Self { registry, families, cleanup, lanes: Mutex::default() }
     }
 
-    /// Adds a lane by its name, which takes the messages of a queue.
+    /// Adds a lane with its name and the queue that it consumes.
     pub fn lane(&self, name: &str, queue: &str) -> Arc<Lane> {
         let lane = Arc::new(Lane::new(name, queue, &self.families));
         self.lanes().push(Arc::clone(&lane));
         lane
     }
 
-    /// Counts what the schedule of cleanups does.
+    /// The metrics of scheduled cleanups.
     pub fn cleanup(&self) -> CleanupMetrics {
         CleanupMetrics::new(&self.cleanup)
     }
 
-    /// Sets how many messages are ready in a queue and how many consumers it has; nothing where
-    /// that is not known. The role is what the queue is for.
+    /// Sets the numbers of ready messages and of consumers of a queue, or removes them if they are
+    /// not known. The role says what the queue is for.
     pub fn set_depth(&self, queue: &str, role: &str, depth: Option<(u32, u32)>) {
         let labels = vec![("queue", queue.to_owned()), ("role", role.to_owned())];
         let families = &self.families;
@@ -78,26 +78,25 @@ impl Telemetry {
         Ok(exposition)
     }
 
-    /// Whether every lane makes progress. One that does not has been in a single step for longer
-    /// than any patience with a broker or a database, and only a new process can help. A side that
-    /// is down is no such thing.
+    /// Whether every lane makes progress. A lane that does not has been in the same step for longer
+    /// than every timeout of the broker and the database, so that only a restart can help. An
+    /// unavailable broker or database does not make a lane stuck.
     #[must_use]
     pub fn liveness(&self) -> Health {
         self.health("live", |lane| (lane.is_live(), lane.progress()))
     }
 
-    /// Whether every lane consumes its queue and has a database that takes its writes, as far as
-    /// is known.
+    /// Whether every lane consumes its queue and can write to the database, as far as is known.
     #[must_use]
     pub fn readiness(&self) -> Health {
-        self.health("ready", |lane| (lane.is_ready(), lane.sides()))
+        self.health("ready", |lane| (lane.is_ready(), lane.connections()))
     }
 
-    /// One line for whoever looks at the process: what it does, or why it cannot.
+    /// One line for `systemctl status`: what the process does, or why it cannot.
     #[must_use]
     pub fn summary(&self) -> String {
         let lanes = self.lanes();
-        if let Some((lane, reason)) = lanes.iter().find_map(|lane| Some((lane, lane.trouble()?))) {
+        if let Some((lane, reason)) = lanes.iter().find_map(|lane| Some((lane, lane.problem()?))) {
             return format!("{} is not consumed: {reason}", lane.queue())
                 .replace(['\n', '\r'], " ");
         }
@@ -121,10 +120,10 @@ impl Telemetry {
         Health { is_good, body: format!("{body}\n") }
     }
 
-    /// What was counted up to now.
+    /// The totals so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        // Lanes of one queue count together.
+        // Lanes of the same queue share counters.
         let by_queue: BTreeMap<_, _> =
             self.lanes().iter().map(|lane| (lane.queue().to_owned(), Arc::clone(lane))).collect();
         let mut counts = Counts::default();
@@ -161,7 +160,7 @@ mod tests {
     const METRICS: &str = include_str!("../../docs/metrics.md");
     const DEAD_LETTERS: &str = include_str!("../../docs/dead-letters.md");
 
-    /// A process in which everything has happened once.
+    /// Metrics in which each one has a sample.
     fn busy() -> Telemetry {
         let telemetry = Telemetry::new();
         let lane = telemetry.lane("1", "results");
@@ -192,7 +191,7 @@ mod tests {
         (metrics, samples)
     }
 
-    /// The words of a text that can only be metrics.
+    /// The words of a text that are names of metrics.
     fn named(text: &str) -> BTreeSet<String> {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let is_metric = |word: &&str| word.starts_with("celeriac_") || word.starts_with("process_");
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dashboard_and_the_alerts_name_only_what_there_is() {
+    fn the_dashboard_and_the_alerts_name_only_existing_metrics() {
         let (metrics, samples) = names(&busy());
         for file in ["grafana-dashboard.json", "alerts.yml"] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("monitoring").join(file);
@@ -217,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_is_counted_from_zero_on() {
+    fn every_reason_has_a_counter_from_the_start() {
         let table = DEAD_LETTERS.split("| reason | what it means |").nth(1).expect("the table");
         let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
         let reasons = rows.flat_map(|row| {
             let cell = row.split('|').nth(1).expect("the first column");
             cell.split('`').skip(1).step_by(2)
         });
-        // RabbitMQ moves those itself.
+        // RabbitMQ dead-letters these messages itself, so they are not counted.
         let documented: BTreeSet<_> =
             reasons.filter(|&reason| reason != "delivery-limit").collect();
         assert_eq!(documented, BTreeSet::from(REASON_CODES));
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_of_one_queue_count_together() {
+    fn lanes_of_one_queue_share_counters() {
         let telemetry = Telemetry::new();
         let lanes = [("1", "results"), ("2", "results"), ("events", "events")];
         for (name, queue) in lanes {
@@ -254,15 +253,15 @@ mod tests {
         let telemetry = Telemetry::new();
         let (lane, other) = (telemetry.lane("1", "results"), telemetry.lane("2", "results"));
         advance(STUCK_AFTER / 2).await;
-        lane.turn();
+        lane.record_progress();
         let step = lane.begin("write");
         advance(STUCK_AFTER / 2).await;
         assert!(!telemetry.liveness().is_good, "the other lane's loop stands still");
-        other.turn();
+        other.record_progress();
         assert!(telemetry.liveness().is_good);
         advance(STUCK_AFTER / 2).await;
-        lane.turn();
-        other.turn();
+        lane.record_progress();
+        other.record_progress();
         let health = telemetry.liveness();
         assert!(!health.is_good && health.body.contains(r#""name":"write""#), "{}", health.body);
         drop(step);
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_ready_when_both_sides_of_every_lane_are_up() {
+    fn a_process_is_ready_when_every_lane_has_both_connections() {
         let telemetry = Telemetry::new();
         assert!(!telemetry.readiness().is_good, "there are no lanes yet");
         let lanes = [telemetry.lane("1", "results"), telemetry.lane("2", "results")];

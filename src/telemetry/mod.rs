@@ -1,7 +1,8 @@
 //! Logging, metrics and health, and how they are published: standard error, HTTP and systemd.
 //!
-//! WARN is for what heals or can be mended without loss, ERROR for what needs somebody. Batches
-//! are logged at DEBUG, messages at TRACE, and no argument, result or password at any level.
+//! WARN is for problems that end by themselves or can be fixed without a loss, and ERROR for
+//! problems that somebody must fix. Batches are logged at DEBUG and messages at TRACE. No argument,
+//! result or password is logged at any level.
 
 mod cleanup;
 mod families;
@@ -33,7 +34,7 @@ pub fn init(format: LogFormat, level: &str) -> Result<(), ParseError> {
     // are handled.
     let filter = EnvFilter::try_new(format!("off,celeriac={level}"))
         .or_else(|_| EnvFilter::try_new(level))?;
-    // Where nobody reads the log any more, its complaint about that would end the daemon.
+    // If standard error is closed, reporting the failed write would panic and end the daemon.
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

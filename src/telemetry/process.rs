@@ -1,5 +1,5 @@
-//! What Prometheus' clients tell of the process that they are in, under their names. Read where it
-//! is asked for; what the system does not tell is left out.
+//! The process metrics that Prometheus client libraries usually provide, with the usual names. They
+//! are read for each request. Metrics that the system does not provide are left out.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,7 +23,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// The process, which has just begun.
+    /// Creates the collector. The start time of the process is now.
     pub(super) fn new() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { started_at: since.as_secs_f64() }

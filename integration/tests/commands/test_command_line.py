@@ -195,7 +195,7 @@ def test_a_second_signal_ends_it_at_once(
         own_pipeline.broker.publish(results.result("t1"))
         wait_until(lambda: own_pipeline.broker.depth(RESULTS) == 0, "the message", 10)
         daemon.terminate(number)
-        daemon.wait_for("stopping: settling what is held")
+        daemon.wait_for("stopping: storing the messages that were received")
         daemon.terminate(number)
         wait_until(lambda: not daemon.is_alive(), "the end", 10)
     assert daemon.exit_code == code

@@ -25,7 +25,7 @@ from harness.services import MariaDB, PostgreSQL, RabbitMQ, unique_name
 
 SECURITY = (REPOSITORY / "docs" / "security.md").read_text()
 
-ADVICE = "give the user the rights that docs/security.md lists"
+ADVICE = "give the user the permissions that docs/security.md lists"
 
 
 def with_login(url: str, user: str, password: str = "") -> str:

@@ -1,4 +1,4 @@
-//! Settling messages: acknowledgements, and dead letters for what cannot be stored.
+//! Acknowledges messages, and publishes those that cannot be stored as dead letters.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::config::{BrokerUrl, Config};
 use crate::message::Message;
 use crate::message::dead_letter::{self, Circumstances, Reason};
 
-/// How long the broker may take to stop delivering.
+/// How long the broker may take to confirm that it has cancelled the consumer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// lapin's side of [`Acknowledge`].
+/// [`Acknowledge`] for a session with RabbitMQ.
 pub struct Acknowledger {
     channel: Channel,
     consumer_tag: ShortString,
@@ -28,9 +28,9 @@ pub struct Acknowledger {
     dead_queue: String,
     /// The queue that the messages come from.
     queue: String,
-    /// A connection of its own, opened for the first dead letter: a broker that is short of
-    /// memory or disk stops reading from connections that publish, and acknowledgements would
-    /// stand behind the letter.
+    /// A separate connection, which is opened for the first dead letter. A broker that is short of
+    /// memory or disk space stops reading from connections that publish, which would also block the
+    /// acknowledgements.
     publisher: Mutex<Option<Publisher>>,
 }
 
@@ -61,7 +61,8 @@ impl Acknowledger {
 impl Acknowledge for Acknowledger {
     async fn acknowledge(&self, messages: &[Message]) -> Result<(), BrokerError> {
         let Some(last) = messages.last() else { return Ok(()) };
-        // With all that were delivered before it, which are the other messages of the batch.
+        // This also acknowledges everything delivered before, which are the other messages of the
+        // batch.
         let options = BasicAckOptions { multiple: true };
         let acknowledged = self.channel.basic_ack(last.delivery_id.0, options).await;
         Ok(acknowledged.map_err(Error::Lost)?)
@@ -69,7 +70,7 @@ impl Acknowledge for Acknowledger {
 
     async fn dead_letter(&self, letters: &[(&Message, &Reason)]) -> Result<(), BrokerError> {
         let mut slot = self.publisher.lock().await;
-        // Taken out, so that a publisher which fails or is left half-way is not used again.
+        // Taken out of the slot, so that a publisher that fails or is cancelled is not used again.
         let publisher = match slot.take() {
             Some(publisher) => publisher,
             None => self.open_publisher().await?,
@@ -89,7 +90,7 @@ impl Acknowledge for Acknowledger {
         publisher.publish(&self.dead_queue, letters).await?;
         *slot = Some(publisher);
         for (reason, reasons) in by_reason {
-            // One of them stands for all.
+            // Only the first error is logged.
             let (messages, error) = (reasons.len(), &reasons[0].error);
             tracing::warn!(
                 messages,

@@ -1,24 +1,25 @@
-//! Getting past a message whose properties no client can read.
+//! How the daemon gets past a message whose properties cannot be read.
 //!
-//! The connection is lost with each delivery of such a message, and the broker counts the delivery
-//! of every message that was on its way. So messages are taken one by one for a while: then only
-//! that one is counted, and in the end the delivery limit of the results queue moves it to the
-//! dead-letter queue.
+//! Each delivery of such a message closes the connection, and the broker counts a delivery for
+//! every message that was unacknowledged. So the daemon uses a prefetch limit of 1 for a while:
+//! then only the deliveries of the unreadable message are counted, until the delivery limit of the
+//! results queue moves it to the dead-letter queue.
 
 use std::time::Duration;
 
 use crate::broker::{BrokerError, Recovery};
 
-/// How long a session that takes messages one by one lasts.
+/// How long a session with a prefetch limit of 1 lasts.
 const SESSION_AGE: Duration = Duration::from_secs(10);
 
-/// After so many of these sessions the queue has no delivery limit, or another one than ours.
+/// After more sessions than this, the queue has no delivery limit, or a larger one than Celeriac
+/// declares.
 const MAX_SESSIONS: u32 = 200;
 
 /// The wait before such a session.
 const DELAY: Duration = Duration::from_millis(20);
 
-/// Whether messages are taken one by one, and for how many sessions they have been.
+/// Whether messages are taken one by one, and how many sessions an unreadable message has ended.
 #[derive(Debug, Default)]
 pub(super) struct Careful {
     is_on: bool,
@@ -26,23 +27,23 @@ pub(super) struct Careful {
 }
 
 impl Careful {
-    /// The most unacknowledged messages of the next session.
+    /// The prefetch limit of the next session.
     pub(super) fn prefetch(&self, usual: u16) -> u16 {
         if self.is_on { 1 } else { usual }
     }
 
-    /// How long the next session may last, where it is limited.
+    /// How long the next session may last, if that is limited.
     pub(super) fn max_age(&self) -> Option<Duration> {
         self.is_on.then_some(SESSION_AGE)
     }
 
-    /// Takes messages one by one from now on. Says whether they were before.
+    /// Takes messages one by one from now on. Returns whether they already were.
     pub(super) fn begin(&mut self, error: &BrokerError) -> bool {
         if !self.is_on {
             tracing::warn!(
                 %error,
                 "a message has properties that cannot be read: messages are taken one by one until \
-                 the broker gives it up"
+                 the broker removes it from the queue"
             );
         }
         self.sessions += 1;

@@ -1,7 +1,8 @@
-//! What `celeriac check` can know of RabbitMQ: who answers, what exists and how it differs from what
-//! Celeriac declares. Nothing is made, and no message is taken.
+//! The checks of RabbitMQ for `celeriac check`: which brokers answer, which queues and exchanges
+//! exist, and how they differ from what Celeriac declares. It creates nothing and consumes no
+//! message.
 //!
-//! AMQP has no question for a user's rights. What a right would be missing for shows when
+//! AMQP cannot query a user's permissions. A missing permission to create something shows only when
 //! `celeriac run` needs it.
 
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::config::{BrokerUrl, Config};
 use crate::diagnosis::Causes;
 use crate::diagnosis::finding::{Finding, Severity, Subject};
 
-/// How long the broker may take to answer all questions.
+/// How long all queries to the broker may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A queue that `celeriac run` uses.
@@ -34,14 +35,14 @@ struct Queue<'config> {
     is_consumed: bool,
 }
 
-/// Connects to every broker and looks at the queues of the first one that answers, which is
-/// returned.
+/// Connects to every broker and checks the queues of the first one that answers. Returns that
+/// broker.
 pub async fn check<'config>(
     config: &'config Config,
     report: &mut dyn FnMut(Finding),
 ) -> Option<&'config BrokerUrl> {
     let (broker, connection) = connect_to_all(config, report).await?;
-    let questions = async {
+    let queries = async {
         for queue in queues(config) {
             check_queue(&connection, broker, &queue, report).await?;
             if let Some((exchange, kind)) = &queue.exchange {
@@ -50,7 +51,7 @@ pub async fn check<'config>(
         }
         Ok(())
     };
-    let failure = match tokio::time::timeout(CHECK_TIMEOUT, questions).await {
+    let failure = match tokio::time::timeout(CHECK_TIMEOUT, queries).await {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error),
         Err(_) => Some(Error::Silent { broker: broker.to_string() }),
@@ -63,7 +64,7 @@ pub async fn check<'config>(
     Some(broker)
 }
 
-/// Connects to every broker; gives the first one that answers.
+/// Connects to every broker and returns the first one that answers.
 async fn connect_to_all<'config>(
     config: &'config Config,
     report: &mut dyn FnMut(Finding),
@@ -131,11 +132,11 @@ async fn check_queue(
         Ok(found) => found,
         Err(error) if is_protocol_error(&error, &[404]) => {
             let text =
-                format!("the queue {name} ({role}) is not there yet: `celeriac run` makes it");
+                format!("the queue {name} ({role}) is not there yet: `celeriac run` creates it");
             report(Finding::ok(Subject::Broker, text));
             return Ok(());
         }
-        // Somebody else's exclusive queue, among others.
+        // Such as an exclusive queue of another connection.
         Err(error) => return Err(failed(error)),
     };
     let (messages, consumers) = (found.message_count(), found.consumer_count());
@@ -152,12 +153,12 @@ async fn check_queue(
     let differences = declare_and_compare(connection, name, &queue.arguments).await?;
     if !differences.is_empty() {
         let text = format!(
-            "the queue {name} has other arguments than Celeriac gives it, and is used as it is: {}",
+            "the queue {name} has other arguments than Celeriac declares, and is used as it is: {}",
             differences.join("; ")
         );
         report(Finding::warning(Subject::Broker, text).fix(format!(
-            "if that is not on purpose: stop who uses it, `rabbitmqctl delete_queue -p {} {name} \
-             --if-empty`, and start `celeriac run`, which makes it anew",
+            "if this is not intended: stop the programs that use it, run `rabbitmqctl delete_queue \
+             -p {} {name} --if-empty`, and start `celeriac run`, which declares it again",
             broker.vhost
         )));
     }
@@ -182,7 +183,7 @@ async fn check_exchange(
     match declare(passive).await? {
         Ok(()) => report(Finding::ok(Subject::Broker, format!("the exchange {name} is there"))),
         Err(error) if is_protocol_error(&error, &[404]) => {
-            let text = format!("the exchange {name} is not there yet: `celeriac run` makes it");
+            let text = format!("the exchange {name} is not there yet: `celeriac run` creates it");
             report(Finding::ok(Subject::Broker, text));
             return Ok(());
         }
@@ -192,7 +193,7 @@ async fn check_exchange(
         let difference = difference(&error).ok_or_else(|| failed(error))?;
         if !difference.is_empty() {
             let text = format!(
-                "the exchange {name} has other properties than Celeriac gives it, and is used as \
+                "the exchange {name} has other properties than Celeriac declares, and is used as \
                  it is: {difference}"
             );
             report(Finding::warning(Subject::Broker, text));

@@ -14,8 +14,8 @@ use crate::diagnosis::{self, Causes, Names};
 /// How long connecting may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The largest frame, in bytes: the broker's own default, because it passes on the headers of a
-/// message in one frame, however large the publisher's frames were.
+/// The largest frame, in bytes. This is the broker's default: the broker sends the headers of a
+/// message in one frame, so a smaller limit would refuse headers that a publisher may send.
 const FRAME_MAX: u32 = 128 * 1024;
 
 /// Connects to the first of the brokers that answers.
@@ -44,24 +44,24 @@ pub(super) async fn connect(brokers: &[BrokerUrl], name: &str) -> Result<Connect
     Err(failure.unwrap_or(Error::Cancelled))
 }
 
-/// What Celery's broker URLs call the files of TLS.
+/// The names of the TLS files in Celery's broker URLs.
 const TLS_NAMES: Names =
     Names { ca: "ssl_ca_certs", certificate: "ssl_certfile", key: "ssl_keyfile" };
 
-/// Why there is no connection, and how to mend it.
+/// Why the connection failed, and how to fix it.
 fn problem(broker: &BrokerUrl, error: &lapin::Error) -> String {
     let words = Causes(error).to_string();
     let words = words.trim_start_matches("IO error: ");
     let advice = match error.kind() {
         // ACCESS_REFUSED
         lapin::ErrorKind::ProtocolError(error) if error.get_id() == 403 => {
-            "check the user and the password in the broker URL; RabbitMQ lets `guest` in from its \
-             own machine alone"
+            "check the user and the password in the broker URL; RabbitMQ accepts `guest` only from \
+             its own machine"
         }
-        // NOT_ALLOWED: the virtual host does not exist, or is not for this user.
+        // NOT_ALLOWED: the virtual host does not exist, or this user may not use it.
         lapin::ErrorKind::ProtocolError(error) if error.get_id() == 530 => {
-            "correct the virtual host in the broker URL, or make it (`rabbitmqctl add_vhost`) and \
-             give the user the rights that docs/security.md lists"
+            "correct the virtual host in the broker URL, or create it (`rabbitmqctl add_vhost`) \
+             and give the user the permissions that docs/security.md lists"
         }
         _ => return diagnosis::explain(&broker.tls, TLS_NAMES, words),
     };

@@ -1,8 +1,8 @@
-//! The dead-letter queue, looked at by a person: its letters, one after the other, and what is to
-//! become of each.
+//! Reads the dead-letter queue for `celeriac dead`: returns the letters one by one, and removes,
+//! replays or purges them.
 //!
-//! A letter that was looked at and not removed goes back into the queue when the connection ends,
-//! however that happens, perhaps to another place. RabbitMQ counts each look as a delivery.
+//! A letter that was read but not removed returns to the queue when the connection ends, possibly
+//! at another position. RabbitMQ counts each read as a delivery.
 
 use std::collections::VecDeque;
 
@@ -21,29 +21,31 @@ use crate::broker::{BrokerError, BrokerErrorClass};
 use crate::config::Config;
 use crate::message::{DeliveryId, Message, dead_letter};
 
-/// How many acknowledgements may be on their way. Where there are more than 32, the channel of a
-/// quorum queue holds some back, and forgets them when it is closed (`rabbit_fifo_client`, 3.10).
+/// How many acknowledgements are sent before the answer to the first. With more than 32, the
+/// channel of a quorum queue delays some of them and loses these when it is closed
+/// (`rabbit_fifo_client`, 3.10).
 const MAX_UNSETTLED: usize = 16;
 
-/// A look at the dead-letter queue, over a connection of its own.
+/// A reader of the dead-letter queue with its own connection.
 pub struct DeadQueue {
     connection: Connection,
     ending: Ending,
     channel: Channel,
     queue: ShortString,
-    /// Letters that came while acknowledgements were waited for.
+    /// Letters that were received while waiting for acknowledgements.
     ahead: VecDeque<Message>,
-    /// How many letters were there at first and have not been looked at. Those that come later,
-    /// the ones that were replayed in vain among them, are left alone.
+    /// How many of the letters that were in the queue at the beginning have not been read yet.
+    /// Letters that arrive later are not read, such as replayed messages that became dead letters
+    /// again.
     remaining: u32,
 }
 
 impl DeadQueue {
-    /// Connects; nothing where there is no such queue.
+    /// Connects. Returns `None` if the queue does not exist.
     ///
     /// # Errors
     ///
-    /// When the broker cannot be reached or does not let us use the queue.
+    /// When the broker cannot be reached or denies access to the queue.
     pub async fn open(config: &Config) -> Result<Option<Self>, BrokerError> {
         let connection = connect(&config.brokers, "celeriac dead").await?;
         let failed = |source| Error::Queue { queue: config.dead_queue.clone(), source };
@@ -61,7 +63,7 @@ impl DeadQueue {
         }
     }
 
-    /// How many letters are still to be looked at.
+    /// How many letters have not been read yet.
     #[must_use]
     pub fn remaining(&self) -> u32 {
         self.remaining
@@ -97,27 +99,27 @@ impl DeadQueue {
         Ok(got.map(|BasicGetMessage { delivery, .. }| message_from(delivery)))
     }
 
-    /// Removes letters that were looked at, by the ids of their deliveries, and waits until the
-    /// queue has done so.
+    /// Removes letters that were read, by the ids of their deliveries, and waits until the queue
+    /// has removed them.
     ///
     /// # Errors
     ///
-    /// When the connection is lost; the letters may be there or not.
+    /// When the connection is lost. The letters may or may not have been removed.
     pub async fn remove(&mut self, letters: &[DeliveryId]) -> Result<(), BrokerError> {
         for few in letters.chunks(MAX_UNSETTLED) {
             for letter in few {
                 let options = BasicAckOptions::default();
                 self.channel.basic_ack(letter.0, options).await.map_err(lost)?;
             }
-            // The queue takes one command after the other, so when it answers this one it has done
-            // the others.
+            // The queue processes commands in order, so its answer to this one shows that the
+            // others are done.
             let next = self.get().await?;
             self.ahead.extend(next);
         }
         Ok(())
     }
 
-    /// Removes all letters that nobody is looking at. Gives their number.
+    /// Removes all letters that are not being read by a consumer. Returns their number.
     ///
     /// # Errors
     ///
@@ -127,7 +129,7 @@ impl DeadQueue {
         self.channel.queue_purge(self.queue.clone(), options).await.map_err(lost)
     }
 
-    /// Ends the look. Every letter that was not removed is in the queue again.
+    /// Closes the connection. Every letter that was not removed returns to the queue.
     ///
     /// # Errors
     ///
@@ -138,19 +140,19 @@ impl DeadQueue {
     }
 }
 
-/// Deletes the letters whose properties cannot be read, which stand in the way of those behind them.
-/// Gives their number.
+/// Deletes the letters whose properties cannot be read, which block the letters behind them.
+/// Returns their number.
 ///
-/// Those before the first of them are held by one connection, so that another finds it at the head of
-/// the queue.
+/// One connection holds the readable letters before such a letter, so that another connection finds
+/// the unreadable one at the head of the queue.
 ///
 /// # Errors
 ///
-/// When the broker cannot be reached or does not let us use the queue.
+/// When the broker cannot be reached or denies access to the queue.
 pub async fn purge_unreadable(config: &Config) -> Result<u32, BrokerError> {
     let mut purged = 0;
     loop {
-        let Some(before) = readable_before_another(config).await? else { return Ok(purged) };
+        let Some(before) = count_before_unreadable(config).await? else { return Ok(purged) };
         let Some(mut holder) = DeadQueue::open(config).await? else { return Ok(purged) };
         for _ in 0..before {
             holder.next().await?;
@@ -160,8 +162,8 @@ pub async fn purge_unreadable(config: &Config) -> Result<u32, BrokerError> {
     }
 }
 
-/// How many letters stand before the first one that cannot be read; nothing where all can be.
-async fn readable_before_another(config: &Config) -> Result<Option<u32>, BrokerError> {
+/// How many letters are before the first one that cannot be read, or `None` if all can be read.
+async fn count_before_unreadable(config: &Config) -> Result<Option<u32>, BrokerError> {
     let Some(mut queue) = DeadQueue::open(config).await? else { return Ok(None) };
     let mut readable = 0;
     loop {
@@ -177,7 +179,7 @@ async fn readable_before_another(config: &Config) -> Result<Option<u32>, BrokerE
     }
 }
 
-/// Sends letters back to the queues that they came from.
+/// Publishes letters to the queues they came from.
 pub struct Replayer {
     publisher: Publisher,
 }
@@ -192,12 +194,12 @@ impl Replayer {
         Ok(Self { publisher: Publisher::open(&config.brokers, "celeriac dead replay").await? })
     }
 
-    /// Publishes letters of one queue and waits until the broker has confirmed each. A letter whose
-    /// queue is not known is left out.
+    /// Publishes letters of one queue and waits until the broker has confirmed all of them. A
+    /// letter whose queue is not known is skipped.
     ///
     /// # Errors
     ///
-    /// When any of them may not be in its queue; all may then be published again.
+    /// When some of them may not be in the queue. The caller may then publish all of them again.
     pub async fn publish(&self, queue: &str, letters: &[Message]) -> Result<(), BrokerError> {
         let restored = letters.iter().filter_map(|letter| {
             let (_, properties, headers) = dead_letter::restore(letter)?;

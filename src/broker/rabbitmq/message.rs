@@ -1,4 +1,5 @@
-//! A lapin delivery becomes a [`Message`], and a message's properties and headers become lapin's.
+//! Converts lapin's deliveries to [`Message`]s, and the properties and headers of messages to
+//! lapin's types.
 
 use chrono::{SubsecRound, Utc};
 use lapin::BasicProperties;
@@ -7,7 +8,7 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 
 use crate::message::{DeliveryId, Headers, Message, Properties, Value};
 
-/// How deep headers may nest before the rest of them is left out.
+/// How deep headers may be nested. Deeper values are replaced by a text.
 const MAX_DEPTH: usize = 32;
 
 pub(super) fn message_from(delivery: Delivery) -> Message {
@@ -86,7 +87,7 @@ fn value_from(value: &AMQPValue, depth: usize) -> Value {
     }
 }
 
-/// Sets one of the properties that are short texts.
+/// Sets a property that is a short string.
 type Setter = fn(BasicProperties, ShortString) -> BasicProperties;
 
 pub(super) fn to_properties(properties: &Properties, headers: &Headers) -> BasicProperties {
@@ -104,15 +105,15 @@ pub(super) fn to_properties(properties: &Properties, headers: &Headers) -> Basic
         user_id,
         app_id,
     } = properties;
-    let mut made = BasicProperties::default().with_headers(to_table(headers));
+    let mut converted = BasicProperties::default().with_headers(to_table(headers));
     if let Some(delivery_mode) = delivery_mode {
-        made = made.with_delivery_mode(*delivery_mode);
+        converted = converted.with_delivery_mode(*delivery_mode);
     }
     if let Some(priority) = priority {
-        made = made.with_priority(*priority);
+        converted = converted.with_priority(*priority);
     }
     if let Some(timestamp) = timestamp {
-        made = made.with_timestamp(*timestamp);
+        converted = converted.with_timestamp(*timestamp);
     }
     let texts: [(&Option<String>, Setter); 9] = [
         (content_type, BasicProperties::with_content_type),
@@ -127,10 +128,10 @@ pub(super) fn to_properties(properties: &Properties, headers: &Headers) -> Basic
     ];
     for (text, with) in texts {
         if let Some(text) = text.as_deref().and_then(|text| ShortString::try_new(text).ok()) {
-            made = with(made, text);
+            converted = with(converted, text);
         }
     }
-    made
+    converted
 }
 
 fn to_table(headers: &Headers) -> FieldTable {

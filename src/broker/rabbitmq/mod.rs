@@ -1,4 +1,4 @@
-//! RabbitMQ, through lapin, which is named nowhere else.
+//! RabbitMQ, through lapin. No other module uses lapin.
 
 mod acknowledge;
 mod careful;

@@ -1,4 +1,4 @@
-//! Publishing with the broker's confirmation: dead letters, and what is brought back from them.
+//! Publishes messages with publisher confirms: dead letters, and messages that are replayed.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::message::{Headers, Properties};
 /// How long the broker may take to confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection and a channel with confirmations. It is not used again after an error.
+/// A connection with a channel in confirm mode. It must not be used again after an error.
 pub(super) struct Publisher {
     connection: Connection,
     channel: Channel,
@@ -30,7 +30,7 @@ pub(super) struct Outgoing<'message> {
 }
 
 impl Publisher {
-    /// Connects under a name that the broker's lists of connections show.
+    /// Connects, with a name that the broker shows in its list of connections.
     pub(super) async fn open(brokers: &[BrokerUrl], name: &str) -> Result<Self, Error> {
         let connection = connect(brokers, name).await?;
         let channel = connection.create_channel().await.map_err(Error::Lost)?;
@@ -43,11 +43,11 @@ impl Publisher {
         &self.connection
     }
 
-    /// Publishes messages to a queue and waits until the broker has confirmed each.
+    /// Publishes messages to a queue and waits until the broker has confirmed all of them.
     ///
     /// # Errors
     ///
-    /// When any of them may not be in the queue; all may then be published again.
+    /// When some of them may not be in the queue. The caller may then publish all of them again.
     pub(super) async fn publish<'message>(
         &self,
         queue: &str,

@@ -1,5 +1,5 @@
-//! How full the queues are, as the broker tells it: asked now and then over a connection of its
-//! own, which no lane waits for. Where the broker does not answer, the depth is not known.
+//! Queries the lengths of the queues at intervals, over a separate connection, so that no lane
+//! waits for it. The length is unknown while the broker does not answer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use super::topology::declare_passive;
 use crate::config::{BrokerUrl, Config};
 use crate::diagnosis::Causes;
 
-/// How often the broker is asked.
+/// How often the broker is queried.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// When it is asked first: the lanes declare the queues before.
+/// When the broker is queried first, after the lanes have declared the queues.
 const FIRST: Duration = Duration::from_secs(2);
 
-/// How long it may take to answer.
+/// How long the broker may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a queue holds.
+/// The numbers of messages and consumers of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Depth {
     /// Messages that are ready to be delivered.
@@ -33,8 +33,8 @@ pub struct Depth {
     pub consumers: u32,
 }
 
-/// Reports the depths of the queues of results, events and dead letters, for as long as it is
-/// polled: the queue's name, its role, and its depth where that is known.
+/// Reports the depths of the queues for results, events and dead letters for as long as it is
+/// polled. `report` gets the name of the queue, its role, and its depth if that is known.
 pub async fn watch(
     config: Arc<Config>,
     report: impl Fn(&str, &str, Option<Depth>) + Send + Sync,
@@ -61,7 +61,7 @@ pub async fn watch(
     }
 }
 
-/// Asks for every queue once. A queue that does not exist has no depth.
+/// Queries every queue once. A queue that does not exist is reported without a depth.
 async fn ask(
     brokers: &[BrokerUrl],
     connection: &mut Option<Connection>,
@@ -73,7 +73,7 @@ async fn ask(
         None => connection.insert(connect(brokers, "celeriac queue depths").await?),
     };
     for &(queue, role) in queues {
-        // A refusal closes the channel, so each question has one to itself.
+        // A refusal closes the channel, so each query uses a new one.
         let channel = connection.create_channel().await.map_err(Error::Lost)?;
         match declare_passive(&channel, queue).await {
             Ok(declared) => {

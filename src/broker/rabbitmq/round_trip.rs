@@ -1,4 +1,4 @@
-//! A message through a private queue: published, confirmed and taken again, for `celeriac check`.
+//! Publishes a message to a private queue and gets it back, for `celeriac check`.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,18 @@ use crate::diagnosis::Causes;
 use crate::diagnosis::finding::{Finding, Subject};
 use crate::message::{Headers, Message};
 
-/// How long RabbitMQ may take for it.
+/// How long the round trip may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a message that was confirmed may take to be in its queue.
+/// The wait before the queue is asked again for a confirmed message that is not there yet.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Sends a message through a queue that exists for this connection alone. Gives what came back, and
-/// how long it took from publishing it.
+/// Sends a message through an exclusive queue. Returns the received message and the time since it
+/// was published.
 ///
 /// # Errors
 ///
-/// What kept the message from going its way, and whether `celeriac run` minds.
+/// Says what failed. It is a warning if `celeriac run` does not need it.
 pub async fn send(
     config: &Config,
     broker: &BrokerUrl,
@@ -49,7 +49,8 @@ async fn send_and_get(
     broker: &BrokerUrl,
     message: &Message,
 ) -> Result<(Message, Duration), Error> {
-    // A name like that of the results, for users whose rights go by names.
+    // The name begins with that of the results queue, because the user's permissions may depend on
+    // names.
     let queue = format!("{}.check-{}", config.results_queue, std::process::id());
     let failed = |source| Error::Queue { queue: queue.clone(), source };
     let publisher = Publisher::open(std::slice::from_ref(broker), "celeriac check").await?;
@@ -59,7 +60,7 @@ async fn send_and_get(
         .queue_declare(short(&queue), options, FieldTable::default())
         .await
         .map_err(failed)?;
-    // The broker's own, where ours would be too long.
+    // The broker chooses a name if this one is too long.
     let name = declared.name().clone();
     let began = Instant::now();
     let outgoing = Outgoing {
@@ -77,24 +78,24 @@ async fn send_and_get(
     }
 }
 
-/// What keeps a message from going its way, and whether `celeriac run` minds.
+/// The finding for an error of the round trip.
 fn failure(broker: &BrokerUrl, error: &Error) -> Finding {
     let BrokerUrl { user, vhost, .. } = broker;
     let text = Causes(error).to_string();
     match error {
-        // Only this command makes such a queue.
+        // Only `celeriac check` declares such a queue.
         Error::Queue { queue, source } if is_protocol_error(source, &[403]) => {
             let text =
-                format!("no message could be tried: this user may not make the queue {queue}");
+                format!("no message could be tried: this user may not declare the queue {queue}");
             Finding::warning(Subject::Message, text).fix(format!(
-                "nothing, or let the patterns of {user} in {vhost} for CONFIGURE, WRITE and READ \
-                 match it (`rabbitmqctl set_permissions`)"
+                "`celeriac run` does not need it; to test it, let the CONFIGURE, WRITE and READ \
+                 patterns of {user} in {vhost} match it (`rabbitmqctl set_permissions`)"
             ))
         }
         Error::Publish { source, .. } if is_protocol_error(source, &[403]) => {
             Finding::error(Subject::Message, format!("no dead letter could be written: {text}"))
                 .fix(format!(
-                    "let the pattern of {user} in {vhost} for WRITE match amq.default \
+                    "let the WRITE pattern of {user} in {vhost} match amq.default \
                      (`rabbitmqctl set_permissions`)"
                 ))
         }

@@ -1,7 +1,7 @@
-//! Consuming a queue of RabbitMQ.
+//! Consumes a queue of RabbitMQ.
 //!
-//! lapin's own recovery is not used: a session that fails is dropped, so no acknowledgement can
-//! reach a newer channel.
+//! lapin's connection recovery is not used. A session that fails is dropped, so that no
+//! acknowledgement is sent on a newer channel.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use crate::message::Message;
 /// How long the broker may take to close a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The queue of results, or that of events, on RabbitMQ.
+/// The queue for results or the queue for events, on RabbitMQ.
 pub struct RabbitMq {
     config: Arc<Config>,
     is_events: bool,
@@ -35,19 +35,19 @@ pub struct RabbitMq {
 }
 
 impl RabbitMq {
-    /// The queue of results.
+    /// The queue for results.
     #[must_use]
     pub fn results(config: Arc<Config>) -> Self {
         Self { config, is_events: false, careful: Careful::default() }
     }
 
-    /// The queue of events, which the settings have to name.
+    /// The queue for events. `config.events` must be set.
     #[must_use]
     pub fn events(config: Arc<Config>) -> Self {
         Self { config, is_events: true, careful: Careful::default() }
     }
 
-    /// The settings of the events, where they are consumed.
+    /// The settings for events, if this is the queue for events.
     fn event_settings(&self) -> Option<&Events> {
         self.config.events.as_ref().filter(|_| self.is_events)
     }
@@ -56,8 +56,8 @@ impl RabbitMq {
         self.event_settings().map_or(&self.config.results_queue, |events| &events.queue)
     }
 
-    /// Removes the event at the head of its queue if it cannot be read: a classic queue never gives
-    /// it up.
+    /// Removes the event at the head of the queue if it cannot be read. A classic queue has no
+    /// delivery limit that would remove it.
     async fn discard_event(&self) -> Recovery {
         match unreadable::discard_head(&self.config.brokers, self.queue()).await {
             Ok(true) => Recovery::ReopenWithoutEvent,
@@ -115,8 +115,9 @@ pub struct RabbitMqSession {
 }
 
 impl RabbitMqSession {
-    /// Connects to the first broker that answers, declares the queues and consumes that of the
-    /// events or else that of the results, with at most `prefetch` unacknowledged messages.
+    /// Connects to the first broker that answers, declares the queues and begins to consume, with
+    /// at most `prefetch` unacknowledged messages. Consumes the queue for events if `events` is
+    /// given, and the queue for results otherwise.
     async fn open(config: &Config, events: Option<&Events>, prefetch: u16) -> Result<Self, Error> {
         let connection = connect(&config.brokers, "celeriac").await?;
         let queue = events.map_or(&config.results_queue, |events| &events.queue);
@@ -160,7 +161,7 @@ impl broker::Session for RabbitMqSession {
     async fn close(self) {
         let closing = self.connection.close(200, ShortString::default());
         if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, closing).await, Ok(Ok(()))) {
-            tracing::debug!("the connection to the broker was not closed in good order");
+            tracing::debug!("the connection to the broker was not closed cleanly");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Messages for a capture: copies that disturb nobody, or the messages of a queue themselves.
+//! Receives messages for `celeriac capture`: copies that do not affect other consumers, or the
+//! messages of a queue themselves.
 
 use std::pin::Pin;
 
@@ -19,34 +20,35 @@ use crate::broker::BrokerError;
 use crate::config::Config;
 use crate::message::{DeliveryId, Message, Value};
 
-/// RabbitMQ's exchange with copies of all messages of a virtual host, while `rabbitmqctl trace_on`
-/// is in force (<https://www.rabbitmq.com/docs/firehose>).
+/// RabbitMQ's exchange that receives copies of all messages of a virtual host while tracing is on
+/// (`rabbitmqctl trace_on`, <https://www.rabbitmq.com/docs/firehose>).
 const FIREHOSE: &str = "amq.rabbitmq.trace";
 
-/// The most messages on their way to us, so that memory is bounded where the disk is slow.
+/// The prefetch limit, which bounds the memory if the disk is slow.
 const PREFETCH: u16 = 100;
 
-/// The most messages and bytes that wait in the private queue of a tap. The oldest give way, so that
+/// The most messages and bytes in the private queue. The oldest messages are dropped first, so that
 /// a capture never fills the broker.
 const MAX_WAITING: i64 = 100_000;
 const MAX_WAITING_BYTES: i64 = 256 << 20;
 
-/// Where the messages of a capture come from.
+/// The source of the messages of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Copies of what is published to exchanges, each with the routing key to bind with.
+    /// Copies of the messages published to exchanges, each given with the routing key of the
+    /// binding.
     Bindings(Vec<(String, String)>),
-    /// The messages of a queue themselves, which it no longer has when they are acknowledged.
+    /// The messages of a queue themselves. An acknowledged message is removed from the queue.
     Queue(String),
 }
 
-/// The binding that brings copies of what the broker delivers from a queue.
+/// The binding for copies of the messages that the broker delivers from a queue.
 #[must_use]
 pub fn firehose(queue: &str) -> (String, String) {
     (FIREHOSE.to_owned(), format!("deliver.{queue}"))
 }
 
-/// A consumer over a connection of its own.
+/// A consumer with its own connection.
 pub struct Tap {
     connection: Connection,
     ending: Mutex<Ending>,
@@ -60,7 +62,7 @@ impl Tap {
     ///
     /// # Errors
     ///
-    /// When the broker cannot be reached, or has no such exchange or queue.
+    /// When the broker cannot be reached, or an exchange or the queue does not exist.
     pub async fn open(config: &Config, origin: &Origin) -> Result<Self, BrokerError> {
         let connection = connect(&config.brokers, "celeriac capture").await?;
         let ending = Mutex::new(Ending::of(&connection));
@@ -103,28 +105,29 @@ impl Tap {
     ///
     /// # Errors
     ///
-    /// When the connection is lost; the messages of a queue are then in it again.
+    /// When the connection is lost. The messages of a queue are then returned to it.
     pub async fn acknowledge(&self, last: DeliveryId) -> Result<(), BrokerError> {
         let options = BasicAckOptions { multiple: true };
         match self.channel.basic_ack(last.0, options).await {
             Ok(()) => Ok(()),
-            // Whatever ended the connection is the reason, and this only its consequence.
+            // This error is only a consequence of whatever closed the connection, which is returned
+            // instead.
             Err(error) => Err(self.ending.lock().await.reason_for(error).await.into()),
         }
     }
 
-    /// Ends the tap. What was not acknowledged is in its queue again.
+    /// Closes the connection. Messages that were not acknowledged return to their queue.
     ///
     /// # Errors
     ///
-    /// When the broker did not take the last acknowledgements.
+    /// When the broker may not have received the last acknowledgements.
     pub async fn close(self) -> Result<(), BrokerError> {
         self.channel.close(200, ShortString::default()).await.map_err(lost)?;
         self.connection.close(200, ShortString::default()).await.map_err(lost)
     }
 }
 
-/// Declares a queue for this connection alone, with copies of what these bindings bring.
+/// Declares an exclusive queue with these bindings.
 async fn private_queue(
     channel: &Channel,
     bindings: &[(String, String)],
@@ -158,8 +161,8 @@ async fn private_queue(
     Ok(queue)
 }
 
-/// The message that the firehose speaks of: its exchange, routing key and properties are in headers
-/// of the copy.
+/// The original message of a copy from the firehose. Its exchange, routing key and properties are
+/// in the headers of the copy.
 fn unwrap_firehose(copy: Message) -> Message {
     let mut message = copy;
     let mut headers = std::mem::take(&mut message.headers);
@@ -209,7 +212,7 @@ mod tests {
     use crate::message::{DeliveryId, Headers, Properties};
 
     #[test]
-    fn a_copy_of_the_firehose_is_the_message_that_it_speaks_of() {
+    fn a_copy_from_the_firehose_becomes_the_original_message() {
         let text = |text: &str| Value::Text(text.to_owned());
         let table = |members: Vec<(&str, Value)>| -> Headers {
             members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

@@ -1,5 +1,5 @@
-//! The queues, exchanges and bindings that Celeriac declares, and how it takes those that exist with
-//! other properties.
+//! The queues, exchanges and bindings that Celeriac declares. Those that exist with other
+//! properties are used as they are.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -12,14 +12,14 @@ use super::error::{Error, is_protocol_error};
 use crate::config::Events;
 use crate::diagnosis::Causes;
 
-/// How often the broker delivers a message again before it moves it to the dead-letter queue.
-/// Only a message that no client can read comes to this: a database's outage costs one delivery,
-/// as does a restart. Quorum queues of RabbitMQ 4 have 20 by themselves, which a daemon that is
-/// killed again and again could reach with good messages.
+/// How often the broker delivers a message again before it moves it to the dead-letter queue. Only
+/// messages that cannot be read are meant to reach this limit: an outage of the database costs one
+/// delivery, and so does a restart. The default of quorum queues in RabbitMQ 4 is 20, which valid
+/// messages could reach if a daemon is killed repeatedly.
 const DELIVERY_LIMIT: i32 = 100;
 
-/// What the results queue is declared with. A message that the broker gives up goes to the
-/// dead-letter queue, and stays where it is until it is safely there.
+/// The arguments of the results queue. A message that reaches the delivery limit goes to the
+/// dead-letter queue, and stays in the results queue until the dead-letter queue has confirmed it.
 pub(super) fn results_arguments(dead_queue: &str) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in [
@@ -35,7 +35,8 @@ pub(super) fn results_arguments(dead_queue: &str) -> FieldTable {
     table
 }
 
-/// What the queue of events is declared with: it must never fill the broker.
+/// The arguments of the queue for events. Its length and the age of its messages are limited, so
+/// that it never fills the broker.
 pub(super) fn events_arguments(events: &Events) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in [("x-queue-type", "classic"), ("x-overflow", "drop-head")] {
@@ -47,22 +48,22 @@ pub(super) fn events_arguments(events: &Events) -> FieldTable {
     table
 }
 
-/// What the dead-letter queue is declared with.
+/// The arguments of the dead-letter queue.
 pub(super) fn dead_arguments() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    // RabbitMQ 4 would delete a letter that was looked at 20 times, and has no word for "never"
-    // that 3.10 knows as well.
+    // By default RabbitMQ 4 would delete a letter that was read 20 times, and it has no value for
+    // "unlimited" that 3.10 accepts too.
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
     arguments
 }
 
-/// Makes the dead-letter queue where it is not there.
+/// Declares the dead-letter queue.
 pub(super) async fn declare_dead_queue(connection: &Connection, queue: &str) -> Result<(), Error> {
     declare(connection, queue, &dead_arguments()).await
 }
 
-/// Makes a durable queue, or takes it as it is where it exists with other properties.
+/// Declares a durable queue. Logs a warning if it exists with other arguments.
 pub(super) async fn declare(
     connection: &Connection,
     queue: &str,
@@ -76,10 +77,10 @@ pub(super) async fn declare(
     Ok(())
 }
 
-/// Makes a durable queue, or says how the one that exists differs.
+/// Declares a durable queue, and returns how an existing queue differs.
 ///
-/// The broker names one difference at a time, so each is taken out of the question and asked
-/// again, to tell all of them.
+/// The broker names only one difference at a time. So this removes each argument that differs and
+/// declares the queue again, until it knows all differences.
 pub(super) async fn declare_and_compare(
     connection: &Connection,
     queue: &str,
@@ -89,7 +90,7 @@ pub(super) async fn declare_and_compare(
     let mut differences = Vec::new();
     let mut arguments = arguments.inner().clone();
     loop {
-        // A refusal closes the channel, so each question has one to itself.
+        // A refusal closes the channel, so each declaration uses a new one.
         let channel = connection.create_channel().await.map_err(failed)?;
         let options = QueueDeclareOptions::durable();
         let Err(error) =
@@ -111,8 +112,8 @@ pub(super) async fn declare_and_compare(
     Ok(differences)
 }
 
-/// Makes the exchange that workers publish to, and binds it to the queue. What we may not do is
-/// left to the workers, which make it as well.
+/// Declares the exchange that workers publish to, and binds it to the queue. If this user lacks the
+/// permission, the workers do it, because they declare both too.
 pub(super) async fn bind(
     connection: &Connection,
     exchange: &str,
@@ -148,12 +149,13 @@ pub(super) async fn bind(
         Ok(()) => {
             let _ = channel.close(200, ShortString::default()).await;
         }
-        // The broker's 403 (no right to bind), 404 (no exchange, and no right to make it) and 406 (one
-        // of a kind that wants another key, as `x-consistent-hash` wants a weight).
+        // 403: no permission to bind. 404: the exchange does not exist and this user may not create
+        // it. 406: the exchange is of a type that needs another routing key, such as the weight for
+        // `x-consistent-hash`.
         Err(error) if is_protocol_error(&error, &[403, 404, 406]) => warn_once(
             exchange,
-            "the exchange cannot be bound to the queue: what workers publish to it comes only where \
-             somebody else has bound it",
+            "the exchange cannot be bound to the queue: what workers publish to it arrives only if \
+             the binding already exists",
             &Causes(&error).to_string(),
         ),
         Err(error) => return Err(failed(error)),
@@ -161,19 +163,21 @@ pub(super) async fn bind(
     Ok(())
 }
 
-/// A name as AMQP has it. One that is too long, which no setting lets pass, becomes empty.
+/// A name as an AMQP short string. A name that is too long becomes empty, but the settings do not
+/// accept such names.
 pub(super) fn short(name: &str) -> ShortString {
     ShortString::try_new(name).unwrap_or_default()
 }
 
-/// Asks for a queue without making it: how many messages wait, and how many consumers there are.
+/// Declares a queue passively: the answer has the numbers of its messages and consumers, and the
+/// queue is not created.
 pub(super) async fn declare_passive(channel: &Channel, queue: &str) -> Result<Queue, lapin::Error> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(short(queue), options, FieldTable::default()).await
 }
 
-/// Warns of something that is not as Celeriac would make it, once in the life of the process as
-/// long as it stays the same.
+/// Logs how a queue or an exchange differs from what Celeriac declares. Each difference is logged
+/// only once per process.
 fn warn_once(name: &str, problem: &str, differences: &str) {
     static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,10 +186,10 @@ fn warn_once(name: &str, problem: &str, differences: &str) {
     }
 }
 
-/// What the broker says where it refused a declaration because the queue is there and differs
-/// (406, `PRECONDITION_FAILED`; the words are those of RabbitMQ 3.10), without what is always the
-/// same. Nothing where we may not declare queues at all (403, `ACCESS_REFUSED`) and can only use
-/// them.
+/// The broker's text if it refused a declaration because the queue exists and differs (406,
+/// `PRECONDITION_FAILED`, as RabbitMQ 3.10 words it), without the constant prefix. An empty text if
+/// this user may not declare queues and can only use them (403, `ACCESS_REFUSED`). `None` for any
+/// other error.
 pub(super) fn difference(error: &lapin::Error) -> Option<String> {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(error) if error.get_id() == 403 => Some(String::new()),

@@ -1,6 +1,6 @@
-//! Messages that lapin cannot read: those whose short texts are not UTF-8, or whose headers are larger
-//! than a frame. The connection is lost with each delivery of one, so nobody can acknowledge it, and it
-//! stands at the head of its queue for ever, unless the queue has a delivery limit.
+//! Messages that lapin cannot read: those with a short string that is not UTF-8, or with headers
+//! larger than a frame. Each delivery of such a message closes the connection, so it cannot be
+//! acknowledged. It stays at the head of its queue for ever, unless the queue has a delivery limit.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -18,26 +18,26 @@ use super::topology::short;
 use crate::config::BrokerUrl;
 use crate::message::Message;
 
-/// What these connections are called.
+/// The name of these connections.
 const CONNECTION: &str = "celeriac unreadable messages";
 
-/// How long the broker may take to give a message.
+/// How long the broker may take to return a message.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long after an error its reason may come.
+/// How long to wait for the reason after an error.
 const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What ends a connection. lapin leaves a `basic.get` without an answer when the answer cannot be
-/// read, and tells only here.
+/// The reason why a connection ends. If lapin cannot read the answer to a `basic.get`, it never
+/// completes the call and reports the error only through this event stream.
 pub(super) struct Ending(Pin<Box<dyn Stream<Item = Event> + Send>>);
 
 impl Ending {
-    /// To be made before anything is asked of the connection.
+    /// Must be created before the first request on the connection.
     pub(super) fn of(connection: &Connection) -> Self {
         Self(Box::pin(connection.events_listener()))
     }
 
-    /// Waits for an answer of the connection, or for its end.
+    /// Waits for an answer, or for the end of the connection.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl Ending {
         }
     }
 
-    /// What ended the connection, where that shows at once, and else this error.
+    /// The reason why the connection ended, if it is known soon, or otherwise the given error.
     pub(super) async fn reason_for(&mut self, error: lapin::Error) -> Error {
         let reason = tokio::time::timeout(REASON_TIMEOUT, self.wait()).await;
         reason.unwrap_or(Error::Lost(error))
@@ -63,7 +63,8 @@ impl Ending {
 
     async fn wait(&mut self) -> Error {
         while let Some(event) = self.0.next().await {
-            // A soft error ends a channel, and is the answer to whoever asked on it.
+            // A soft error closes only a channel, and is returned to the caller that used the
+            // channel.
             if let Event::Error(error) = event
                 && !error.is_amqp_soft_error()
             {
@@ -74,22 +75,22 @@ impl Ending {
     }
 }
 
-/// What stood at the head of a queue, and no longer does.
+/// The message that was removed from the head of a queue.
 enum Head {
     Unreadable,
     Readable(Box<Message>),
     Nothing,
 }
 
-/// Takes the message at the head of a queue away if it cannot be read, for good. Says whether it was
-/// so. One that can be read is put back at the queue's end.
+/// Deletes the message at the head of a queue if it cannot be read, and returns whether it did. A
+/// message that can be read is published to the end of the queue again.
 ///
 /// # Errors
 ///
-/// When the broker cannot be reached or does not let us, or a message that was taken may not have been
-/// put back.
+/// When the broker cannot be reached or denies access, or when a message that was taken may not
+/// have been published again.
 pub(super) async fn discard_head(brokers: &[BrokerUrl], queue: &str) -> Result<bool, Error> {
-    // Before anything is taken that may have to be put back.
+    // Opened before a message is taken, which may have to be published again.
     let publisher = Publisher::open(brokers, CONNECTION).await?;
     match take(brokers, queue).await? {
         Head::Unreadable => Ok(true),
@@ -108,7 +109,8 @@ async fn take(brokers: &[BrokerUrl], queue: &str) -> Result<Head, Error> {
     let mut ending = Ending::of(&connection);
     let failed = |source| Error::Queue { queue: queue.to_owned(), source };
     let channel = connection.create_channel().await.map_err(failed)?;
-    // Acknowledged by being delivered: whoever cannot read it has no number to do so by.
+    // With `no_ack` the broker acknowledges the message itself: a message that cannot be read has
+    // no delivery tag to acknowledge it by.
     let options = BasicGetOptions { no_ack: true };
     let got = match ending.unless(channel.basic_get(short(queue), options)).await {
         Ok(got) => got.map_err(failed)?,

@@ -1,4 +1,4 @@
-"""`python manage.py celeriac run`: the daemon with the broker and the database of the project."""
+"""`python manage.py celeriac run`: runs the daemon with the project's broker and database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from celeriac.program import SettingsError, environment, execute
 
 
 class Command(BaseCommand):
-    """Hands everything on to the program; the options that are Django's are taken out."""
+    """Passes all arguments to the program, except Django's own options."""
 
     help = (
         "Runs the program `celeriac` with the broker and the database of this project; see "
@@ -36,7 +36,7 @@ class Command(BaseCommand):
     def handle(self, *_: Any, arguments: list[str], **__: Any) -> None:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--django-database", metavar="ALIAS")
-        # These two have been obeyed by `manage.py` already (ManagementUtility.execute).
+        # `manage.py` has already applied these two (ManagementUtility.execute).
         parser.add_argument("--settings")
         parser.add_argument("--pythonpath")
         ours, rest = parser.parse_known_args(arguments)
