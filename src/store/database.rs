@@ -1,4 +1,4 @@
-//! Whichever database the settings name.
+//! The store for the database that the settings name.
 
 use crate::config::{Config, DatabaseKind};
 use crate::diagnosis::finding::Finding;
@@ -8,7 +8,7 @@ use crate::store::{
     cleanup, inspect, migrate,
 };
 
-/// One of the databases.
+/// A store for any of the supported databases.
 pub enum Database {
     /// PostgreSQL.
     Postgres(Postgres),
@@ -19,7 +19,7 @@ pub enum Database {
 }
 
 impl Database {
-    /// A store that has not connected yet.
+    /// Makes a store that is not connected yet.
     ///
     /// # Errors
     ///
@@ -36,14 +36,15 @@ impl Database {
 }
 
 impl Database {
-    /// Makes or completes the tables of django-celery-results as Django's migrations do, records
-    /// them as Django does, and reports each. `length` is that of ids in tables that are made;
-    /// without it, that of the table of tasks, or 255.
+    /// Creates or completes the tables of django-celery-results in the same way as Django's
+    /// migrations, records the migrations as Django does, and reports each of them. `length` is the
+    /// length of the ids in new tables; the default is the length in the existing task table, or
+    /// 255.
     ///
     /// # Errors
     ///
-    /// Where the tables or the records are not such as django-celery-results leaves behind, which
-    /// then stay as they are; or the database refuses a statement.
+    /// When the tables or the recorded migrations are not in a state that django-celery-results can
+    /// have left; nothing is changed then. Also when the database refuses a statement.
     pub async fn migrate(
         &self,
         length: Option<u32>,
@@ -56,7 +57,7 @@ impl Database {
         }
     }
 
-    /// What deletes expired rows, over a connection that it opens when it begins.
+    /// A cleaner that deletes expired rows. It opens its own connection when it begins.
     #[must_use]
     pub fn into_cleaner(self, job: Job) -> Box<dyn Cleaner> {
         match self {
@@ -70,7 +71,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// Where that would refuse, or the database cannot be read.
+    /// When [`Database::migrate`] would refuse, or when the database cannot be read.
     pub async fn migration_sql(&self, length: Option<u32>) -> Result<String, StoreError> {
         match self {
             Self::Postgres(store) => migrate::dry_run(store.database(), length).await,
@@ -81,8 +82,8 @@ impl Database {
 }
 
 impl Database {
-    /// Reports the server, the tables and their migrations, and changes nothing. Says whether rows
-    /// can be written as far as that shows.
+    /// Reports on the server, the tables and their migrations, without changing anything. Returns
+    /// whether rows can be written, as far as this can be told without writing.
     pub async fn inspect(&self, report: &mut dyn FnMut(Finding)) -> bool {
         match self {
             Self::Postgres(store) => inspect::inspect(store.database(), report).await,
@@ -91,8 +92,8 @@ impl Database {
         }
     }
 
-    /// Writes rows in a transaction that is undone, deletes them in another one where that is asked
-    /// for, and reports how that went.
+    /// Writes rows in a transaction that is rolled back and reports the result. If `delete` is set,
+    /// does the same once more and also deletes the rows.
     pub async fn rehearse(&self, rows: &[&Row], delete: bool, report: &mut dyn FnMut(Finding)) {
         match self {
             Self::Postgres(store) => {
@@ -104,7 +105,7 @@ impl Database {
     }
 }
 
-// The boxes keep the future of a lane, which holds that of its store, small.
+// The futures are boxed to keep the future of a lane small, which contains them.
 impl Store for Database {
     async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
         match self {
