@@ -31,8 +31,8 @@ from harness.processes import wait_until
 from harness.project import Project
 from harness.services import RabbitMQ
 
-#: Celery publishes the failure of a chain's later elements to the queue of whoever made the
-#: chain, not to ours; the README names it.
+#: Celery publishes the failure of a chain's later elements to the queue of whoever made the chain,
+#: not to ours; docs/stock-rpc.md describes it.
 LOST_ON_STOCK = {"chain.fails"}
 
 #: The encoder fails inside the result backend, whose frames are in the traceback.
