@@ -1,5 +1,5 @@
-//! Bodies that PyYAML wrote, read and written anew, against what PyYAML writes for one value alone.
-//! `integration/yaml_pairs.py` made them.
+//! Decodes bodies that PyYAML wrote, and compares the columns with what PyYAML writes for each
+//! value alone. `integration/captures/yaml_pairs.py` made the data.
 
 use std::collections::BTreeMap;
 
