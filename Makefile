@@ -11,7 +11,7 @@ SELECT ?= not full
 PROCESSES ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo test test-full build-tests test-rust test-integration lint docs lint-workflows bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
+.PHONY: help build release wheel demo prepare-demo test test-full build-tests test-rust test-integration lint docs lint-workflows bench bench-decode bench-workers bench-lanes bench-statements bench-cleanup plot-load fuzz captures settings environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -26,8 +26,11 @@ wheel: ## Builds the Python package with the program in it, into `dist/`
 	$(IN_INTEGRATION) $(PYTHON) -m harness.environments wheel
 	integration/.venv/wheel/bin/maturin build --release --locked --out dist
 
-demo: build ## Shows it at work: a Django project, a Celery worker, SQLite
-	CELERIAC_BIN=target/debug/celeriac $(IN_INTEGRATION) $(PYTHON) -m demo.demo
+demo: prepare-demo release ## Compares it with django-db and kills it, in two minutes; `KEEP=1`
+	@CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m demo.demo
+
+prepare-demo:
+	@$(IN_INTEGRATION) $(PYTHON) -m demo.prepare
 
 test: build build-tests environments ## Runs the tests, with servers that run already or private ones
 	$(SERVICES) $(MAKE) --no-print-directory test-rust test-integration

@@ -60,17 +60,16 @@ enum Command {
         arguments: check::Arguments,
     },
 
-    /// Makes or completes the tables, as `manage.py migrate` does.
+    /// Makes the tables of django-celery-results in a database that has none.
     ///
-    /// The three tables of django-celery-results come out as Django's migrations make them, and are
-    /// recorded in `django_migrations`, so that `manage.py migrate` finds nothing to do, before or
-    /// after. Tables of any version from 2.0 on are completed; rows stay. Tables that are there
-    /// without a record are recorded where they are as a migration leaves them. Anything else is
-    /// left as it is, and it says what differs.
+    /// The three tables come out as the last migration of django-celery-results 2.6 leaves them, and
+    /// Django's migrations are recorded in `django_migrations`, so that `manage.py migrate` finds
+    /// nothing to do for them. Tables that are there are never changed: where they are older,
+    /// incomplete or different it says what it found, and to run `python manage.py migrate`.
     ///
-    /// Content types and permissions are not made: the next `manage.py migrate` makes them, whatever
-    /// else it does. It exits with 0 when the tables are good, with 1 when they are not, and with 2
-    /// when a setting is wrong.
+    /// Content types and permissions are not made: the next `manage.py migrate` makes them. It exits
+    /// with 0 when the tables are good, with 1 when they are not, and with 2 when a setting is
+    /// wrong.
     Migrate {
         #[command(flatten)]
         settings: SettingsArgs,

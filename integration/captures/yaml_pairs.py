@@ -1,21 +1,33 @@
-"""Makes `tests/data/yaml-pairs.json`: bodies in YAML, and what django-celery-results would have
-stored of them.
+"""Checks with PyYAML that the columns Celeriac writes for YAML results hold the right values.
 
-Both are what PyYAML writes, the body for a whole result and each column for one value alone. The
-values are random, from a seed, and of the kinds that a serializer gets wrong.
+`tests/data/yaml-pairs.json` holds bodies, as PyYAML writes them for whole results, and the columns
+that `tests/yaml.rs` expects for each. The bodies are random, from a seed, with values of the kinds
+that a serializer gets wrong, and those of the results in the captures of real workers.
 
-    PYTHONHASHSEED=0 python integration/captures/yaml_pairs.py > tests/data/yaml-pairs.json
+After a change to the columns, write and check the file anew:
+
+    export PYTHONPATH=integration PYTHONHASHSEED=0 CELERIAC_YAML_PAIRS=$PWD/tests/data/yaml-pairs.json
+    python -m captures.yaml_pairs make > $CELERIAC_YAML_PAIRS
+    cargo test --test yaml -- --ignored columns_are_written
+    python -m captures.yaml_pairs check $CELERIAC_YAML_PAIRS
+
+To check more values than those in the file, give `make` a number of bodies and another seed.
 """
 
+import base64
 import datetime
+import gzip
 import json
 import random
 import sys
+from pathlib import Path
 
 import yaml
 
 SEED = 20261123
 PAIRS = 250
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "Cargo.toml").exists())
+DATA = ROOT / "tests" / "data"
 
 WORDS = [
     *"a b the word lorem naïve 日本語 😀 # - ? : [ ] { } , & * ! | > ' \" % @ ` \\ ~ = << 0".split(),
@@ -100,24 +112,106 @@ def value(r, depth, shared):
     return made
 
 
-def pair(r):
+def body(r):
     shared = []
     depth = r.choice([0, 1, 2, 4])
     values = {name: value(r, depth, shared) for name in ("result", "args", "kwargs")}
     children = value(r, 2, shared) if r.random() < 0.3 else []
     meta = {"task_id": "t", "status": "SUCCESS", "children": children, **values}
-    columns = {name: yaml.safe_dump(value) for name, value in values.items()}
-    # Celery has no arguments to tell of.
-    columns.update((name, None) for name in ("args", "kwargs") if values[name] is None)
-    columns["meta"] = yaml.safe_dump({"children": children})
-    return {"body": yaml.safe_dump(meta), **columns}
+    return yaml.safe_dump(meta, default_flow_style=r.choice([False, False, None, True]))
 
 
-def main():
+def captured():
+    """The bodies of results in the captures of real workers, of every version of Celery."""
+    for path in sorted(DATA.glob("golden/celery-*-yaml.messages.jsonl.gz")):
+        with gzip.open(path, "rt") as lines:
+            messages = [json.loads(line) for line in lines]
+        for message in messages:
+            if message["exchange"] != "celeryev":
+                yield base64.b64decode(message["body_b64"]).decode()
+
+
+def make(pairs=PAIRS, seed=SEED):
+    bodies = [body(random.Random(f"{seed} {number}")) for number in range(int(pairs))]
+    bodies = [body for body in bodies if is_read(body)]
+    bodies += captured() if seed == SEED else []
     # One pair a line.
-    pairs = (json.dumps(pair(random.Random(f"{SEED} {number}"))) for number in range(PAIRS))
+    pairs = (json.dumps({"body": body}) for body in bodies)
     sys.stdout.write("[\n" + ",\n".join(pairs) + "\n]\n")
 
 
+def is_read(body):
+    """Whether PyYAML can read a body that it wrote. It cannot where escapes make a key longer than
+    1,024 characters."""
+    try:
+        return yaml.compose(body) is not None
+    except yaml.YAMLError:
+        return False
+
+
+def tree(text, *names):
+    """The value of a document, or of a member in it, as a tree that can be compared.
+
+    Each node is its tag and its value. A node that contains itself is replaced there by the number
+    of levels up to it. Collections are not constructed, because `safe_load` refuses those with
+    keys such as lists, which `safe_dump` writes.
+    """
+    loader = yaml.SafeLoader(text)
+    node = loader.get_single_node()
+    for name in names:
+        members = {key.value: member for key, member in node.value}
+        if name not in members:
+            return None
+        node = members[name]
+
+    def visit(node, above):
+        if node in above:
+            return "level", len(above) - above.index(node)
+        if isinstance(node, yaml.ScalarNode):
+            # `repr` is equal for NaN, and differs for 1 and True.
+            return node.tag, repr(loader.construct_object(node))
+        above = [*above, node]
+        if isinstance(node, yaml.MappingNode):
+            loader.flatten_mapping(node)
+            items = [(visit(key, above), visit(member, above)) for key, member in node.value]
+        else:
+            items = [visit(item, above) for item in node.value]
+        return node.tag, items
+
+    return visit(node, [])
+
+
+def is_same(column, value):
+    """Whether a column has the value of a member."""
+    if column is None:
+        return value in (None, NULL)
+    return tree(column) == value
+
+
+NULL = tree("null")
+
+
+def differences(pairs):
+    """Describes each column that does not have the value in the body."""
+    for pair in pairs:
+        body = pair["body"]
+        if "error" in pair:
+            yield f"{pair['error']}: {body!r}"
+            continue
+        for name in ("result", "args", "kwargs"):
+            if not is_same(pair[name], tree(body, name)):
+                yield f"{name} {pair[name]!r} of {body!r}"
+        children = tree(body, "children") or tree("[]")
+        if tree(pair["meta"], "children") != children:
+            yield f"meta {pair['meta']!r} of {body!r}"
+
+
+def check(path):
+    pairs = json.loads(Path(path).read_text())
+    found = list(differences(pairs))
+    print(*found, f"{len(pairs)} bodies, {len(found)} differences", sep="\n")
+    sys.exit(1 if found else 0)
+
+
 if __name__ == "__main__":
-    main()
+    {"make": make, "check": check}[sys.argv[1]](*sys.argv[2:])

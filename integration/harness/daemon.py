@@ -47,7 +47,7 @@ class Daemon(Process):
         self.start()
         self.wait_for_consuming()
 
-    def wait_for_consuming(self, times: int = 1, timeout_seconds: float = 30) -> None:
+    def wait_for_consuming(self, times: int = 1, timeout_seconds: float = 120) -> None:
         """Waits until the daemon has begun to consume `times` times since its start."""
         self.wait_while_alive(
             lambda: self.output().count(f'"message":"{CONSUMING}"') >= times,

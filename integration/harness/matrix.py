@@ -19,9 +19,11 @@ def full_except(usual: str, engines: Iterable[str] = ENGINES) -> list[object]:
     return [engine if engine == usual else full(engine) for engine in engines]
 
 
-def on_one_worker(*values: object, is_full: bool = False) -> list[object]:
-    """Parameters of which each belongs to an expensive fixture, made once and not per worker."""
+def one_by_one(group: str, *values: object, is_full: bool = False) -> list[object]:
+    """Parameters of an expensive fixture, which is made once for each, and not in each process.
+
+    Those of one group come one after the other, so that the number of groups says how much goes
+    on at the same time: Celery workers are many processes.
+    """
     marks = [pytest.mark.full] if is_full else []
-    return [
-        pytest.param(value, marks=[pytest.mark.xdist_group(str(value)), *marks]) for value in values
-    ]
+    return [pytest.param(value, marks=[pytest.mark.xdist_group(group), *marks]) for value in values]

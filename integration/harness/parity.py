@@ -24,9 +24,9 @@ Ends = dict[str, str | None]
 FINAL = ("REVOKED", "FAILURE", "SUCCESS")
 
 #: How long a run may take, and how long nothing may happen for it to be over.
-RUN_SECONDS = 240
+RUN_SECONDS = 600
 QUIET_SECONDS = 1.5
-STUCK_SECONDS = 60
+STUCK_SECONDS = 120
 
 
 #: Of a worker: some of them sleep.

@@ -9,7 +9,7 @@ from harness.broker import DEAD, RESULTS, Broker
 from harness.daemon import Daemon
 from harness.database import Database
 
-STANDARD_SECONDS = 30
+STANDARD_SECONDS = 90
 
 
 @dataclass

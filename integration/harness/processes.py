@@ -137,7 +137,7 @@ class Process:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
 
-    def wait_for(self, text: str, timeout_seconds: float = 30) -> None:
+    def wait_for(self, text: str, timeout_seconds: float = 120) -> None:
         """Waits until `text` is logged; says what was logged instead when it never is."""
         self.wait_while_alive(lambda: text in self.output(), f"`{text}`", timeout_seconds)
 

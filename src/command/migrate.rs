@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use celeriac::config::Config;
-use celeriac::store::{Database, Migrated, Store, Tables};
+use celeriac::store::{Database, Standing, Store};
 
 use super::print;
 
@@ -18,9 +18,7 @@ pub(crate) struct Arguments {
 
     /// The length of ids: Django's setting `DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH`.
     ///
-    /// Counts for tables that are made; those that are there keep theirs.
-    ///
-    /// Default: that of the table of tasks, and 255 where there is none
+    /// Default: 255, as in Django
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_TASK_ID_LENGTH")]
     task_id_length: Option<Length>,
 }
@@ -41,40 +39,35 @@ impl FromStr for Length {
     }
 }
 
-/// Migrates, or says how. A signal ends it at once: what has begun is undone by the database, or
-/// done by the next one.
+/// Makes the tables, or says what it would run. A signal ends it at once: what has begun is undone
+/// by the database or by the next run.
 #[tokio::main]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
     let mut database = Database::new(config).context("database")?;
     let length = arguments.task_id_length.and_then(|Length(length)| length);
     if arguments.dry_run {
-        let sql = database.migration_sql(length).await?;
-        print(sql.as_bytes());
+        print(database.migration_sql(length).await?.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
-    let mut is_done = true;
-    let mut report = |name: &str, migrated| {
-        is_done = false;
-        let migrated = match migrated {
-            Migrated::Applied => "OK",
-            Migrated::Faked => "FAKED",
-        };
-        say(&format!("Applying django_celery_results.{name}... {migrated}"));
+    let told = match database.migrate(length).await? {
+        Standing::Empty => {
+            "The tables of django-celery-results 2.6 were made and their migrations recorded."
+                .to_owned()
+        }
+        Standing::Unrecorded => {
+            "The tables were there, and their migrations were recorded.".to_owned()
+        }
+        Standing::Newest => "The tables are there already: nothing was changed.".to_owned(),
+        Standing::Later(names) => {
+            // Later versions may ask for what is not known here.
+            database.prepare().await?;
+            format!(
+                "The tables are of a later django-celery-results ({}): nothing was changed.",
+                names.join(", ")
+            )
+        }
     };
-    let tables = database.migrate(length, &mut report).await?;
-    if is_done {
-        say("No migrations to apply.");
-    }
-    if let Tables::Later(names) = tables {
-        let names = names.join(", ");
-        say(&format!("{names}: of a later django-celery-results, and left to Django."));
-        // Later versions may ask for what is not known here.
-        database.prepare().await?;
-    }
+    // Nobody has to be there to read it.
+    let _ = writeln!(std::io::stdout(), "{told}");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints a line as Django indents it. Nobody has to be there to read it.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "  {line}");
 }

@@ -99,8 +99,7 @@ impl Catalog {
                 ErrorClass::Setup,
                 format!(
                     "the table {TASKS} has no column {name}: install django-celery-results 2.0 \
-                     or later and run `python manage.py migrate django_celery_results`, or run \
-                     `celeriac migrate`"
+                     or later and run `python manage.py migrate django_celery_results`"
                 ),
             ));
         }
@@ -244,7 +243,7 @@ fn groups_problem(columns: &[Column]) -> Option<String> {
     if columns.is_empty() {
         return Some(format!(
             "the table {GROUPS} does not exist: run `python manage.py migrate \
-             django_celery_results` or `celeriac migrate`"
+             django_celery_results`"
         ));
     }
     if let Some(missing) =

@@ -4,8 +4,8 @@ use crate::config::{Config, DatabaseKind};
 use crate::diagnosis::finding::Finding;
 use crate::row::Row;
 use crate::store::{
-    Catalog, Cleaner, Job, Migrated, Mysql, Postgres, Sqlite, Store, StoreError, Tables, Written,
-    cleanup, inspect, migrate,
+    Catalog, Cleaner, Job, Mysql, Postgres, Sqlite, Standing, Store, StoreError, Written, cleanup,
+    inspect, migrate,
 };
 
 /// A store for any of the supported databases.
@@ -36,24 +36,20 @@ impl Database {
 }
 
 impl Database {
-    /// Creates or completes the tables of django-celery-results in the same way as Django's
-    /// migrations, records the migrations as Django does, and reports each of them. `length` is the
-    /// length of the ids in new tables; the default is the length in the existing task table, or
-    /// 255.
+    /// Creates the tables of django-celery-results if there are none, and records Django's migrations
+    /// for them. `length` is the length of the ids; the default is that of Django. Returns the state
+    /// of the database before.
     ///
     /// # Errors
     ///
-    /// When the tables or the recorded migrations are not in a state that django-celery-results can
-    /// have left; nothing is changed then. Also when the database refuses a statement.
-    pub async fn migrate(
-        &self,
-        length: Option<u32>,
-        report: &mut dyn FnMut(&str, Migrated),
-    ) -> Result<Tables, StoreError> {
+    /// When there are tables that are older, incomplete or different, which are not changed then, or
+    /// when the database refuses a statement.
+    pub async fn migrate(&self, length: Option<u32>) -> Result<Standing, StoreError> {
+        let length = length.unwrap_or(migrate::DEFAULT_LENGTH);
         match self {
-            Self::Postgres(store) => migrate::run(store.database(), length, report).await,
-            Self::Mysql(store) => migrate::run(store.database(), length, report).await,
-            Self::Sqlite(store) => migrate::run(store.database(), length, report).await,
+            Self::Postgres(store) => migrate::run(store.database(), length).await,
+            Self::Mysql(store) => migrate::run(store.database(), length).await,
+            Self::Sqlite(store) => migrate::run(store.database(), length).await,
         }
     }
 
@@ -73,6 +69,7 @@ impl Database {
     ///
     /// When [`Database::migrate`] would refuse, or when the database cannot be read.
     pub async fn migration_sql(&self, length: Option<u32>) -> Result<String, StoreError> {
+        let length = length.unwrap_or(migrate::DEFAULT_LENGTH);
         match self {
             Self::Postgres(store) => migrate::dry_run(store.database(), length).await,
             Self::Mysql(store) => migrate::dry_run(store.database(), length).await,

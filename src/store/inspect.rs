@@ -20,8 +20,8 @@ const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(1);
 /// A row whose time is further in the future than this was written in another time zone.
 const ZONE_TOLERANCE: TimeDelta = TimeDelta::minutes(10);
 
-/// The commands that create or complete the tables.
-const MIGRATE: &str = "`python manage.py migrate django_celery_results`, or `celeriac migrate`";
+/// The command that completes the tables.
+const MIGRATE: &str = "`python manage.py migrate django_celery_results`";
 
 /// What a database server reports about itself.
 pub(super) struct Server {
@@ -111,7 +111,7 @@ async fn inspected<D: Inspect>(
                 .fix(MIGRATE),
         );
     }
-    report(standing(migrate::standing::<D>(&mut connection).await));
+    report(standing(migrate::standing(database, &mut connection).await));
     for finding in patiently::<D, _>(database.particulars(&mut connection)).await? {
         report(finding);
     }
@@ -163,15 +163,9 @@ fn standing(standing: Result<Standing, StoreError>) -> Finding {
             format!("{app} go further than this version of Celeriac knows: {}", names.join(", ")),
         )
         .fix("look whether there is a newer Celeriac"),
-        Ok(Standing::Pending(names)) => {
-            let text = format!("{app} are not all applied: {} is next", names.join(", then "));
-            Finding::warning(Subject::Database, text).fix(MIGRATE)
-        }
-        Ok(Standing::Unrecorded(names)) => {
-            let text = format!(
-                "the tables exist, but django_migrations does not say so: {}",
-                names.join(", ")
-            );
+        Ok(Standing::Empty | Standing::Unrecorded) => {
+            let text = "the tables exist, but django_migrations does not say so: it lacks \
+                        0001_initial to 0014_alter_taskresult_status";
             Finding::warning(Subject::Database, text).fix("`celeriac migrate`, which records them")
         }
         Err(error) => Finding::warning(Subject::Database, format!("{app}: {}", error.message)),

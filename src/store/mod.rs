@@ -17,7 +17,7 @@ pub use self::catalog::{Catalog, Column};
 pub use self::cleanup::{Cleaner, CleanupStep, ExpiredKind, Found, Job, NextStep};
 pub use self::database::Database;
 pub use self::error::{Action, ErrorClass, MAX_HOLD, StoreError};
-pub use self::migrate::{Migrated, Tables};
+pub use self::migrate::Standing;
 pub use self::mysql::Mysql;
 pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;

@@ -83,8 +83,7 @@ pub trait SqlDatabase: fmt::Debug + Send + Sync {
 pub(super) const GRANT: &str = "give the user the rights that docs/security.md lists";
 
 /// The advice if a table has changed since the connection was opened.
-pub(super) const MIGRATE: &str =
-    "run `python manage.py migrate django_celery_results` or `celeriac migrate`";
+pub(super) const MIGRATE: &str = "run `python manage.py migrate django_celery_results`";
 
 /// The address of a database, and the files that TLS uses.
 #[derive(Debug)]

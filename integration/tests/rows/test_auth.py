@@ -101,7 +101,7 @@ def test_the_command_takes_the_certificates_from_the_settings(
     daemon = project.daemon(tmp_path / "celeriac.log", "--events")
     daemon.start()
     try:
-        daemon.wait_for_consuming(2)
+        wait_until(lambda: daemon.output().count(CONSUMING) == 2, "both consumers", 20)
         # WHEN a signed event comes, and a result that is not signed, which nobody there accepts
         task_id, unsigned = results.new_id(), results.new_id()
         body = envelope([events.event("task-started", task_id)])

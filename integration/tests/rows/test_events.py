@@ -33,7 +33,7 @@ from harness.broker import (
 from harness.daemon import Daemon
 from harness.database import ENGINES, TABLE, Databases
 from harness.events import TIMESTAMP, event, received
-from harness.matrix import full_except, on_one_worker
+from harness.matrix import full_except, one_by_one
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.project import Project
@@ -231,7 +231,10 @@ def decoded(message: Message) -> Any:
 
 @pytest.fixture(
     scope="module",
-    params=[*on_one_worker(DISABLED, CELERIAC), *on_one_worker(RPC, is_full=True)],
+    params=[
+        *one_by_one("workers 3", DISABLED, CELERIAC),
+        *one_by_one("workers 3", RPC, is_full=True),
+    ],
     ids=str,
 )
 def watched(

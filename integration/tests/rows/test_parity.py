@@ -20,7 +20,7 @@ import pytest
 from harness.broker import Broker
 from harness.daemon import DOCUMENTS
 from harness.database import ENGINES, Databases
-from harness.matrix import on_one_worker
+from harness.matrix import one_by_one
 from harness.parity import Fan, Parity, Rules, Side, play
 from harness.project import Project
 from harness.services import RabbitMQ
@@ -64,25 +64,33 @@ class Variant:
         return "-".join(filter(None, (self.celery, self.serializer, kind, self.cases)))
 
 
-#: The whole zoo once, and a small part of it with every other serializer.
-USUAL = [
-    Variant("celery-5.7", "json", True),
-    Variant("celery-5.7", "msgpack", False, "few"),
-    Variant("celery-5.7", "yaml", True, "few"),
-    Variant("celery-5.7", "pickle", True, "few"),
-]
-
-#: What does not depend on the serializer is played with one of them only.
-FULL = [
-    Variant("celery-5.7", "json", False),
-    *(
-        Variant("celery-5.7", serializer, extended, "brief")
-        for serializer in ("msgpack", "yaml", "pickle")
-        for extended in (True, False)
+VARIANTS = [
+    # The whole zoo once, and a small part of it with every other serializer.
+    *one_by_one("workers 1", Variant("celery-5.7", "json", True)),
+    *one_by_one(
+        "workers 2",
+        Variant("celery-5.7", "msgpack", False, "few"),
+        Variant("celery-5.7", "yaml", True, "few"),
+        Variant("celery-5.7", "pickle", True, "few"),
     ),
-    Variant("celery-5.2", "json", True),
-    Variant("celery-5.4", "json", True),
-    Variant("celery-5.6", "json", True),
+    *one_by_one(
+        "workers 1",
+        Variant("celery-5.7", "json", False),
+        Variant("celery-5.2", "json", True),
+        Variant("celery-5.4", "json", True),
+        Variant("celery-5.6", "json", True),
+        is_full=True,
+    ),
+    # What does not depend on the serializer is played with JSON only.
+    *one_by_one(
+        "workers 2",
+        *(
+            Variant("celery-5.7", serializer, extended, "brief")
+            for serializer in ("msgpack", "yaml", "pickle")
+            for extended in (True, False)
+        ),
+        is_full=True,
+    ),
 ]
 
 # Intended differences ------------------------------------------------------------------------
@@ -189,11 +197,7 @@ class Compared:
                     yield case, true[task_id], ours[task_id]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*on_one_worker(*USUAL), *on_one_worker(*FULL, is_full=True)],
-    ids=str,
-)
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
 def compared(
     request: pytest.FixtureRequest,
     python: dict[str, Path],

@@ -27,7 +27,7 @@ from harness.broker import DEAD, EVENTS, RESULTS, Broker
 from harness.capture import Captured
 from harness.daemon import Daemon
 from harness.database import ENGINES, TABLE, Databases
-from harness.matrix import full, on_one_worker
+from harness.matrix import full, one_by_one
 from harness.pipeline import Pipeline
 from harness.services import RabbitMQ
 from harness.stream import utc
@@ -104,7 +104,7 @@ def differences(wanted: Rows, rows: Rows) -> str:
     return "\n".join(lines)
 
 
-@pytest.fixture(scope="module", params=on_one_worker(*VARIANTS), ids=str)
+@pytest.fixture(scope="module", params=one_by_one("replay", *VARIANTS), ids=str)
 def replayers(
     request: pytest.FixtureRequest, rabbitmq: RabbitMQ, databases: Databases, logs: Path
 ) -> Iterator[dict[str, Pipeline]]:

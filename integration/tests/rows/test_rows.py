@@ -25,14 +25,14 @@ from harness import results
 from harness.broker import RESULTS, Broker, Forwarder
 from harness.daemon import Daemon
 from harness.database import ENGINES, Databases
-from harness.matrix import full, on_one_worker
+from harness.matrix import full, one_by_one
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.project import Project
 from harness.services import RabbitMQ
 
-#: Celery publishes the failure of a chain's later elements to the queue of whoever made the chain,
-#: not to ours; docs/stock-rpc.md describes it.
+#: Celery publishes the failure of a chain's later elements to the queue of whoever made the
+#: chain, not to ours; docs/stock-rpc.md says so.
 LOST_ON_STOCK = {"chain.fails"}
 
 #: The encoder fails inside the result backend, whose frames are in the traceback.
@@ -94,8 +94,8 @@ def shown(different: dict[str, Any]) -> str:
 @pytest.fixture(
     scope="module",
     params=[
-        *on_one_worker("celery-5.7 extended", "celery-5.6 plain"),
-        *on_one_worker("celery-5.7 plain", "celery-5.6 extended", is_full=True),
+        *one_by_one("workers 3", "celery-5.7 extended", "celery-5.6 plain"),
+        *one_by_one("workers 3", "celery-5.7 plain", "celery-5.6 extended", is_full=True),
     ],
 )
 def zoo(
@@ -138,12 +138,12 @@ def zoo(
         wait_until(
             lambda: expected.items() <= truth_database.statuses().items(),
             "django-celery-results to have written all rows",
-            60,
+            180,
         )
         for case in LOST_ON_STOCK:
             del expected[list(cases[case])[-1]]
         for pipeline in pipelines.values():
-            pipeline.wait_for_rows(expected)
+            pipeline.wait_for_rows(expected, 120)
         for worker in workers:
             worker.stop()
         wait_until(lambda: stock_broker.depth(RESULTS) == 0, "all results to be forwarded", 10)

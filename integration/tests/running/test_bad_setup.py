@@ -118,7 +118,7 @@ def test_a_column_is_missing(
 ) -> None:
     database = databases.migrated("postgresql")
     database.execute(f"alter table {TABLE} drop column worker")
-    says(rabbitmq.create(), database.url, "has no column worker", "celeriac migrate").kill()
+    says(rabbitmq.create(), database.url, "has no column worker", "manage.py migrate").kill()
 
 
 def test_mariadb(

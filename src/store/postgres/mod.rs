@@ -3,6 +3,7 @@
 
 mod cleanup;
 mod inspect;
+mod migrate;
 
 use std::str::FromStr;
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod inspect;
+mod migrate;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -202,7 +202,6 @@ impl<'body> Walk<'body> {
                     return Err("a frame is cut off");
                 }
             }
-            StackEffect::Protocol | StackEffect::Stop => {}
             StackEffect::Push(kind) => {
                 let is_utf8 = matches!(op.code, BINUNICODE | SHORT_BINUNICODE | BINUNICODE8);
                 if is_utf8 && !text::is_utf8(op.argument) {
@@ -260,6 +259,7 @@ impl<'body> Walk<'body> {
             StackEffect::Stop if self.operands(1)? > 0 => {
                 return Err("something is left on the stack");
             }
+            StackEffect::Protocol | StackEffect::Stop => {}
         }
         self.before = [self.before[1], op.code];
         Ok(())

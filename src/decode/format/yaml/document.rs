@@ -1,209 +1,212 @@
-//! A document in YAML as a tree in which an alias is the node that it stands for.
+//! The parsed document: a tree of nodes in which an alias is the node that it refers to.
 
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
-use super::malformed;
-use super::parse::{Event, Parser};
-use super::resolve::{self, Kind, Tag};
-use super::scan::{Scalar, Style};
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Tag, options};
+
+use super::compat::{self, malformed};
+use super::resolve;
 use crate::decode::{DecodeError, WireLimits};
 
-/// The number of a node.
+/// The index of a node in its document.
 pub(super) type Id = usize;
 
-/// A document. Its nodes are numbered in the order in which they begin.
-pub(super) struct Document<'body> {
-    nodes: Vec<Node<'body>>,
-    /// How many bytes may still be written out of it; none once more was asked for. Few bytes in
-    /// flow style can be many in block style, and a text with many aliases is copied many times.
-    room: Cell<Option<usize>>,
+/// A document.
+#[derive(Default)]
+pub(super) struct Document<'text> {
+    /// The nodes in the order in which they begin.
+    pub(super) nodes: Vec<Node<'text>>,
+    /// The nodes with anchors, by the parser's number of the anchor.
+    anchors: HashMap<usize, Id>,
+    /// The collections that have not ended, each with the number of its values so far.
+    open: Vec<(Id, usize)>,
 }
 
 /// A value in a document.
-pub(super) struct Node<'body> {
-    pub(super) tag: Tag,
-    pub(super) content: Content<'body>,
-    /// Whether an alias stands for it.
+pub(super) struct Node<'text> {
+    /// Its tag without `tag:yaml.org,2002:`.
+    pub(super) tag: &'static str,
+    pub(super) kind: Kind,
+    /// The text of a scalar.
+    pub(super) text: Cow<'text, str>,
+    /// The lone surrogates that U+FFFD replaces in the text, with their positions.
+    pub(super) surrogates: Vec<(usize, u16)>,
+    /// The items of a sequence, or the keys of a mapping, each followed by its value.
+    pub(super) items: Vec<Id>,
+    /// Whether an alias refers to it.
     pub(super) is_shared: bool,
-}
-
-/// What a node holds.
-pub(super) enum Content<'body> {
-    Scalar(Scalar<'body>),
-    Sequence(Vec<Id>),
-    Mapping(Vec<(Id, Id)>),
-}
-
-impl Content<'_> {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Scalar(_) => Kind::Scalar,
-            Self::Sequence(_) => Kind::Sequence,
-            Self::Mapping(_) => Kind::Mapping,
-        }
-    }
-}
-
-/// A collection whose end has not come.
-struct Open {
-    id: Id,
-    /// The key whose value comes next.
-    key: Option<Id>,
-    /// How many values it comes to so far.
+    /// The number of values in it and of itself, where each alias counts as the whole node that it
+    /// refers to. It is 1 until the node ends.
     values: usize,
 }
 
-/// Puts a document together.
-struct Composer<'body, 'limits> {
-    limits: &'limits WireLimits,
-    nodes: Vec<Node<'body>>,
-    /// How many values each finished node comes to; 1 for one that has not ended.
-    values: Vec<usize>,
-    anchors: HashMap<&'body str, Id>,
-    open: Vec<Open>,
+/// The kind of a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Scalar,
+    Sequence,
+    Mapping,
 }
 
-impl<'body> Document<'body> {
+impl Kind {
+    /// The tags that `safe_load` supports for the kind. The first is the default.
+    fn tags(self) -> &'static [&'static str] {
+        match self {
+            Self::Scalar => &["str", "null", "bool", "int", "float", "binary", "timestamp"],
+            Self::Sequence => &["seq", "omap", "pairs"],
+            Self::Mapping => &["map", "set"],
+        }
+    }
+}
+
+impl<'text> Document<'text> {
     /// The root.
     pub(super) const ROOT: Id = 0;
 
-    /// Reads a text that holds one document and nothing else.
-    pub(super) fn read(text: &'body str, limits: &WireLimits) -> Result<Self, DecodeError> {
-        let mut parser = Parser::new(text);
-        let mut composer = Composer {
-            limits,
-            nodes: Vec::new(),
-            values: Vec::new(),
-            anchors: HashMap::new(),
-            open: Vec::new(),
+    /// Parses a text that must hold one document.
+    pub(super) fn read(text: &'text str, limits: &WireLimits) -> Result<Self, DecodeError> {
+        // The members of a body are one level deeper than their values.
+        let nesting = limits.depth.saturating_add(1);
+        let options = options! {
+            block_scalar_eof_without_line_feed: true,
+            emit_anchor_events: true,
+            emit_comments: false,
+            flow_nesting_limit: nesting,
+            block_nesting_limit: nesting,
+            // PyYAML writes keys of up to 128 characters on one line, each as an escape of up to ten.
+            simple_key_max_lookahead: 2_048,
         };
-        parser.begin()?;
-        loop {
-            let position = parser.position();
-            composer.add(parser.next()?, position)?;
-            if composer.open.is_empty() {
-                break;
+        let mut document = Self::default();
+        let mut names = HashSet::new();
+        for event in Parser::new_from_str_with_options(text, options) {
+            let (event, span) = event.map_err(|error| refusal(&error, limits))?;
+            let refused =
+                |problem| malformed(problem, span.start.byte_offset().unwrap_or_default());
+            let (kind, anchor, tag, text, style) = match event {
+                Event::Scalar(text, style, anchor, tag) => (Kind::Scalar, anchor, tag, text, style),
+                Event::SequenceStart(_, anchor, tag) => {
+                    (Kind::Sequence, anchor, tag, Cow::Borrowed(""), ScalarStyle::Plain)
+                }
+                Event::MappingStart(_, anchor, tag) => {
+                    (Kind::Mapping, anchor, tag, Cow::Borrowed(""), ScalarStyle::Plain)
+                }
+                Event::DocumentStart(..) if !document.nodes.is_empty() => {
+                    return Err(refused("more than one document"));
+                }
+                Event::Anchor(_, name) if !is_name(&name) || !names.insert(name.clone()) => {
+                    return Err(refused("a duplicate or invalid anchor"));
+                }
+                event => {
+                    document.refer_or_end(&event, limits)?;
+                    continue;
+                }
+            };
+            let (text, surrogates) = compat::original(text, style == ScalarStyle::DoubleQuoted);
+            let tag = document.tag(kind, tag.as_deref(), &text, style == ScalarStyle::Plain);
+            let (tag, items, id) = (tag.map_err(refused)?, Vec::new(), document.nodes.len());
+            let node = Node { tag, kind, text, surrogates, items, is_shared: false, values: 1 };
+            document.nodes.push(node);
+            // A node without an anchor has 0 here, to which no alias refers.
+            document.anchors.insert(anchor, id);
+            document.place(id, limits)?;
+            if kind != Kind::Scalar {
+                document.open.push((id, 1));
+            }
+            if document.open.len() > nesting {
+                return Err(DecodeError::TooDeep { limit: limits.depth });
             }
         }
-        parser.end()?;
-        Ok(Self { nodes: composer.nodes, room: Cell::new(Some(room(limits))) })
+        let is_empty = document.nodes.is_empty();
+        if is_empty { Err(malformed("no document", 0)) } else { Ok(document) }
     }
 
-    pub(super) fn node(&self, id: Id) -> &Node<'body> {
-        &self.nodes[id]
-    }
-
-    /// Takes so many bytes of the room; nothing where there is not so much left.
-    pub(super) fn take_room(&self, bytes: usize) -> Option<()> {
-        let left = self.room.get().and_then(|room| room.checked_sub(bytes));
-        self.room.set(left);
-        left.map(drop)
-    }
-
-    /// Refuses a document out of which more was written than there was room for.
-    pub(super) fn check_room(&self, limits: &WireLimits) -> Result<(), DecodeError> {
-        match self.room.get() {
-            Some(_) => Ok(()),
-            None => Err(DecodeError::ColumnsTooLarge { limit: room(limits) }),
-        }
-    }
-}
-
-/// How many bytes may be written out of a document.
-fn room(limits: &WireLimits) -> usize {
-    limits.body_bytes.max(limits.decompressed_bytes)
-}
-
-impl<'body> Composer<'body, '_> {
-    fn add(&mut self, event: Event<'body>, position: usize) -> Result<(), DecodeError> {
-        let (anchor, tag, content) = match event {
-            Event::Alias(name) => {
-                let problem = malformed("an alias of what is not there", position);
-                let id = *self.anchors.get(name).ok_or(problem)?;
+    /// Handles an alias or the end of a collection.
+    fn refer_or_end(&mut self, event: &Event<'_>, limits: &WireLimits) -> Result<(), DecodeError> {
+        match event {
+            Event::Alias(anchor) => {
+                let no_anchor = || malformed("an alias without an anchor", 0);
+                let id = *self.anchors.get(anchor).ok_or_else(no_anchor)?;
                 self.nodes[id].is_shared = true;
-                return self.place(id, self.values[id]);
+                self.place(id, limits)
             }
-            Event::End => {
-                let Some(open) = self.open.pop() else { return Ok(()) };
-                self.values[open.id] = open.values;
-                let Some(parent) = self.open.last_mut() else { return Ok(()) };
-                // It was counted as one value when it began.
-                parent.values = parent.values.saturating_add(open.values - 1);
-                let values = parent.values;
-                return self.check_values(values);
+            Event::SequenceEnd | Event::MappingEnd => {
+                let Some((id, values)) = self.open.pop() else { return Ok(()) };
+                self.nodes[id].values = values;
+                // One of them was counted when the collection began.
+                self.count(values - 1, limits)
             }
-            Event::Scalar { anchor, tag, scalar } => (anchor, tag, Content::Scalar(scalar)),
-            Event::Sequence { anchor, tag } => (anchor, tag, Content::Sequence(Vec::new())),
-            Event::Mapping { anchor, tag } => (anchor, tag, Content::Mapping(Vec::new())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds a node to the innermost open collection.
+    fn place(&mut self, id: Id, limits: &WireLimits) -> Result<(), DecodeError> {
+        if let Some(&(open, _)) = self.open.last() {
+            self.nodes[open].items.push(id);
+        }
+        self.count(self.nodes[id].values, limits)
+    }
+
+    /// Adds to the number of values of the innermost open collection.
+    fn count(&mut self, values: usize, limits: &WireLimits) -> Result<(), DecodeError> {
+        let Some((_, total)) = self.open.last_mut() else { return Ok(()) };
+        *total = total.saturating_add(values);
+        let limit = limits.expanded_values;
+        let is_too_much = *total > limit || self.nodes.len() > limit;
+        if is_too_much { Err(DecodeError::TooManyValues { limit }) } else { Ok(()) }
+    }
+
+    /// Resolves the tag of the next node. The error says why `safe_load` would refuse the node.
+    fn tag(
+        &self,
+        kind: Kind,
+        tag: Option<&Tag>,
+        text: &str,
+        is_plain: bool,
+    ) -> Result<&'static str, &'static str> {
+        let uri = tag.map(ToString::to_string).filter(|uri| uri != "!");
+        let tag = match &uri {
+            // PyYAML resolves a scalar with the tag `!` like a plain one, even in quotes.
+            None if kind == Kind::Scalar && (is_plain || tag.is_some()) => resolve::plain(text),
+            None => kind.tags()[0],
+            Some(uri) => {
+                let name = uri.strip_prefix("tag:yaml.org,2002:");
+                let known = kind.tags().iter().find(|tag| Some(**tag) == name);
+                *known.ok_or("a tag that `safe_load` does not support here")?
+            }
         };
-        let tag = tag.unwrap_or_else(|| match &content {
-            Content::Scalar(scalar) if scalar.style == Style::Plain => Tag::of_plain(&scalar.text),
-            Content::Scalar(_) => Tag::Str,
-            Content::Sequence(_) => Tag::Seq,
-            Content::Mapping(_) => Tag::Map,
+        let is_key = self.open.last().map(|open| &self.nodes[open.0]).is_some_and(|parent| {
+            parent.kind == Kind::Mapping && parent.items.len().is_multiple_of(2)
         });
-        if tag.kind() != content.kind() {
-            return Err(malformed("a tag on a value of another kind", position));
+        match tag {
+            "bool" if resolve::truth(text).is_none() => Err("an invalid boolean"),
+            "int" | "float" if resolve::number(text).is_none() => Err("an invalid number"),
+            "merge" | "value" if !is_key => Err("`<<` or `=` that is not a key"),
+            "value" => Ok("str"),
+            tag => Ok(tag),
         }
-        if let (Tag::Bool, Content::Scalar(scalar)) = (tag, &content)
-            && resolve::truth(&scalar.text).is_none()
-        {
-            return Err(malformed("a truth value that is none", position));
-        }
-        let tag = match tag {
-            Tag::Merge | Tag::Value if !self.expects_key() => {
-                return Err(malformed("`<<` or `=` where it is no key", position));
-            }
-            Tag::Value => Tag::Str,
-            tag => tag,
-        };
-        let id = self.nodes.len();
-        if let Some(name) = anchor
-            && self.anchors.insert(name, id).is_some()
-        {
-            return Err(malformed("an anchor that is there already", position));
-        }
-        let is_collection = content.kind() != Kind::Scalar;
-        self.nodes.push(Node { tag, content, is_shared: false });
-        self.values.push(1);
-        self.check_values(self.nodes.len())?;
-        self.place(id, 1)?;
-        if is_collection {
-            // The document itself is one level.
-            if self.open.len() > self.limits.depth {
-                return Err(DecodeError::TooDeep { limit: self.limits.depth });
-            }
-            self.open.push(Open { id, key: None, values: 1 });
-        }
-        Ok(())
     }
+}
 
-    /// Whether what comes next is the key of a mapping.
-    fn expects_key(&self) -> bool {
-        self.open.last().is_some_and(|open| {
-            open.key.is_none() && matches!(self.nodes[open.id].content, Content::Mapping(_))
-        })
-    }
+/// Whether a text is the name of an anchor in PyYAML.
+fn is_name(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
 
-    /// Puts a node into the collection that is open, as so many values.
-    fn place(&mut self, id: Id, values: usize) -> Result<(), DecodeError> {
-        let Some(open) = self.open.last_mut() else { return Ok(()) };
-        open.values = open.values.saturating_add(values);
-        let total = open.values;
-        match &mut self.nodes[open.id].content {
-            Content::Scalar(_) => {}
-            Content::Sequence(items) => items.push(id),
-            Content::Mapping(pairs) => match open.key.take() {
-                None => open.key = Some(id),
-                Some(key) => pairs.push((key, id)),
-            },
-        }
-        self.check_values(total)
-    }
-
-    fn check_values(&self, values: usize) -> Result<(), DecodeError> {
-        let limit = self.limits.expanded_values;
-        if values > limit { Err(DecodeError::TooManyValues { limit }) } else { Ok(()) }
-    }
+/// The error for a text that the parser refuses. The parser's own messages may quote the text.
+fn refusal(error: &ScanError, limits: &WireLimits) -> DecodeError {
+    let problem = match error.kind() {
+        ErrorKind::RecursionLimitExceeded => return DecodeError::TooDeep { limit: limits.depth },
+        ErrorKind::UnknownAnchor => "an alias without an anchor",
+        ErrorKind::UndeclaredTagHandle => "an undeclared tag handle",
+        ErrorKind::UnsupportedYamlMajorVersion => "an unsupported version of YAML",
+        ErrorKind::UnclosedQuotedScalar => "an unclosed quote",
+        ErrorKind::UnclosedFlowCollection { .. } => "an unclosed bracket",
+        ErrorKind::UnknownQuotedScalarEscape
+        | ErrorKind::InvalidQuotedScalarHexEscape
+        | ErrorKind::InvalidUnicodeEscape => "an invalid escape",
+        _ => "a syntax error",
+    };
+    malformed(problem, error.marker().byte_offset().unwrap_or_default())
 }

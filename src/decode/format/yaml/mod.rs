@@ -1,26 +1,21 @@
-//! The YAML body of Celery's `rpc://` results, which PyYAML's `safe_dump` wrote (`register_yaml` in
-//! `kombu/serialization.py`, 5.7.0).
+//! The format of the content type `application/x-yaml`, which PyYAML's `safe_dump` writes
+//! (`register_yaml` in `kombu/serialization.py`, 5.7.0).
 //!
-//! A value stands in the body with another indentation, folded at other places and with other
-//! anchors than in a document of its own. So the body is read, and what the columns hold is written
-//! anew, as `safe_dump` would have written the value alone. Nothing is constructed: a number, a
-//! time or base64 stays the text that it is. An alias stays an alias, so that a value is never
-//! larger than the body makes it.
-//!
-//! No parser that is to be had as a library reads all that PyYAML writes: those of YAML 1.2 take
-//! the colon behind an alias for a part of its name, and none has room for a lone surrogate.
+//! A value cannot be cut out of the body as text: it is indented there, and may refer to anchors
+//! outside of it. So the body is parsed, and the columns are written anew. PyYAML's `safe_load` reads
+//! them as the same values; the text is another one than `safe_dump` would write. No value is
+//! converted: a number, a time or base64 stays the text that it is, and an alias stays an alias, so
+//! that no value grows.
 
+mod compat;
 mod document;
 mod emit;
-mod parse;
 mod resolve;
-mod scan;
 
 use std::borrow::Cow;
 
-use self::document::{Content, Document, Id, Node};
-use self::resolve::Tag;
-use self::scan::Scalar;
+use self::compat::malformed;
+use self::document::{Document, Id, Kind, Node};
 use crate::decode::event::{Event, EventPolicy, python_json};
 use crate::decode::limits::Context;
 use crate::decode::result_meta::{ResultMeta, Text, Value};
@@ -32,16 +27,16 @@ pub(in crate::decode) fn decode(
     body: &[u8],
     context: Context<'_>,
 ) -> Result<TaskResult, DecodeError> {
-    let Context { message, limits } = context;
-    let document = Document::read(text(body)?, limits)?;
+    let text = compat::rewritten(text(body)?)?;
+    let document = Document::read(&text, context.limits)?;
     let root = Yaml { document: &document, id: Document::ROOT };
-    let members = root.members().ok_or(malformed("expected a mapping", 0))?;
-    if members.clone().any(|(key, _)| key.node().tag == Tag::Merge) {
-        return Err(malformed("a merge among the members of a result", 0));
+    if root.node().kind != Kind::Mapping {
+        return Err(malformed("expected a mapping", 0));
     }
-    let result = ResultMeta::collect(named(members))?.into_result(message)?;
-    document.check_room(limits)?;
-    Ok(result)
+    if root.members().any(|(key, _)| key.node().tag == "merge") {
+        return Err(malformed("a merge key among the members of a result", 0));
+    }
+    ResultMeta::collect(root.named())?.into_result(context.message)
 }
 
 /// Reads the events in a body of the content type `application/x-yaml`: one, or a list.
@@ -51,46 +46,52 @@ pub(in crate::decode) fn decode_events(
     context: Context<'_>,
 ) -> Result<Decoded, DecodeError> {
     let Context { message, limits } = context;
-    let document = Document::read(text(body)?, limits)?;
-    let root = Yaml { document: &document, id: Document::ROOT };
-    let mut events = Decoded::default();
-    let ids = match &root.node().content {
-        Content::Sequence(ids) => ids.as_slice(),
-        Content::Mapping(_) => &[Document::ROOT],
-        Content::Scalar(_) => return Err(malformed("expected a mapping or a sequence", 0)),
+    let text = compat::rewritten(text(body)?)?;
+    let document = Document::read(&text, limits)?;
+    let root = &document.nodes[Document::ROOT];
+    let ids = match root.kind {
+        Kind::Sequence => root.items.as_slice(),
+        Kind::Mapping => &[Document::ROOT],
+        Kind::Scalar => return Err(malformed("expected a mapping or a sequence", 0)),
     };
     if ids.len() > limits.events {
         return Err(DecodeError::TooManyEvents { limit: limits.events });
     }
+    let mut events = Decoded::default();
+    // Each event gets copies of the texts that its aliases refer to.
+    let limit = limits.body_bytes.max(limits.decompressed_bytes);
+    let mut bytes = 0_usize;
     for &id in ids {
-        events.push(match (Yaml { document: &document, id }).members() {
-            Some(members) => Event::collect(named(members))?.into_result(message, policy),
-            None => Err("it is not a mapping"),
+        let event = Yaml { document: &document, id };
+        bytes += event.members().map(|(_, value)| value.node().text.len()).sum::<usize>();
+        if bytes > limit {
+            return Err(DecodeError::ColumnsTooLarge { limit });
+        }
+        events.push(match event.node().kind {
+            Kind::Mapping => Event::collect(event.named())?.into_result(message, policy),
+            _ => Err("it is not a mapping"),
         });
     }
-    document.check_room(limits)?;
     Ok(events)
 }
 
-/// The text of a body that is YAML.
+/// Decodes the text of a body, and refuses characters that YAML does not allow.
 fn text(body: &[u8]) -> Result<&str, DecodeError> {
     let text = std::str::from_utf8(body)
         .map_err(|error| malformed("invalid UTF-8", error.valid_up_to()))?;
     match text.char_indices().find(|(_, character)| !is_printable(*character)) {
-        Some((position, _)) => Err(malformed("a control character", position)),
+        Some((position, _)) => {
+            Err(malformed("a control character or an unusual line break", position))
+        }
         None => Ok(text),
     }
 }
 
-/// Whether a character may stand in a text in YAML (`Reader.check_printable` in `yaml/reader.py`,
-/// 6.0.3).
+/// Whether PyYAML allows a character (`Reader.check_printable` in `yaml/reader.py`, 6.0.3), except
+/// for U+0085, U+2028 and U+2029, which are line breaks in YAML 1.1 but not for the parser.
 fn is_printable(character: char) -> bool {
-    matches!(character, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{A0}'..)
-        && !matches!(character, '\u{FFFE}' | '\u{FFFF}')
-}
-
-fn malformed(problem: &'static str, position: usize) -> DecodeError {
-    DecodeError::Malformed { format: "YAML", problem, position }
+    matches!(character, '\t' | '\n' | '\r' | ' '..='~' | '\u{A0}'..)
+        && !matches!(character, '\u{2028}' | '\u{2029}' | '\u{FFFE}' | '\u{FFFF}')
 }
 
 /// A value in a document.
@@ -102,48 +103,30 @@ struct Yaml<'doc> {
 
 impl<'doc> Yaml<'doc> {
     fn node(self) -> &'doc Node<'doc> {
-        self.document.node(self.id)
+        &self.document.nodes[self.id]
     }
 
-    fn scalar(self) -> Option<(Tag, &'doc Scalar<'doc>)> {
-        let Node { tag, content, .. } = self.node();
-        match content {
-            Content::Scalar(scalar) => Some((*tag, scalar)),
-            _ => None,
-        }
+    /// The node, if it has one of these tags.
+    fn tagged(self, tags: &[&str]) -> Option<&'doc Node<'doc>> {
+        Some(self.node()).filter(|node| tags.contains(&node.tag))
     }
 
-    /// The scalar, where the value is a text that there is room to copy.
-    fn string(self) -> Option<&'doc Scalar<'doc>> {
-        let (_, scalar) = self.scalar().filter(|(tag, _)| *tag == Tag::Str)?;
-        self.document.take_room(scalar.text.len())?;
-        Some(scalar)
+    /// The pairs of a mapping; nothing for other values.
+    fn members(self) -> impl Iterator<Item = (Self, Self)> {
+        let node = self.node();
+        let items = if node.kind == Kind::Mapping { node.items.as_slice() } else { &[] };
+        items
+            .chunks_exact(2)
+            .map(move |pair| (Self { id: pair[0], ..self }, Self { id: pair[1], ..self }))
     }
 
-    /// The pairs of a mapping.
-    fn members(self) -> Option<impl Iterator<Item = (Self, Self)> + Clone> {
-        let Node { tag: Tag::Map, content: Content::Mapping(pairs), .. } = self.node() else {
-            return None;
-        };
-        let document = self.document;
-        Some(
-            pairs.iter().map(move |&(key, value)| {
-                (Self { document, id: key }, Self { document, id: value })
-            }),
-        )
+    /// The pairs whose key is a text.
+    fn named(self) -> impl Iterator<Item = Result<(Cow<'doc, str>, Self), DecodeError>> {
+        self.members().filter_map(|(key, value)| {
+            let text = key.text().filter(|text| !text.is_lossy)?;
+            Some(Ok((text.text, value)))
+        })
     }
-}
-
-/// The members whose name is a text.
-fn named<'doc>(
-    members: impl Iterator<Item = (Yaml<'doc>, Yaml<'doc>)>,
-) -> impl Iterator<Item = Result<(Cow<'doc, str>, Yaml<'doc>), DecodeError>> {
-    members.filter_map(|(key, value)| match key.scalar()? {
-        (Tag::Str, scalar) if scalar.surrogates.is_empty() => {
-            Some(Ok((Cow::Borrowed(&*scalar.text), value)))
-        }
-        _ => None,
-    })
 }
 
 impl<'doc> Value<'doc> for Yaml<'doc> {
@@ -151,45 +134,36 @@ impl<'doc> Value<'doc> for Yaml<'doc> {
     const CONTENT_ENCODING: &'static str = "utf-8";
 
     fn is_null(self) -> bool {
-        self.node().tag == Tag::Null
+        self.node().tag == "null"
     }
 
     fn text(self) -> Option<Text<'doc>> {
-        let scalar = self.string()?;
-        let is_lossy = !scalar.surrogates.is_empty();
-        Some(Text { text: Cow::Borrowed(&scalar.text), is_lossy })
+        let node = self.tagged(&["str"])?;
+        Some(Text { text: Cow::Borrowed(&node.text), is_lossy: !node.surrogates.is_empty() })
     }
 
     fn texts(self) -> Vec<Cow<'doc, str>> {
-        let Content::Sequence(items) = &self.node().content else { return Vec::new() };
-        let items = items.iter().map(|&id| Self { id, ..self });
+        if self.node().kind != Kind::Sequence {
+            return Vec::new();
+        }
+        let items = self.node().items.iter().map(|&id| Self { id, ..self });
         items.filter_map(|item| Some(item.text()?.text)).collect()
     }
 
     fn number(self) -> Option<f64> {
-        let (_, scalar) = self.scalar().filter(|(tag, _)| matches!(tag, Tag::Int | Tag::Float))?;
-        resolve::number(&scalar.text)
+        resolve::number(&self.tagged(&["int", "float"])?.text)
     }
 
     fn is_true(self) -> bool {
-        let Some((Tag::Bool, scalar)) = self.scalar() else { return false };
-        resolve::truth(&scalar.text) == Some(true)
+        self.tagged(&["bool"]).is_some_and(|node| resolve::truth(&node.text) == Some(true))
     }
 
     fn json(self) -> Option<String> {
-        let scalar = self.string()?;
-        let mut json = String::from("\"");
-        let mut start = 0;
-        let end = (scalar.text.len(), None);
-        let surrogates = scalar.surrogates.iter().map(|&(position, code)| (position, Some(code)));
-        for (position, surrogate) in surrogates.chain([end]) {
-            let piece = python_json(&scalar.text[start..position]);
-            json.push_str(&piece[1..piece.len() - 1]);
-            json.extend(surrogate.map(|code| format!("\\u{code:04x}")));
-            start = position + char::REPLACEMENT_CHARACTER.len_utf8();
-        }
-        json.push('"');
-        Some(json)
+        let inner = |piece: &str| {
+            let json = python_json(piece);
+            json[1..json.len() - 1].to_owned()
+        };
+        Some(format!("\"{}\"", self.tagged(&["str"])?.spelled(inner)))
     }
 
     fn column(self) -> String {
@@ -197,14 +171,11 @@ impl<'doc> Value<'doc> for Yaml<'doc> {
     }
 
     fn null_column() -> String {
-        "null\n...\n".to_owned()
+        "null".to_owned()
     }
 
     fn meta(children: Option<Self>) -> String {
-        match children {
-            Some(children) => emit::member(children.document, "children", children.id),
-            None => "children: []\n".to_owned(),
-        }
+        format!("{{children: {}}}", children.map_or("[]".to_owned(), Self::column))
     }
 }
 
@@ -277,112 +248,93 @@ worker: w@h
         assert_eq!(outcome.content_type, "application/x-yaml");
         assert_eq!(outcome.content_encoding, "utf-8");
         assert_eq!(outcome.date_done.to_rfc3339(), "2026-11-23T05:51:16.000321+00:00");
-        assert_eq!(outcome.result.as_deref(), Some("\"caf\\xE9 \\uD800\"\n"));
-        assert_eq!(outcome.meta.as_deref(), Some("children: []\n"));
+        assert_eq!(outcome.result.as_deref(), Some(r#""caf\xE9 \ud800""#));
+        assert_eq!(outcome.meta.as_deref(), Some("{children: []}"));
         assert_eq!(outcome.traceback.as_deref(), Some("Traceback\n  \"\u{FFFD}\""));
         assert_eq!(description.task_name.as_deref(), Some("shop.pay"));
         assert_eq!(description.worker.as_deref(), Some("w@h"));
-        assert_eq!(description.task_args.as_deref(), Some("- 2026-11-23\n- x\n"));
-        assert_eq!(description.task_kwargs.as_deref(), Some("2026-11-23: 7\n"));
+        assert_eq!(description.task_args.as_deref(), Some("[2026-11-23, x]"));
+        assert_eq!(description.task_kwargs.as_deref(), Some("{2026-11-23: 7}"));
 
         let error = decode("task_id: \"\\uD800\"\nstatus: SUCCESS\n").expect_err("no id");
         assert!(matches!(error, DecodeError::NotAResult(_)), "{error}");
 
         let TaskResult { outcome, .. } = decode("{task_id: t, status: RETRY}").expect("good");
-        assert_eq!(outcome.result.as_deref(), Some("null\n...\n"));
-        assert_eq!(outcome.meta.as_deref(), Some("children: []\n"));
+        assert_eq!(outcome.result.as_deref(), Some("null"));
+        assert_eq!(outcome.meta.as_deref(), Some("{children: []}"));
         assert_eq!(outcome.traceback, None);
     }
 
     #[test]
-    fn what_pyyaml_would_not_have_written_is_written_as_it_would() {
+    fn columns_are_short_and_mean_the_same() {
         for (body, expected) in [
             // Scalars.
-            ("", "null\n...\n"),
-            ("~", "null\n...\n"),
-            ("Off", "false\n...\n"),
-            ("!!bool 'YES'", "true\n...\n"),
-            ("!!int \"5\"", "5\n...\n"),
-            ("! 5", "5\n...\n"),
-            ("!!str 5", "'5'\n"),
-            ("!<tag:yaml.org,2002:str> 5", "'5'\n"),
-            ("! x", "x\n...\n"),
-            ("! |\n  5", "!!int '5\n\n  '\n"),
-            ("!!binary YQ==", "!!binary |-\n  YQ==\n"),
-            ("!!float 1", "!!float '1'\n"),
-            ("\"plain\"", "plain\n...\n"),
-            ("'it''s'", "'it''s'\n"),
-            ("\"it's\"", "it's\n...\n"),
-            ("a\n  b\n\n  c # comment", "'a b\n\n  c'\n"),
-            ("é", "\"\\xE9\"\n"),
-            ("'a\n\n  b  \n  c'", "'a\n\n  b c'\n"),
+            ("", "null"),
+            ("~", "null"),
+            ("Off", "Off"),
+            ("!!bool 'YES'", "YES"),
+            ("!!int \"5\"", "5"),
+            ("! 5", "5"),
+            ("! '5'", "5"),
+            ("! x", "x"),
+            ("!!str 5", "\"5\""),
+            ("!<tag:yaml.org,2002:str> 5", "\"5\""),
+            ("!!binary |\n  YQ==\n", "!!binary \"YQ==\\n\""),
+            ("!!float 1", "!!float \"1\""),
+            ("2001-12-14 21:59:43.1 -5", "2001-12-14 21:59:43.1 -5"),
+            ("\"plain\"", "plain"),
+            ("'two words'", "two words"),
+            ("'word '", "\"word \""),
+            ("'yes'", "\"yes\""),
+            ("'=='", "\"==\""),
+            ("'it''s'", "\"it's\""),
+            ("a\n  b\n\n  c # comment", "\"a b\\nc\""),
+            ("é", "\"\\xE9\""),
             (
-                "\"a\\\n  \\ b\\n\\x41\\u00e9\\U0001F600\\\"\\/\"",
-                "\"a b\\nA\\xE9\\U0001F600\\\"/\"\n",
+                "\"a\\\n  \\ b\\n\\x41\\u00e9\\u65E5\\U0001F600\\0\\\"\\/\\\\\"",
+                "\"a b\\nA\\xE9\\u65E5\\U0001F600\\x00\\\"/\\\\\"",
             ),
-            ("|\n  a\n   b\n\n  c\n\n", "\"a\\n b\\n\\nc\\n\"\n"),
-            ("|2+\n   a\n\n", "' a\n\n\n\n  '\n"),
-            (">-\n  a\n  b\n\n  c\n   d\n  e", "\"a b\\nc\\n d\\ne\"\n"),
+            ("|\n  a\n   b\n\n  c\n\n", "\"a\\n b\\n\\nc\\n\""),
+            ("|2+\n   a\n", "\" a\\n\\n\""),
+            (">-\n  a\n  b\n\n  c\n   d\n  e", "\"a b\\nc\\n d\\ne\""),
+            // Lone surrogates are there only as escapes between double quotes.
+            ("\"\\uD83D\\udE00 \\\\uD800\"", "\"\\ud83d\\ude00 \\\\uD800\""),
+            ("\\uD800", "\"\\\\uD800\""),
+            ("'\\uD800'", "\"\\\\uD800\""),
+            ("\"\\uD800\u{FFFFE}uD800\"", "\"\\ud800\\U000FFFFEuD800\""),
+            ("\"\\U000ffffeuD800\\U000FFFFE\"", "\"\\U000FFFFEuD800\\U000FFFFE\""),
+            ("'\\U000ffffeuD800\u{FFFFE}uD800'", "\"\\\\U000ffffeuD800\\U000FFFFEuD800\""),
             // Collections.
-            ("[]", "[]\n"),
-            ("{ }", "{}\n"),
-            ("!!set {a, ? b}", "!!set\na: null\nb: null\n"),
+            ("[]", "[]"),
+            ("{ }", "{}"),
+            ("!!set {a, ? b}", "!!set {a: null, b: null}"),
+            ("!!omap [a: 1]", "!!omap [{a: 1}]"),
             (
                 "[a, {b: [c, 'd'], \"e\": , ? f}, g: h]",
-                "- a\n- b:\n  - c\n  - 'd'\n  e: null\n  f: null\n- g: h\n",
+                "[a, {b: [c, d], e: null, f: null}, {g: h}]",
             ),
-            ("\n  ? - 1\n  : - 2", "? - 1\n: - 2\n"),
-            ("\n- - 1\n  - - 2\n-\n- k:\n  - 3", "- - 1\n  - - 2\n- null\n- k:\n  - 3\n"),
-            ("{<<: {a: 1}, =: 2, ~: }", "<<:\n  a: 1\n'=': 2\nnull: null\n"),
+            ("\n  ? - 1\n  : - 2", "{? [1]: [2]}"),
+            ("\n- - 1\n  - - 2\n-\n- k:\n  - 3", "[[1, [2]], null, {k: [3]}]"),
+            ("{<<: {a: 1}, =: 2, ~: , '<<': }", "{<<: {a: 1}, \"=\": 2, null: null, \"<<\": null}"),
             // Anchors.
-            ("&x [*x]", "&id001\n- *id001\n"),
-            (
-                "[&b {}, &a [], *a, *b, *a]",
-                "- &id002 {}\n- &id001 []\n- *id001\n- *id002\n- *id001\n",
-            ),
-            ("[&a a]", "- a\n"),
+            ("&x [*x]", "&1 [*1]"),
+            ("[&b {}, &a [], *a, *b, *a]", "[&1 {}, &2 [], *2, *1, *2]"),
+            ("[&a a]", "[a]"),
+            ("[&a 2001-12-14, {*a: 1, b: '*a: 1'}]", "[&1 2001-12-14, {*1: 1, b: \"*a: 1\"}]"),
+            ("\n  - &a 1\n  - *a:\n      *a : *a", "[&1 1, {*1: {*1: *1}}]"),
         ] {
             assert_eq!(column(body), expected, "{body}");
         }
-    }
-
-    #[test]
-    fn a_line_is_broken_behind_80_columns() {
-        let words = "word ".repeat(20);
-        let words = words.trim_end();
-        let folded = format!("{0} word\n  {1}", ["word"; 16].join(" "), ["word"; 3].join(" "));
-        assert_eq!(column(words), format!("{folded}\n...\n"));
-        assert_eq!(column(&format!("'{words}:'")), format!("'{folded}:'\n"));
-        let escapes = "\\xE9".repeat(30);
-        let expected = format!("\"{}\\\n  {}\"\n", "\\xE9".repeat(21), "\\xE9".repeat(9));
-        assert_eq!(column(&format!("\"{escapes}\"")), expected);
-        // A key of 123 characters is no simple key.
-        let (short, long) = ("k".repeat(122), "k".repeat(123));
-        assert_eq!(
-            column(&format!("{{{short}: 1, {long}: 2}}")),
-            format!("{short}: 1\n? {long}\n: 2\n")
-        );
-    }
-
-    #[test]
-    fn plain_scalars_are_what_they_are_in_yaml_1_1() {
-        let all = |tag: Tag, texts: &[&str]| {
-            for text in texts {
-                assert_eq!(Tag::of_plain(text), tag, "{text}");
-            }
-        };
-        all(Tag::Null, &["", "~", "null", "Null", "NULL"]);
-        all(Tag::Bool, &["yes", "No", "TRUE", "false", "On", "OFF"]);
-        all(Tag::Int, &["0", "-7", "+1_000", "0b1_0", "017", "0_7", "0xaF", "1:30", "190:20:30"]);
-        all(
-            Tag::Float,
-            &["1.", "-1.5", "1_0.5e+3", ".5", "1:30.5", "-.inf", "+.INF", ".NaN", "1.0e+22"],
-        );
-        all(Tag::Timestamp, &["2001-12-14", "2001-1-1 1:00:00", "2001-12-14t21:59:43.10-05:00"]);
-        all(Tag::Timestamp, &["2001-12-14 21:59:43.1 Z", "2001-12-14  21:59:43 +5"]);
-        all(Tag::Str, &["nULL", "y", "n", "tRue", "08", "0b2", "0x", "1:60", "1:", "_1", "-", "+"]);
-        all(Tag::Str, &[".", "-.nan", "1e5", "1.0e5", "-.5e", "._5", "2001-1-1"]);
-        all(Tag::Str, &["2001-12-14 21:59", "2001-12-14 21:59:43 +5:0", "2001-12-14T", "=="]);
+        let (short, long) = ("k".repeat(200), "k".repeat(201));
+        let expected = format!("{{{short}: 1, ? {long}: 2}}");
+        assert_eq!(column(&expected), expected);
+        // PyYAML writes this key, though it does not read it: it has more than 1,024 characters.
+        let key = format!("\"{}\"", "\\U0001F600".repeat(110));
+        assert_eq!(column(&format!("{{{key}: 1}}")), format!("{{? {key}: 1}}"));
+        // What only a value outside of the column is repeated by needs no anchor in it.
+        let TaskResult { outcome, .. } =
+            decode("task_id: t\nstatus: s\nargs: &a [&b [], *b]\nresult: [*a, *b]").expect("good");
+        assert_eq!(outcome.result.as_deref(), Some("[[&1 [], *1], *1]"));
     }
 
     #[test]
@@ -429,7 +381,6 @@ worker: w@h
             "--- {task_id: t, status: s}\n--- {}\n",
             "task_id: t\nstatus: s\n...\nx\n",
             "%YAML 2.0\n---\ntask_id: t\nstatus: s\n",
-            "%TAG !e! x\n---\ntask_id: t\nstatus: s\n",
             "\u{7F}: 1\n",
             "<<: {task_id: t, status: s}\n",
         ] {
@@ -460,7 +411,6 @@ worker: w@h
             "\"\\u12x4\"",
             "\"\\U00110000\"",
             "@a",
-            "\ta",
             "|x\n  a",
             "& a",
             "&a!",
@@ -499,8 +449,8 @@ worker: w@h
     fn deep_nesting_costs_no_stack() {
         let flow = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let block = |depth: usize| format!("\n{}1", "- ".repeat(depth));
-        assert_eq!(column(&flow(10_000)), format!("{}[]\n", "- ".repeat(9_999)));
-        assert_eq!(column(&block(10_000)), format!("{}1\n", "- ".repeat(10_000)));
+        assert_eq!(column(&flow(10_000)), flow(10_000));
+        assert_eq!(column(&block(10_000)), flow(10_000).replace("[]", "[1]"));
         for deeper in [
             flow(10_001),
             block(10_001),
@@ -524,6 +474,10 @@ worker: w@h
         assert_eq!(error, DecodeError::TooManyValues { limit: 1_000_000 });
         assert_eq!(error.code(), "too-many-values");
 
+        let unclosed = "[".to_owned() + &"1, ".repeat(600_000);
+        let error = decode(with_result(&unclosed.repeat(2))).expect_err("too many");
+        assert_eq!(error, DecodeError::TooManyValues { limit: 1_000_000 });
+
         let limits = WireLimits { expanded_values: 14, ..WireLimits::default() };
         // The members are eight values, the mapping that they are in is one.
         for (result, is_good) in [
@@ -540,18 +494,13 @@ worker: w@h
     }
 
     #[test]
-    fn columns_that_are_far_larger_than_the_body_are_refused() {
+    fn events_that_are_far_larger_than_the_body_are_refused() {
         let limits = WireLimits {
             body_bytes: 1 << 16,
             decompressed_bytes: 1 << 16,
             ..WireLimits::default()
         };
         let error = DecodeError::ColumnsTooLarge { limit: 1 << 16 };
-        let deep = |value: &str| format!("{}{value}{}", "[a, ".repeat(500), "]".repeat(500));
-        let bodies = [deep("x"), deep(&format!("[{}]", "1, ".repeat(1_000)))];
-        for body in bodies {
-            assert_eq!(decode_within(with_result(&body), &limits), Err(error.clone()));
-        }
         let name = "x".repeat(10_000);
         let events = format!(
             "- {{name: &a {name}}}\n{}",

@@ -1,1 +1,0 @@
-ALTER TABLE `django_celery_results_taskresult` DROP COLUMN `hidden`;

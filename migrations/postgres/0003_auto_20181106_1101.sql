@@ -1,1 +1,0 @@
--- Changes the order in which Django reads rows, and nothing in the database.

@@ -1,1 +1,0 @@
--- Lets Django take any state, and changes nothing in the database.

@@ -1,4 +1,0 @@
--- Django-celery-results 2.1 made these beside the unique indexes; they may be missing.
-DROP INDEX "django_cele_group_i_299b0d_idx";
-DROP INDEX "django_cele_group_i_3cddec_idx";
-DROP INDEX "django_cele_task_id_7f8fca_idx";
