@@ -9,7 +9,7 @@
 FROM rust:1.95.0-slim-trixie AS build
 WORKDIR /src
 
-# The dependencies alone: what takes minutes is kept until they change.
+# Only the dependencies, which take minutes to compile. This layer is reused until they change.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && echo 'fn main() {}' | tee src/main.rs benches/decode.rs \
@@ -22,10 +22,10 @@ COPY src/ src/
 # What `celeriac --version` shows: git log -1 --abbrev=7 --date=short --format='%h %cd'
 ARG CELERIAC_COMMIT
 ENV CELERIAC_COMMIT=$CELERIAC_COMMIT
-# Cargo goes by the time of a file, and the files of a checkout may be older than the stand-ins.
+# Cargo compares modification times, and the files of a checkout may be older than the placeholders.
 RUN touch src/main.rs src/lib.rs && cargo build --locked --release
 
-# All that goes into the image, beside the program.
+# The files of the image.
 RUN mkdir -p /root-fs/etc/ssl/certs /root-fs/usr/local/bin /root-fs/usr/share/doc/celeriac \
     && install -d -m 1777 /root-fs/tmp \
     && cp target/release/celeriac /root-fs/usr/local/bin/ \
@@ -47,7 +47,7 @@ COPY integration/requirements/wheel.txt ./
 RUN /venv/bin/pip install --no-cache-dir --requirement wheel.txt
 COPY pyproject.toml README.md LICENSE-APACHE LICENSE-MIT ./
 COPY python/ python/
-# With the options of the program above, which Cargo then takes as it is.
+# With the same options as above, so that Cargo reuses the compiled program.
 RUN /venv/bin/maturin build --release --locked --strip false --out /dist
 
 FROM scratch AS wheel
@@ -72,7 +72,7 @@ LABEL org.opencontainers.image.title="Celeriac" \
       org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /root-fs/ /
-# A number, so that Kubernetes can tell that it is not root.
+# A numeric id, so that Kubernetes can verify that it is not root.
 USER 65532:65532
 # For the health check. 0.0.0.0:9180 lets others read the metrics too.
 ENV CELERIAC_LISTEN=127.0.0.1:9180

@@ -87,7 +87,7 @@ bench-cleanup: release environments ## Measures the deletion of expired rows aga
 fuzz: ## Fuzzes every decoder with cargo-fuzz; `FUZZ="--target json --minutes 10"`
 	$(PYTHON) fuzz/run.py $(FUZZ)
 
-plot-load: release environments ## Draws the README's picture of a load from the metrics
+plot-load: release environments ## Draws a chart of a load from the metrics
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.plot_load $(BENCH)
 
 captures: environments ## Makes `tests/data/golden/` anew, with real workers

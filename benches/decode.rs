@@ -1,8 +1,8 @@
-//! What it costs to decode a message: `make bench-decode`.
+//! Measures the decoding of messages: `make bench-decode`.
 //!
-//! The bodies are spelled as a worker spells them, and the result in them is a list of rows as a
-//! report has them; the compressed and the signed ones are captures. The peers only read the body
-//! into a tree of values, with which a daemon without formats of its own would begin.
+//! The bodies are written as a worker writes them, and their result is a list of rows, as in a
+//! report. The compressed and the signed bodies are captures. For comparison, two libraries parse
+//! the same bodies into a tree of values, which is only the first step of decoding.
 
 #![expect(clippy::expect_used, reason = "a benchmark fails by panicking")]
 
@@ -40,9 +40,9 @@ struct Serializer {
     name: &'static str,
     content_type: &'static str,
     content_encoding: &'static str,
-    /// A result of so many rows.
+    /// The body of a result with this many rows.
     result: fn(usize) -> Vec<u8>,
-    /// The list of so many events.
+    /// The body of a list of this many events.
     events: fn(usize) -> Vec<u8>,
 }
 
@@ -149,8 +149,8 @@ fn pickled(text: &str) -> Vec<u8> {
     [&[0x8C, length], text.as_bytes(), &[0x94]].concat()
 }
 
-/// The opcodes of a dict. The names come from the memo but for the first dict, in which the number
-/// beside a name is its place there.
+/// The opcodes of a dict. The first dict contains the names; the others get them from the memo,
+/// where the number beside a name is its index.
 fn pickled_dict(number: usize, members: &[(&str, u8, Vec<u8>)]) -> Vec<u8> {
     let members = members.iter().flat_map(|(name, place, value)| {
         let name = if number == 0 { pickled(name) } else { vec![b'h', *place] };
@@ -254,7 +254,7 @@ fn signed() -> Vec<Case> {
     cases
 }
 
-/// What reads everything, and trusts the worker of the captures.
+/// A decoder that accepts every serializer and trusts the signer of the captures.
 fn decoder() -> Decoder {
     let mut certificates = CertificateStore::default();
     certificates.add(certificate());

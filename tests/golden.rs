@@ -1,5 +1,5 @@
-//! Messages that real Celery workers published, read and merged, against the rows that
-//! django-celery-results wrote for the same tasks.
+//! Decodes and merges messages that real Celery workers have published, and compares the rows with
+//! those that django-celery-results wrote for the same tasks.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -75,9 +75,9 @@ fn merge_with<'messages>(
     rows
 }
 
-/// Compares the rows of a capture column by column. The rows are of another run of the same tasks:
-/// what holds a process id, the request itself or the depth of the stack is not compared, and the
-/// rest of the `results` has to be equal to the letter.
+/// Compares the rows of a capture column by column. The rows come from another run of the same
+/// tasks, so results that contain a process id, the request or the depth of the stack are not
+/// compared. The others, `results` in number, must be equal.
 fn check(capture: &str, rows: &str, is_extended: bool, results: usize) {
     let expected: BTreeMap<String, BTreeMap<String, Value>> =
         serde_json::from_str(rows).expect("the rows are JSON");
@@ -97,7 +97,7 @@ fn check(capture: &str, rows: &str, is_extended: bool, results: usize) {
         }
         assert_eq!(column("content_type"), Some(outcome.content_type.as_str()), "{task_id}");
         assert_eq!(column("content_encoding"), Some(outcome.content_encoding.as_str()));
-        // `request.meta` is in no `rpc://` message.
+        // `rpc://` messages do not contain `request.meta`.
         let meta = readable(column("meta"), column("content_encoding"));
         if meta.starts_with(r#"{"children": "#) || meta.starts_with("\u{FFFD}\u{FFFD}children") {
             assert_eq!(column("meta"), outcome.meta.as_deref(), "{task_id}");
@@ -110,7 +110,7 @@ fn check(capture: &str, rows: &str, is_extended: bool, results: usize) {
         }
         assert_eq!(column("result"), outcome.result.as_deref(), "{task_id}");
         compared += 1;
-        if is_extended && !column("traceback").is_some_and(is_of_the_run) {
+        if is_extended && !column("traceback").is_some_and(differs_between_runs) {
             assert_eq!(column("traceback"), outcome.traceback.as_deref(), "{task_id}");
         }
     }
@@ -119,7 +119,7 @@ fn check(capture: &str, rows: &str, is_extended: bool, results: usize) {
     check_order(&Decoder::default(), &messages.iter().collect::<Vec<_>>(), &merged);
 }
 
-/// Shuffled and doubled, the messages make the same rows.
+/// Checks that the messages give the same rows when they are shuffled and each is delivered twice.
 fn check_order(decoder: &Decoder, messages: &[&Message], merged: &BTreeMap<String, TaskResult>) {
     for step in [11, 61, 191] {
         let shuffled = (0..messages.len() * 2).map(|place| messages[place * step % messages.len()]);
@@ -133,7 +133,7 @@ fn check_order(decoder: &Decoder, messages: &[&Message], merged: &BTreeMap<Strin
     }
 }
 
-/// A column's text with the words that can be read in it.
+/// The text of a column, decoded from base64 if it is binary.
 fn readable(column: Option<&str>, content_encoding: Option<&str>) -> String {
     let column = column.unwrap_or_default();
     match content_encoding {
@@ -150,7 +150,7 @@ fn readable(column: Option<&str>, content_encoding: Option<&str>) -> String {
 
 /// The frames of an encoder that failed are those of the backend that called it, and how deep a
 /// recursion went depends on the frames below it.
-fn is_of_the_run(traceback: &str) -> bool {
+fn differs_between_runs(traceback: &str) -> bool {
     traceback.contains("kombu/serialization.py") || traceback.contains("[Previous line repeated")
 }
 
@@ -204,7 +204,7 @@ fn msgpack_rows_are_those_of_django_celery_results() {
 
 const PICKLE: &str = "application/x-python-serialize";
 
-/// What the pickle in a column loads to.
+/// The value that the pickle in a column loads to, as text.
 fn loaded(column: Option<&str>) -> Option<String> {
     let pickle = STANDARD.decode(column?).expect("base64");
     Some(Objects::load(&pickle).expect("a pickle").text())
@@ -231,8 +231,8 @@ fn respelled(decoder: &Decoder, text: &str) -> String {
 }
 
 /// Compares the rows of a capture in `data/golden` column by column, as [`check`] does. `results`
-/// have to be equal to the letter, or have equal values where they are YAML or pickles, and so many
-/// events have to be read.
+/// is the number of results that must be equal, or have equal values if they are YAML or pickles, and
+/// `events` the number of events that must be decoded.
 fn check_golden(name: &str, results: usize, events: usize) {
     let (messages, expected) = golden(name);
     let decoder = decoder();
@@ -271,12 +271,12 @@ fn check_golden(name: &str, results: usize, events: usize) {
             compared += 1;
             continue;
         }
-        let is_of_the_run = theirs.iter().chain(&ours).any(|text| {
+        let differs_between_runs = theirs.iter().chain(&ours).any(|text| {
             let text = readable(text.as_deref(), column("content_encoding"));
-            OF_THE_RUN.iter().any(|mark| text.contains(mark))
+            DIFFERS_BETWEEN_RUNS.iter().any(|mark| text.contains(mark))
         });
         assert!(
-            is_of_the_run,
+            differs_between_runs,
             "{name} {task_id} {:?}:\n{theirs:?}\n{ours:?}",
             columns["task_name"]
         );
@@ -291,10 +291,10 @@ fn check_golden(name: &str, results: usize, events: usize) {
     assert_eq!(read.sum::<usize>(), events, "{name}");
 }
 
-/// What is in results and tracebacks that are not the same in two runs, or not the same for two
-/// backends: processes, addresses, the request, the encoder that failed, and what could not be
-/// stored by django-celery-results.
-const OF_THE_RUN: [&str; 8] = [
+/// Marks of results and tracebacks that differ between two runs or two backends: processes,
+/// addresses, the request, the encoder that failed, and values that django-celery-results could not
+/// store.
+const DIFFERS_BETWEEN_RUNS: [&str; 8] = [
     "cannot contain NUL",
     "RPCBackend",
     "pid",
@@ -336,8 +336,8 @@ fn rows_of_every_version_and_serializer_are_those_of_django_celery_results() {
     }
 }
 
-/// Events are verified and read. Results of `rpc://` are verified too, and refused: only a reader
-/// of unsigned columns could use their rows.
+/// Signed events are verified and decoded. Signed results of `rpc://` are verified and then
+/// refused, because their rows would have columns without signatures.
 #[test]
 fn signed_messages_of_every_version_are_verified() {
     for version in ["4.4.7", "5.2.7", "5.6.3", "5.7.0"] {
@@ -404,7 +404,7 @@ fn pickled_members_load_to_their_values() {
 }
 
 #[test]
-fn whatever_kombu_compresses_is_what_it_was() {
+fn bodies_that_kombu_has_compressed_are_decoded() {
     let (messages, _) = golden("kombu-compression");
     let decoder = decoder();
     let read = |message| decoder.result(message).expect("every message is good").rows;

@@ -1,5 +1,5 @@
-//! Which folder may name which: the walls between the rooms, read from the tokens of every source
-//! file, code of tests included.
+//! Checks which modules each top-level module of `src/` may use. The paths are read from the tokens
+//! of every source file, including test code. The top-level modules are called rooms here.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The rooms that each room may name: the folders and files at the top of `src/`.
+/// The rooms that each room may use. A room is a folder or a file at the top of `src/`.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("version", &[]),
     ("row", &[]),
@@ -57,7 +57,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 
-/// Libraries, and the folders outside of which they may not be named.
+/// Libraries, and the only folders that may use them.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("lapin", &["broker/rabbitmq"]),
     ("sqlx", &["store"]),
@@ -68,10 +68,10 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("rsa", &["decode"]),
 ];
 
-/// Rooms without a clock, input, output or a log.
+/// Rooms that use no clock, input, output or log.
 const PURE: &[&str] = &["decode", "row"];
 
-/// What a pure room does not name.
+/// Paths that a pure room may not use.
 const IMPURE: &[&[&str]] = &[
     &["tokio"],
     &["tracing"],
@@ -88,7 +88,7 @@ const IMPURE: &[&[&str]] = &[
     &["std", "thread"],
 ];
 
-/// Where a path stands.
+/// The kind of code in which a path was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// In the code.
@@ -99,7 +99,7 @@ enum Place {
     Test,
 }
 
-/// A path as its names from the left, and where it stands.
+/// Paths as lists of names, and where each was found.
 type Found = Vec<(Vec<String>, Place)>;
 
 /// A source file: its path under `src/`, without the extension, and every path that it names.
@@ -107,9 +107,9 @@ struct Source {
     path: String,
     /// All paths.
     paths: BTreeSet<Vec<String>>,
-    /// Those that stand outside modules of tests.
+    /// Those outside of test modules.
     product_paths: BTreeSet<Vec<String>>,
-    /// Those that are only passed on with `pub use`.
+    /// Those that are re-exported with `pub use`.
     reexports: BTreeSet<Vec<String>>,
 }
 
@@ -222,7 +222,7 @@ fn collect(tokens: TokenStream, module: &[String], place: Place, found: &mut Fou
     }
 }
 
-/// Reads one path from `at` on, with every branch of its braces. Gives the place after it.
+/// Reads one path from `at` on, with every branch of its braces. Returns the position after it.
 fn path(
     tokens: &[TokenTree],
     mut at: usize,
@@ -265,7 +265,7 @@ fn path(
     at
 }
 
-/// A path of our own from the crate's root; any other stays as it is.
+/// A path within this crate, starting at the crate's root; any other path is returned unchanged.
 fn resolved(names: &[String], module: &[String]) -> Vec<String> {
     let mut base = match names[0].as_str() {
         "crate" | "celeriac" => Vec::new(),
@@ -283,7 +283,7 @@ fn resolved(names: &[String], module: &[String]) -> Vec<String> {
     [vec!["crate".to_owned()], base].concat()
 }
 
-/// The room that a path leads to, where it is one of ours.
+/// The room that a path leads to, if it is within this crate.
 fn room_of(path: &[String]) -> Option<&str> {
     let [root, room, ..] = path else { return None };
     let is_room = MAY_NAME.iter().any(|(name, _)| name == room);
@@ -312,9 +312,9 @@ fn rooms_name_only_what_they_may() {
     }
 }
 
-/// A room names only rooms that stand before it in the table, so there can be no circle.
+/// Every room uses only rooms before it in the table, so there are no cycles.
 #[test]
-fn rooms_stand_in_an_order() {
+fn rooms_use_only_earlier_rooms() {
     for (place, (room, named)) in MAY_NAME.iter().enumerate() {
         for name in *named {
             let before = MAY_NAME[..place].iter().any(|(before, _)| before == name);
@@ -323,14 +323,14 @@ fn rooms_stand_in_an_order() {
     }
 }
 
-/// Files do not import each other in a circle. What a `mod.rs` passes on with `pub use` counts as
-/// the file that has it. Modules of tests do not count.
+/// The imports of files form no cycle. An item that a `mod.rs` re-exports counts as one of the file
+/// that defines it. Test modules are ignored.
 #[test]
-fn files_import_each_other_without_a_circle() {
+fn imports_of_files_have_no_cycles() {
     let sources = sources();
     let modules: BTreeMap<Vec<String>, &str> =
         sources.iter().map(|source| (source.module(), source.path.as_str())).collect();
-    // The longest beginning of a path that is a module, and the item's name after it.
+    // The longest prefix of a path that is a module, and the name of the item after it.
     let module_of = |path: &[String]| {
         let end = (1..path.len()).rev().find(|&end| modules.contains_key(&path[1..=end]))?;
         Some((modules[&path[1..=end]], path.get(end + 1).cloned()))
@@ -356,14 +356,14 @@ fn files_import_each_other_without_a_circle() {
         }
     }
     for start in imports.keys() {
-        if let Some(circle) = circle_from(start, &imports) {
+        if let Some(circle) = cycle_from(start, &imports) {
             panic!("files import each other in a circle: {}", circle.join(" -> "));
         }
     }
 }
 
-/// The shortest way from a file back to itself.
-fn circle_from<'a>(
+/// The shortest cycle of imports that contains a file.
+fn cycle_from<'a>(
     start: &'a str,
     imports: &BTreeMap<&'a str, BTreeSet<&'a str>>,
 ) -> Option<Vec<&'a str>> {
@@ -410,15 +410,15 @@ fn pure_rooms_are_pure() {
 }
 
 #[test]
-fn the_top_is_small() {
+fn src_has_few_entries_at_the_top() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let entries = std::fs::read_dir(root).expect("the folder is there").count();
     assert!(entries <= 18, "src/ has {entries} entries");
 }
 
-/// The walls see every form of a path.
+/// The checks recognise every form of a path.
 #[test]
-fn every_form_of_a_path_is_seen() {
+fn every_form_of_a_path_is_recognised() {
     let named = |path: &str, text: &str| -> BTreeSet<String> {
         let source = source(path, text);
         source.paths.iter().filter_map(|path| room_of(path)).map(str::to_owned).collect()

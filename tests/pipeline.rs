@@ -1,4 +1,4 @@
-//! The pipeline, driven with a list of messages, a store in memory and paused time.
+//! Tests of the pipeline with a channel of messages, a store in memory and paused time.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -35,18 +35,18 @@ enum Event {
     Acknowledged(u64),
 }
 
-/// A store and a broker in memory that write down what happens to them.
+/// A store and a broker in memory that record what happens to them.
 #[derive(Clone)]
 struct World {
     events: Arc<Mutex<Vec<Event>>>,
     rows: Arc<Mutex<BTreeMap<Key, Row>>>,
-    /// The next writes fail with these.
+    /// The errors with which the next writes fail.
     failures: Arc<Mutex<VecDeque<ErrorClass>>>,
     /// Rows whose result is this text are refused.
     poison: &'static str,
     /// A write takes one of these permits.
     writes: Arc<Semaphore>,
-    /// So many of the next publications to the dead-letter queue fail.
+    /// How many of the next publications to the dead-letter queue fail.
     dead_failures: Arc<Mutex<u32>>,
     stopped: CancellationToken,
     catalog: Catalog,
@@ -85,7 +85,7 @@ impl World {
     }
 }
 
-/// These tests speak of tasks only.
+/// The row as that of a task; these tests use no groups.
 fn task(row: &Row) -> &TaskResult {
     let Row::Task(result) = row else { panic!("a group") };
     result
@@ -188,7 +188,8 @@ impl Running {
             let (mut store, acknowledger) = (world.clone(), world.clone());
             let (shutdown, stopped) = (shutdown.clone(), world.stopped.clone());
             async move {
-                // Like lapin's consumer, the stream gives what is buffered after it was stopped.
+                // Like lapin's consumer, the stream still returns buffered messages after it was
+                // stopped.
                 let messages = stream::poll_fn(move |context| match receiver.poll_recv(context) {
                     std::task::Poll::Pending if stopped.is_cancelled() => {
                         std::task::Poll::Ready(None)
@@ -213,7 +214,7 @@ impl Running {
         self.sender.send(Ok(message(self.sent, body))).expect("the pipeline runs");
     }
 
-    /// Lets everything happen that can happen without time passing.
+    /// Runs all tasks until they can only wait for time to pass.
     async fn settle(&self) -> Vec<Event> {
         for _ in 0..100 {
             tokio::task::yield_now().await;
@@ -237,14 +238,14 @@ async fn an_idle_lane_writes_at_once() {
     running.send(&success("a"));
     assert_eq!(running.settle().await, [stored(&["a SUCCESS"]), Event::Acknowledged(1)]);
 
-    // Idle for longer than rows may gather, it does so again.
+    // After it has been idle for longer than `max_wait`, it writes at once again.
     tokio::time::sleep(Duration::from_millis(21)).await;
     running.send(&success("b"));
     assert_eq!(running.settle().await[2..], [stored(&["b SUCCESS"]), Event::Acknowledged(2)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_lane_gathers_for_as_long_as_it_may() {
+async fn a_busy_lane_collects_rows_for_max_wait() {
     let mut running = Running::start(World::new(), 100, 1 << 20);
     running.send(&success("a"));
     running.settle().await;
@@ -323,7 +324,7 @@ async fn the_states_of_one_task_are_one_row() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_waited_out() {
+async fn a_write_is_retried_during_an_outage() {
     let mut running = Running::start(World::new(), 100, 1 << 20);
     running.world.fail(&[ErrorClass::Outage; 3]);
     running.send(&success("a"));
@@ -337,7 +338,7 @@ async fn an_outage_is_waited_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_that_lasts_gives_the_messages_back() {
+async fn a_long_outage_returns_the_messages() {
     let mut running = Running::start(World::new(), 100, 1 << 20);
     running.world.fail(&[ErrorClass::Outage; 1_000]);
     running.send(&success("a"));
@@ -347,7 +348,7 @@ async fn an_outage_that_lasts_gives_the_messages_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_given_back_finds_out_when_the_database_is_there_again() {
+async fn returned_messages_tell_when_the_database_is_available_again() {
     let mut world = World::new();
     world.fail(&[ErrorClass::Setup, ErrorClass::Outage, ErrorClass::Setup]);
     let mut batch = Batch::default();
@@ -373,7 +374,7 @@ async fn a_conflict_is_tried_again_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_table_gives_the_messages_back() {
+async fn a_missing_table_returns_the_messages() {
     let mut running = Running::start(World::new(), 100, 1 << 20);
     running.world.fail(&[ErrorClass::Setup]);
     running.send(&success("a"));
@@ -383,7 +384,7 @@ async fn a_missing_table_gives_the_messages_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_poisoned_row_costs_no_other() {
+async fn one_unstorable_row_does_not_affect_the_others() {
     let world = World { writes: Arc::new(Semaphore::new(0)), ..World::new() };
     let mut running = Running::start(world, 100, 1 << 20);
     for id in ["a", "b", "c", "d", "e"] {
@@ -400,7 +401,7 @@ async fn one_poisoned_row_costs_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_merged_row_only_the_message_to_blame_is_dead() {
+async fn only_the_unstorable_message_of_a_merged_row_is_dead_lettered() {
     let world = World { writes: Arc::new(Semaphore::new(0)), ..World::new() };
     let mut running = Running::start(world, 100, 1 << 20);
     running.send(&body("a", "STARTED", "1"));
@@ -415,7 +416,7 @@ async fn of_a_merged_row_only_the_message_to_blame_is_dead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_is_dead_before_it_is_acknowledged() {
+async fn undecodable_messages_are_dead_lettered_before_they_are_acknowledged() {
     let world = World { writes: Arc::new(Semaphore::new(0)), ..World::new() };
     *world.dead_failures.lock().expect("not poisoned") = 3;
     let mut running = Running::start(world, 100, 1 << 20);
@@ -451,7 +452,7 @@ async fn a_lost_session_acknowledges_nothing_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_that_end_by_themselves_are_settled() {
+async fn messages_are_settled_when_the_stream_ends() {
     let mut running = Running::start(World::new(), 100, 1 << 20);
     running.send(&success("a"));
     let Running { end, sender, world, .. } = running;

@@ -1,7 +1,7 @@
-//! One suite for the three databases, on real ones.
+//! One test suite for the three databases, which runs on real servers.
 //!
-//! `CELERIAC_TEST_POSTGRES` and `CELERIAC_TEST_MYSQL` say where they are; `make test` sets them.
-//! Each test has a database of its own and drops it.
+//! `CELERIAC_TEST_POSTGRES` and `CELERIAC_TEST_MYSQL` are the URLs of the servers; `make test` sets
+//! them. Each test creates its own database and drops it.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -85,7 +85,7 @@ impl AnyStore {
 
 fn server(variable: &str, default: &str) -> String {
     let url = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
-    // The database that the URL names is somebody else's; ours stand beside it.
+    // The database in the URL is not used; the tests create theirs on the same server.
     let (server, _) = url.rsplit_once('/').expect("a database URL has a path");
     server.to_owned()
 }
@@ -129,7 +129,7 @@ impl TestDatabase {
         database
     }
 
-    /// Drops the database, whatever the connections to it.
+    /// Drops the database, even if there are connections to it.
     async fn drop(self) {
         let Self { server, name, .. } = self;
         match self.connection {
@@ -152,7 +152,7 @@ impl TestDatabase {
         }
     }
 
-    /// What deletes the rows of a job, over a connection of its own.
+    /// A cleaner for a job, with its own connection.
     fn cleaner(&self, job: Job) -> Box<dyn Cleaner> {
         self.cleaner_in(Tz::UTC, job)
     }
@@ -201,7 +201,7 @@ impl TestDatabase {
         }
     }
 
-    /// Some columns of one row as they stand in a table: texts, and times in UTC.
+    /// Some columns of one row of a table: texts, and times in UTC.
     async fn fetch<const TEXTS: usize, const TIMES: usize>(
         &mut self,
         table: &str,
@@ -241,8 +241,8 @@ impl TestDatabase {
         })
     }
 
-    /// The row of a task. Who knew a time only by arrival is not in the table and comes back as
-    /// false.
+    /// The row of a task. Whether a time is only that of an arrival is not stored in the table, so
+    /// these flags are false.
     async fn row(&mut self, task_id: &str) -> Option<TaskResult> {
         let table = "django_celery_results_taskresult";
         let texts = [
@@ -308,7 +308,7 @@ impl TestDatabase {
     }
 }
 
-/// What the row of a result should be: all of it but who knew a time only by arrival.
+/// The expected row of a result, in which the flags for times of arrival are false.
 fn as_row(result: &TaskResult) -> TaskResult {
     let outcome = Outcome { by_arrival: false, ..result.outcome.clone() };
     TaskResult { outcome, started_by_arrival: false, ..result.clone() }
@@ -406,8 +406,8 @@ async fn writing_again_changes_nothing(database: &mut TestDatabase) {
     assert_rows_equal(database.row("b").await.as_ref(), &started, "redelivered");
 }
 
-/// The law in SQL is the law in Rust: any history, in any batches, leaves the row that merging it
-/// in memory gives.
+/// The merge law in SQL agrees with that in Rust: any history leaves the same row as merging it in
+/// memory.
 async fn the_statement_agrees_with_the_merge(database: &mut TestDatabase) {
     let mut store = database.store();
     let mut runner = TestRunner::deterministic();
@@ -470,7 +470,7 @@ async fn groups_are_stored_as_they_merge(database: &mut TestDatabase) {
     assert!(database.group("both").await == Some(group));
 }
 
-/// Groups that meet often.
+/// Random groups with few different values, so that they often have equal ones.
 fn any_group() -> impl Strategy<Value = GroupResult> {
     let text = || prop::option::of(prop::sample::select(vec!["A", "a", "b", "é"]));
     (0..4i64, 0..4i64, text(), text()).prop_map(|(created, done, result, content_type)| {
@@ -485,8 +485,8 @@ fn any_group() -> impl Strategy<Value = GroupResult> {
     })
 }
 
-/// Without a table of groups tasks are stored all the same.
-async fn a_missing_table_of_groups_costs_only_the_groups(database: &mut TestDatabase) {
+/// Tasks can be stored even if there is no group table.
+async fn a_missing_group_table_affects_only_groups(database: &mut TestDatabase) {
     database.execute("drop table django_celery_results_groupresult").await;
     let mut store = database.store();
     let catalog = store.prepare().await.expect("tasks can be stored").clone();
@@ -496,7 +496,7 @@ async fn a_missing_table_of_groups_costs_only_the_groups(database: &mut TestData
     store.store_tasks(&[&result("a", "SUCCESS", 1)]).await.expect("stored");
 }
 
-/// Whatever the order, the batches and the number of writers, a history of a task ends in one row.
+/// A history of a task leads to the same row in any order, in any batches and with several writers.
 async fn any_order_ends_in_the_same_row(database: &mut TestDatabase) {
     let mut stores = [database.store(), database.store()];
     let mut runner = TestRunner::deterministic();
@@ -514,7 +514,7 @@ async fn any_order_ends_in_the_same_row(database: &mut TestDatabase) {
         let mut chance = Chance(seed);
         for variant in 0..4 {
             let mut steps = history.clone();
-            // Some come twice.
+            // Some messages are delivered twice.
             let repeated = history.iter().filter(|_| chance.below(3) == 0).cloned();
             steps.extend(repeated.collect::<Vec<_>>());
             chance.shuffle(&mut steps);
@@ -540,7 +540,7 @@ async fn any_order_ends_in_the_same_row(database: &mut TestDatabase) {
     }
 }
 
-/// A generator of numbers for what a strategy cannot make, splitmix64.
+/// A generator of random numbers (splitmix64), for choices that a strategy cannot make.
 struct Chance(u64);
 
 impl Chance {
@@ -559,9 +559,10 @@ impl Chance {
     }
 }
 
-/// What is told of one task by messages that carry their time: attempts on several workers, whose
-/// clocks differ, with and without events, and any of it missing. Either the result messages
-/// describe the task, and then its last one is among them, or only events do.
+/// A random history of one task, from messages that contain their times: attempts on several
+/// workers whose clocks differ, with and without events, and with any message missing. If the
+/// result messages describe the task, the last one of them is never missing; otherwise only events
+/// describe it.
 fn any_history() -> impl Strategy<Value = Vec<TaskResult>> {
     let attempts = prop::collection::vec((0..3usize, 0..4i64, 0..64u8), 1..4);
     let end = prop::sample::select(vec!["SUCCESS", "FAILURE", "REVOKED", "PROGRESS"]);
@@ -618,7 +619,7 @@ fn any_history() -> impl Strategy<Value = Vec<TaskResult>> {
     })
 }
 
-/// Results that meet often: few times, few texts.
+/// Random results with few different times and texts, so that they often have equal ones.
 fn any_result() -> impl Strategy<Value = TaskResult> {
     let status = prop::sample::select(vec![
         "SUCCESS", "FAILURE", "REVOKED", "STARTED", "RETRY", "PROGRESS", "PENDING",
@@ -670,7 +671,7 @@ async fn a_large_result_is_stored(database: &mut TestDatabase) {
 
 async fn tables_of_older_versions_are_written(database: &mut TestDatabase) {
     for column in ["date_started", "periodic_task_name"] {
-        // SQLite does not drop a column that an index is on.
+        // SQLite cannot drop a column that has an index.
         let drop_index = match (database.kind, column) {
             (DatabaseKind::Sqlite, "periodic_task_name") => {
                 "drop index django_cele_periodi_1993cf_idx;"
@@ -801,7 +802,7 @@ fn expiry(others: Age) -> Expiry {
     Expiry::new(Vec::new(), Vec::new(), others)
 }
 
-/// Lets a cleaner work to its end; the rows of tasks and of groups that it told of.
+/// Runs a cleaner to its end. Returns the numbers of tasks and of groups that it has reported.
 async fn finish(cleaner: &mut dyn Cleaner) -> Result<(u64, u64), StoreError> {
     let mut deleted = (0, 0);
     loop {
@@ -816,7 +817,7 @@ async fn finish(cleaner: &mut dyn Cleaner) -> Result<(u64, u64), StoreError> {
             let told =
                 |of| found.iter().filter(move |(kind, _)| kind.is_group == of).map(|(_, n)| n);
             let told = (told(false).sum::<u64>(), told(true).sum::<u64>());
-            // Those of steps before are told too, and those that were only counted.
+            // The report also contains the rows of earlier steps, and those that were only counted.
             assert!(told.0 >= deleted.0 && told.1 >= deleted.1, "{told:?} {deleted:?}");
             return Ok(told);
         }
@@ -824,7 +825,7 @@ async fn finish(cleaner: &mut dyn Cleaner) -> Result<(u64, u64), StoreError> {
     }
 }
 
-/// So many microseconds before `at(0)` less a day.
+/// A result that is one day and this many microseconds older than `at(0)`.
 fn aged(task_id: &str, status: &str, microseconds: i64) -> TaskResult {
     result(task_id, status, -86_400_000_000 - microseconds)
 }
@@ -840,7 +841,7 @@ fn group_aged(group_id: &str, microseconds: i64) -> GroupResult {
     }
 }
 
-async fn what_has_expired_is_deleted_and_nothing_else(database: &mut TestDatabase) {
+async fn exactly_the_expired_rows_are_deleted(database: &mut TestDatabase) {
     let mut store = database.store();
     // In every state, with and without a name, around the limits of one and of three days.
     let tasks = vec![
@@ -879,7 +880,7 @@ async fn what_has_expired_is_deleted_and_nothing_else(database: &mut TestDatabas
         store.store_group(&group_aged(id, microseconds)).await.expect("stored");
     }
     let deleted = (ids.len() - expected.len()) as u64;
-    // Counting changes nothing.
+    // A dry run deletes nothing.
     let mut counting = database.cleaner(Job { dry_run: true, ..job(expiry.clone()) });
     assert_eq!(finish(&mut *counting).await.expect("counted"), (deleted, 1));
     assert!(database.row(&ids[0]).await.is_some() && database.group("older").await.is_some());
@@ -902,7 +903,7 @@ async fn what_has_expired_is_deleted_and_nothing_else(database: &mut TestDatabas
     assert_eq!(again.expect("nothing to do"), (0, 0));
 }
 
-async fn many_rows_of_one_moment_are_read_page_by_page(database: &mut TestDatabase) {
+async fn many_rows_with_one_time_are_read_page_by_page(database: &mut TestDatabase) {
     let mut store = database.store();
     let rows: Vec<_> = (0..5_200)
         .map(|number| {
@@ -920,7 +921,7 @@ async fn many_rows_of_one_moment_are_read_page_by_page(database: &mut TestDataba
     assert!(database.row("5198").await.is_none() && database.row("5199").await.is_some());
 }
 
-async fn what_has_become_newer_stays(database: &mut TestDatabase) {
+async fn rows_that_were_updated_meanwhile_are_kept(database: &mut TestDatabase) {
     let mut store = database.store();
     for id in ["a", "b", "c"] {
         store.store_tasks(&[&aged(id, "RETRY", 1)]).await.expect("stored");
@@ -928,14 +929,14 @@ async fn what_has_become_newer_stays(database: &mut TestDatabase) {
     let mut cleaner = database.cleaner(job(expiry(Some(DAY))));
     let step = cleaner.step().await.expect("read");
     assert_eq!((step.read, step.deleted), (3, 0));
-    // Between the look and the deletion the task comes to its end.
+    // Between reading and deleting, the task ends.
     store.store_tasks(&[&result("b", "SUCCESS", 0)]).await.expect("stored");
     assert_eq!(cleaner.step().await.expect("deleted").deleted, 2);
     assert_eq!(database.row("b").await.map(|row| row.outcome.status), Some(State::Success));
     assert!(database.row("a").await.is_none());
 }
 
-async fn a_locked_row_is_left_and_nobody_waits(database: &mut TestDatabase) {
+async fn locked_rows_are_skipped_without_waiting(database: &mut TestDatabase) {
     let mut store = database.store();
     for id in ["a", "b", "c"] {
         store.store_tasks(&[&aged(id, "SUCCESS", 1)]).await.expect("stored");
@@ -943,7 +944,7 @@ async fn a_locked_row_is_left_and_nobody_waits(database: &mut TestDatabase) {
     let expiry = expiry(Some(DAY));
     let is_sqlite = matches!(database.kind, DatabaseKind::Sqlite);
     if is_sqlite {
-        // There is one lock, which is waited for; nobody has it between two steps.
+        // SQLite has a single lock, which others wait for; it must be free between two steps.
         let mut cleaner = database.cleaner(Job { batch: 1, ..job(expiry) });
         cleaner.step().await.expect("read");
         cleaner.step().await.expect("deleted");
@@ -972,19 +973,19 @@ async fn one_process_cleans_up_at_a_time(database: &mut TestDatabase) {
     let is_server = !matches!(database.kind, DatabaseKind::Sqlite);
     let expected = if is_server { NextStep::Taken } else { NextStep::More };
     assert_eq!(second.step().await.expect("read").next, expected);
-    // One that does not ask for it goes on.
+    // A cleaner without `alone` does its work all the same.
     assert!(finish(&mut *database.cleaner(job(expiry(Some(DAY))))).await.is_ok());
     first.close().await;
     assert_ne!(second.step().await.expect("read").next, NextStep::Taken);
 }
 
-async fn a_cleanup_that_is_broken_off_goes_on_where_it_was(database: &mut TestDatabase) {
+async fn a_cleanup_that_is_interrupted_continues(database: &mut TestDatabase) {
     let mut store = database.store();
     let rows: Vec<_> = (0..60).map(|number| aged(&number.to_string(), "SUCCESS", 1)).collect();
     store.store_tasks(&rows.iter().collect::<Vec<_>>()).await.expect("stored");
     let mut cleaner = database.cleaner(job(expiry(Some(DAY))));
     let (mut broken, mut whole) = (0, 0);
-    // Each step but every fifth ends somewhere in its middle.
+    // All steps but every fifth are cancelled at some point.
     for number in 0_u64.. {
         let patience = if number % 5 == 4 { 10_000_000 } else { 200 * (number % 40) };
         match tokio::time::timeout(Duration::from_micros(patience), cleaner.step()).await {
@@ -1039,7 +1040,7 @@ async fn rows_that_others_refer_to_are_named_with_the_fix(database: &mut TestDat
     assert!(database.row("a").await.is_some());
 }
 
-/// Runs a test on a database of its own, and drops that whatever comes of the test.
+/// Runs a test with its own database, and drops the database even if the test fails.
 async fn with_database(
     kind: DatabaseKind,
     migration: &str,
@@ -1078,7 +1079,7 @@ suite!([
     the_statement_agrees_with_the_merge,
     any_order_ends_in_the_same_row,
     groups_are_stored_as_they_merge,
-    a_missing_table_of_groups_costs_only_the_groups,
+    a_missing_group_table_affects_only_groups,
     batches_of_any_size_are_stored,
     a_large_result_is_stored,
     tables_of_older_versions_are_written,
@@ -1086,12 +1087,12 @@ suite!([
     a_refused_row_is_poison_and_leaves_the_connection_usable,
     writers_side_by_side_agree,
     naive_times_are_in_the_projects_zone,
-    what_has_expired_is_deleted_and_nothing_else,
-    many_rows_of_one_moment_are_read_page_by_page,
-    what_has_become_newer_stays,
-    a_locked_row_is_left_and_nobody_waits,
+    exactly_the_expired_rows_are_deleted,
+    many_rows_with_one_time_are_read_page_by_page,
+    rows_that_were_updated_meanwhile_are_kept,
+    locked_rows_are_skipped_without_waiting,
     one_process_cleans_up_at_a_time,
-    a_cleanup_that_is_broken_off_goes_on_where_it_was,
+    a_cleanup_that_is_interrupted_continues,
     a_cleanup_keeps_to_the_projects_zone,
     a_cleanup_without_its_tables_says_so,
     rows_that_others_refer_to_are_named_with_the_fix,
@@ -1101,7 +1102,7 @@ suite!([
 async fn mysql_tables_of_every_collation_are_written() {
     let migration = include_str!("data/tables/mysql.sql");
     with_database(DatabaseKind::Mysql, migration, async |database| {
-        // The default of the database is not that of the table.
+        // The default character set of the database differs from that of the table.
         database
             .execute(&format!("alter database {} character set latin1", database.name.clone()))
             .await;
@@ -1119,7 +1120,7 @@ async fn mysql_tables_of_every_collation_are_written() {
             expected.outcome.traceback = Some("snow ☃".to_owned());
             expected.outcome.result = Some("a ".to_owned());
             store.store_tasks(&[&expected]).await.expect("stored");
-            // The same to a collation that ignores case or trailing blanks, and yet greater.
+            // Texts that are equal in some collations but greater when they are compared by bytes.
             for text in ["a  ", "á", "b"] {
                 let mut newer = result(collation, "RETRY", 1);
                 newer.outcome.result = Some(text.to_owned());
@@ -1135,7 +1136,7 @@ async fn mysql_tables_of_every_collation_are_written() {
 }
 
 #[tokio::test]
-async fn mysql_refuses_a_row_that_no_packet_takes() {
+async fn mysql_refuses_a_row_that_is_larger_than_a_packet() {
     let migration = include_str!("data/tables/mysql.sql");
     with_database(DatabaseKind::Mysql, migration, async |database| {
         let mut store = database.store();

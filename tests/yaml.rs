@@ -1,4 +1,4 @@
-//! The columns made of YAML bodies that PyYAML wrote, compared with stored ones.
+//! Compares the columns made from YAML bodies that PyYAML wrote with stored ones.
 //! `integration/captures/yaml_pairs.py` checks with PyYAML that the stored ones have the right values.
 
 #![expect(clippy::panic, reason = "a test fails by panicking")]

@@ -1,8 +1,8 @@
 //! The messages of the backend `celeriac://`: the columns of a row, already encoded.
 //!
-//! The format is described in `docs/message-format.md`; this file and `python/celeriac/message.py`
-//! are its two ends. The texts are opaque: what a pickle, a YAML text or a signature means is the
-//! business of whoever reads the row.
+//! The format is described in `docs/message-format.md`. `python/celeriac/message.py` writes it and
+//! this file reads it. The values of the columns are stored as they are; a pickle, a YAML text or a
+//! signature is interpreted only by the program that reads the row.
 
 use std::borrow::Cow;
 
@@ -16,16 +16,16 @@ use crate::row::group_result::GroupResult;
 use crate::row::state::State;
 use crate::row::task_result::{Description, Outcome, TaskResult};
 
-/// The content type of a state of a task.
+/// The content type of a message with the state of a task.
 pub(super) const TASK: &str = "application/vnd.celeriac.task-result+json";
 
-/// The content type of a saved group.
+/// The content type of a message with a saved group.
 pub(super) const GROUP: &str = "application/vnd.celeriac.group-result+json";
 
 /// The version of the format that is read here.
 const VERSION: &str = "1";
 
-/// Reads a state of a task.
+/// Reads a message with the state of a task.
 pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, DecodeError> {
     const NAMES: [&str; 13] = [
         "task_id",
@@ -70,7 +70,7 @@ pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, Decod
     })
 }
 
-/// Reads a saved group.
+/// Reads a message with a saved group.
 pub(super) fn group(body: &[u8], limits: &WireLimits) -> Result<GroupResult, DecodeError> {
     const NAMES: [&str; 5] =
         ["group_id", "content_type", "content_encoding", "result", "date_done"];
@@ -86,14 +86,14 @@ pub(super) fn group(body: &[u8], limits: &WireLimits) -> Result<GroupResult, Dec
     })
 }
 
-/// The members with the names of columns, each as the text of its JSON value.
+/// The members that are named like columns, each with the JSON text of its value.
 struct Columns<'body, const N: usize> {
     names: [&'static str; N],
     values: [Option<&'body str>; N],
 }
 
 impl<'body, const N: usize> Columns<'body, N> {
-    /// Picks the named members; every one has to be there. Others are left out.
+    /// Reads the named members, all of which are required. Other members are ignored.
     fn read(
         body: &'body [u8],
         names: [&'static str; N],
@@ -109,7 +109,7 @@ impl<'body, const N: usize> Columns<'body, N> {
                 version = Some(value);
             }
         }
-        // Another version may have other members, so this is asked first.
+        // Another version may have other members, so the version is checked first.
         match version {
             Some(VERSION) => {}
             Some(other) if other.parse::<u32>().is_ok() => {
@@ -128,7 +128,7 @@ impl<'body, const N: usize> Columns<'body, N> {
         self.values[place]
     }
 
-    /// A text, in which a lone surrogate becomes U+FFFD.
+    /// The value of a member that must be a string. Lone surrogates are replaced by U+FFFD.
     fn text(&self, name: &'static str) -> Result<String, DecodeError> {
         match self.value(name).and_then(json_text::string) {
             Some(Text { text, .. }) => Ok(text.into_owned()),
@@ -146,7 +146,8 @@ impl<'body, const N: usize> Columns<'body, N> {
         }
     }
 
-    /// A text that names something: there is one, and it is all there.
+    /// The value of a member that is an identifier: a string that is not empty and has no lone
+    /// surrogates.
     fn key(&self, name: &'static str) -> Result<Cow<'body, str>, DecodeError> {
         match self.value(name).and_then(json_text::string) {
             Some(Text { is_lossy: true, .. }) => Err(wrong(name, "a text with a lone surrogate")),
@@ -155,7 +156,7 @@ impl<'body, const N: usize> Columns<'body, N> {
         }
     }
 
-    /// A time with an offset from UTC.
+    /// The value of a member that must be a time with an offset from UTC.
     fn time(&self, name: &'static str) -> Result<DateTime<Utc>, DecodeError> {
         let text = self.text(name)?;
         let time = DateTime::parse_from_rfc3339(&text)
@@ -233,7 +234,7 @@ mod tests {
         assert_eq!(result.date_created, result.date_done);
     }
 
-    /// The body with another value for a member, or without it.
+    /// The body with another value for the member, or without the member if there is no value.
     fn changed(body: &str, member: &str, value: Option<&str>) -> String {
         let mut members: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(body).expect("JSON");
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn every_member_has_to_be_there_and_of_its_type() {
+    fn every_member_is_required_and_has_a_type() {
         let members = |body: &str| -> Vec<String> {
             let object: serde_json::Map<String, serde_json::Value> =
                 serde_json::from_str(body).expect("JSON");
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_taken_where_a_column_may_be_null() {
+    fn null_is_accepted_where_the_column_is_nullable() {
         let nullable = [
             "result",
             "meta",
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_version_is_told_from_a_bad_body() {
+    fn an_unknown_version_has_an_error_of_its_own() {
         for version in ["2", "0", "4294967295"] {
             let error = task(changed(TASK_BODY, "version", Some(version))).expect_err(version);
             assert_eq!(error.code(), "unsupported-version");
@@ -304,11 +305,11 @@ mod tests {
             assert_eq!(error.code(), "not-a-result", "{version}");
         }
         let error = task(r#"{"version": 2}"#).expect_err("of another version");
-        assert_eq!(error.code(), "unsupported-version", "whatever else it has or has not");
+        assert_eq!(error.code(), "unsupported-version", "whatever its other members are");
     }
 
     #[test]
-    fn a_time_has_an_offset_and_is_one_that_databases_hold() {
+    fn a_time_needs_an_offset_and_must_be_in_the_range_of_the_databases() {
         for time in ["", "yesterday", "2026-11-23T06:51:16", "2026-02-30T00:00:00Z", "1767225600"] {
             let value = format!("\"{time}\"");
             assert!(task(changed(TASK_BODY, "date_done", Some(&value))).is_err(), "{time}");
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn members_that_are_not_columns_are_left_out() {
+    fn members_that_are_not_columns_are_ignored() {
         let body = TASK_BODY.replacen('{', r#"{"queue": ["celery"], "retries": 3, "#, 1);
         assert_eq!(task(body).expect("a good body").task_id, "t");
     }
@@ -364,7 +365,7 @@ mod tests {
             group(saved).expect("a group").date_done,
             task(success).expect("read").date_created
         );
-        // Every member is described, and nothing else.
+        // The tables in the document describe exactly the members of the examples.
         for (body, heading) in [(success, "### A state of a task"), (saved, "### A saved group")] {
             let table = document.split(heading).nth(1).expect("a heading");
             let table = table.split("```").next().expect("an example");

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::row::Row;
 
-/// What came of a message.
+/// The result of decoding one message.
 #[derive(Debug, Default, PartialEq)]
 pub struct Decoded {
-    /// The rows that it speaks of, in their order.
+    /// The rows that the message describes, in the order in which it lists them.
     pub rows: Vec<Row>,
-    /// What was wrong with events that are not what Celery sends, and how many were left out for
-    /// it.
+    /// Why events were skipped because they are not such as Celery sends, and how many were skipped
+    /// for each of these reasons.
     pub skipped: BTreeMap<&'static str, usize>,
 }

@@ -1,13 +1,13 @@
-//! Celery's task events, whatever the serializer.
+//! Celery's task events, independent of the serializer.
 //!
 //! A message holds one event, or a list of them under the routing key `task.multi`. Each is a map
 //! with `type`, `timestamp`, `hostname` and, for tasks, `uuid`; the other members depend on the
-//! type (`celery/events/event.py`, `celery/worker/request.py`, 4.4 to 5.7.0). `timestamp` is
-//! seconds since the epoch in UTC; `utcoffset` says only where the worker stands.
+//! type (`celery/events/event.py`, `celery/worker/request.py`, 4.4 to 5.7.0). `timestamp` is the
+//! number of seconds since the epoch in UTC; `utcoffset` is only the time zone of the worker.
 //!
-//! What an event says of an outcome is less than a result message does: the `repr` of a result,
-//! cut short, and of an exception. Its rows bear [`EVENT`] as `content_type`, by which the law of
-//! merging lets every result message take their place.
+//! An event says less about an outcome than a result message does: it has only the `repr` of the
+//! result, which is cut short, or of the exception. Rows from events therefore have [`EVENT`] as
+//! their `content_type`, and the merge law lets every result message replace them.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -21,25 +21,26 @@ use crate::row::Row;
 use crate::row::state::State;
 use crate::row::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 
-/// How far the clock of a worker may be ahead of ours.
+/// How far a worker's clock may be ahead of this machine's.
 const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
 
-/// 2009-04-01, before the first release of Celery, as seconds since the epoch.
+/// 2009-04-01 in seconds since the epoch: a date before the first release of Celery.
 const CELERY_BEGAN: i64 = 1_238_544_000;
 
-/// Which parts of events may be stored.
+/// Which parts of events are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventPolicy {
-    /// Whether tasks that were only sent get a row, in the state PENDING.
+    /// Whether a task that was sent and not received yet gets a row in the state PENDING.
     pub pending: bool,
-    /// Whether arguments are stored, which can be secrets.
+    /// Whether arguments are stored. They can contain secrets.
     pub arguments: bool,
-    /// Whether an event that ends a task is left out, because result messages do that.
+    /// Whether events with a final state are ignored, because result messages report these states.
     pub unfinished_only: bool,
 }
 
 impl Decoded {
-    /// Adds what one event says, where it says anything.
+    /// Adds the row that one event describes, if it describes one, or counts why the event was
+    /// skipped.
     pub(super) fn push(&mut self, event: Result<Option<TaskResult>, &'static str>) {
         match event {
             Ok(Some(result)) => self.rows.push(Row::Task(result)),
@@ -49,7 +50,7 @@ impl Decoded {
     }
 }
 
-/// The members of one event that count.
+/// The members of one event that are used.
 pub(super) struct Event<V> {
     kind: Option<V>,
     uuid: Option<V>,
@@ -66,7 +67,7 @@ pub(super) struct Event<V> {
 }
 
 impl<'body, V: Value<'body>> Event<V> {
-    /// Picks the members that count out of all of them.
+    /// Collects the members that are used.
     pub(super) fn collect<'key>(
         members: impl Iterator<Item = Result<(Cow<'key, str>, V), DecodeError>>,
     ) -> Result<Self, DecodeError> {
@@ -106,11 +107,11 @@ impl<'body, V: Value<'body>> Event<V> {
         Ok(event)
     }
 
-    /// What the event says of a task; nothing where it is of no task or of none that we store.
+    /// The row that the event describes; `None` if it is not about a task or is not to be stored.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with an event that Celery would not have sent.
+    /// Returns what is wrong with an event that cannot come from Celery.
     pub(super) fn into_result(
         self,
         message: &Message,
@@ -123,7 +124,7 @@ impl<'body, V: Value<'body>> Event<V> {
         }
         let task_id = match (self.uuid, key(self.uuid)) {
             (_, Some(task_id)) => task_id.into_owned(),
-            // An application's own event need not be of a task.
+            // An application may send events of its own that are not about a task.
             (None, None) if state(kind).is_none() => return Ok(None),
             _ => return Err("`uuid` is missing, empty or not a text"),
         };
@@ -157,7 +158,8 @@ impl<'body, V: Value<'body>> Event<V> {
             State::Revoked => (Some(self.revocation()), None),
             _ => (None, None),
         };
-        // Only these two name the task; `name` of another may be anything.
+        // Only these two events contain the name of the task; in an application's own event `name`
+        // may be anything.
         let names_the_task = matches!(kind, "sent" | "received");
         let arguments = |value: Option<V>| {
             value.filter(|_| names_the_task && policy.arguments).and_then(V::json)
@@ -170,7 +172,7 @@ impl<'body, V: Value<'body>> Event<V> {
                 task_name: text(self.name.filter(|_| names_the_task)),
                 task_args,
                 task_kwargs: arguments(self.kwargs),
-                // The host of `task-sent` is the client's.
+                // The `hostname` of `task-sent` is that of the client.
                 worker: text(self.hostname.filter(|_| kind != "sent")),
             },
             date_created: time,
@@ -189,7 +191,7 @@ impl<'body, V: Value<'body>> Event<V> {
         }))
     }
 
-    /// What the result of a revoked task is (`celery/worker/request.py`, 5.7.0).
+    /// The result of a revoked task (`celery/worker/request.py`, 5.7.0).
     fn revocation(&self) -> String {
         let is_true = |value: Option<V>| value.is_some_and(V::is_true);
         let message = match () {
@@ -203,10 +205,10 @@ impl<'body, V: Value<'body>> Event<V> {
     }
 }
 
-/// The state that an event tells, by the part of its type behind `task-`
-/// (`TASK_EVENT_TO_STATE` in `celery/events/state.py`, 5.7.0). A worker that cancels a task gives
-/// it back and marks it for a retry (`Request.cancel` in `celery/worker/request.py`). An
-/// application's own event is a state of that name.
+/// The state for the part of an event's type after `task-` (`TASK_EVENT_TO_STATE` in
+/// `celery/events/state.py`, 5.7.0). A worker that cancels a task returns it to the queue and marks
+/// it for a retry (`Request.cancel` in `celery/worker/request.py`). Returns `None` for an
+/// application's own event, whose type is then the name of the state.
 fn state(kind: &str) -> Option<State> {
     Some(match kind {
         "sent" => State::Pending,
@@ -221,7 +223,7 @@ fn state(kind: &str) -> Option<State> {
     })
 }
 
-/// A text that names something: not empty, and without a lone surrogate.
+/// The text of an identifier: not empty, and without lone surrogates.
 fn key<'body, V: Value<'body>>(value: Option<V>) -> Option<Cow<'body, str>> {
     match value?.text()? {
         Text { is_lossy: true, .. } => None,
@@ -229,8 +231,9 @@ fn key<'body, V: Value<'body>>(value: Option<V>) -> Option<Cow<'body, str>> {
     }
 }
 
-/// The time that so many seconds since the epoch are, unless no worker can have meant it: one such
-/// time would stay in the row for ever, as the earliest or the latest.
+/// The time that is this many seconds after the epoch, or `None` if no event can have that time.
+/// Merging keeps the earliest and the latest times, so a single impossible one would stay in the
+/// row for ever.
 #[expect(clippy::cast_possible_truncation, reason = "it is in range when it is compared")]
 fn time(seconds: f64, received_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let time = DateTime::from_timestamp_micros((seconds * 1e6).round() as i64)?;
@@ -238,12 +241,13 @@ fn time(seconds: f64, received_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
     is_possible.then(|| to_microseconds(time))
 }
 
-/// An exception in the form in which Celery stores one
-/// (`prepare_exception` in `celery/backends/base.py`, 5.7.0), made of its `repr`. The module is
-/// not known, and the arguments are one text as they stand in the `repr`.
+/// An exception in the JSON form in which Celery stores it (`prepare_exception` in
+/// `celery/backends/base.py`, 5.7.0), made from its `repr`. The module is unknown, and the
+/// arguments become a single string, as they are written in the `repr`.
 fn exception_json(repr: &str, traceback: Option<&str>) -> String {
     let (kind, message) = match repr {
-        // What billiard 4 makes of every exception that the worker's main process found.
+        // The `repr` that billiard 4 gives to every exception that the worker's main process has
+        // caught.
         "ExceptionWithTraceback()" => traceback
             .and_then(|text| text.trim_end().lines().next_back())
             .and_then(|line| line.split_once(": "))
@@ -268,7 +272,7 @@ fn is_identifier(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || c == '_')
 }
 
-/// A text as `json.dumps` of Python writes it, in ASCII.
+/// A string as Python's `json.dumps` writes it, in ASCII.
 pub(super) fn python_json(text: &str) -> String {
     let mut json = String::with_capacity(text.len() + 2);
     json.push('"');
@@ -299,7 +303,7 @@ mod tests {
     use crate::decode::Decoder;
     use crate::message::Properties;
 
-    /// The default of the limit.
+    /// The default limit.
     const MAX_EVENTS: usize = 10_000;
 
     const NOW: i64 = 1_795_416_700;
@@ -331,7 +335,7 @@ mod tests {
         decode_events(&message(body, "application/json"), policy).expect(body)
     }
 
-    /// The one task that an event speaks of, with its common members added.
+    /// The task of a single event, which gets the given members besides the common ones.
     fn task(members: &str) -> TaskResult {
         let body = format!(
             r#"{{"hostname": "w@h", "utcoffset": -1, "pid": 7, "clock": 3, "uuid": "t",
@@ -344,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_tells_a_state() {
+    fn every_event_type_has_a_state() {
         for (kind, status) in [
             ("sent", "PENDING"),
             ("received", "RECEIVED"),
@@ -370,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_and_the_arguments_are_those_of_the_first_events() {
+    fn only_sent_and_received_contain_the_name_and_the_arguments() {
         let members = r#""name": "shop.pay", "args": "('caf\u00e9',)", "kwargs": "{}""#;
         let result = task(&format!(r#""type": "task-received", {members}"#));
         assert_eq!(result.description.task_name.as_deref(), Some("shop.pay"));
@@ -386,12 +390,12 @@ mod tests {
             panic!("a task")
         };
         assert_eq!(result.description.task_name.as_deref(), Some("shop.pay"));
-        assert_eq!(result.description.task_args, None, "only where they are asked for");
+        assert_eq!(result.description.task_args, None, "stored only on request");
         assert_eq!(result.outcome.result, None);
     }
 
     #[test]
-    fn what_is_not_asked_for_or_not_of_a_task_says_nothing() {
+    fn events_that_are_not_wanted_or_not_about_tasks_give_no_rows() {
         for body in [
             r#"{"type": "task-sent", "uuid": "t", "timestamp": 1795416669}"#,
             r#"{"type": "worker-heartbeat", "timestamp": 1795416669}"#,
@@ -404,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_are_left_to_result_messages_where_that_is_asked_for() {
+    fn final_events_are_ignored_if_the_policy_says_so() {
         let policy = EventPolicy { unfinished_only: true, ..EventPolicy::default() };
         for (kind, rows) in [("started", 1), ("retried", 1), ("succeeded", 0), ("failed", 0)] {
             let body = format!(r#"{{"type": "task-{kind}", "uuid": "t", "timestamp": {NOW}}}"#);
@@ -413,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_have_the_form_that_celery_reads() {
+    fn outcomes_have_the_form_that_celery_can_load() {
         let result = |members: &str| task(members).outcome.result;
         assert_eq!(
             result(r#""type": "task-succeeded", "result": "{'a': 'caf\u00e9'}", "runtime": 0.1"#),
@@ -461,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_event_costs_only_itself() {
+    fn a_bad_event_does_not_affect_the_others() {
         let good = r#"{"type": "task-started", "uuid": "good", "timestamp": 1795416669}"#;
         for bad in [
             "7",
@@ -517,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn msgpack_says_the_same_as_json() {
+    fn events_in_msgpack_give_the_same_rows_as_in_json() {
         let json = r#"[{"type": "task-received", "uuid": "t", "timestamp": 1795416669.5,
             "hostname": "w", "name": "pay", "args": "('é',)", "kwargs": "{}"}, 7,
             {"type": "task-succeeded", "uuid": "t", "timestamp": 1795416670, "result": "1"}]"#;
@@ -540,7 +544,7 @@ mod tests {
                 let _ = decode_events(&message(changed, content_type), EVERYTHING);
             }
         }
-        // A list that says it has four thousand million elements.
+        // The header of a list with more than four thousand million elements.
         let bomb = message([0xDD, 0xFF, 0xFF, 0xFF, 0xFF], content_type);
         assert_eq!(
             decode_events(&bomb, EVERYTHING),

@@ -1,24 +1,23 @@
-//! How much a message may ask for.
+//! Limits on the size and the structure of messages.
 
 use crate::message::Message;
 
-/// How much a message may ask of whoever reads it.
+/// Limits on the size and the structure of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireLimits {
-    /// The most bytes of a body as it comes.
+    /// The maximum size of a body as it is received, in bytes.
     pub body_bytes: usize,
-    /// The most bytes of a body that was compressed.
+    /// The maximum size of a decompressed body, in bytes.
     pub decompressed_bytes: usize,
-    /// How many times as large as its compressed form a body may be. One mebibyte is always
-    /// allowed.
+    /// How many times as large as the compressed body the decompressed body may be. One mebibyte is
+    /// always allowed.
     pub compression_ratio: usize,
-    /// How deep the value of a member may nest.
+    /// How deeply the value of a member may be nested.
     pub depth: usize,
-    /// The most events in one message. Celery's workers send lists of at most 24
+    /// The maximum number of events in one message. Celery's workers send lists of at most 24
     /// (`buffer_limit` in `celery/events/dispatcher.py`, 5.7.0).
     pub events: usize,
-    /// How many values a text in YAML may have, each of its aliases counted as all that it stands
-    /// for.
+    /// The maximum number of values in a YAML body when its aliases are expanded.
     pub expanded_values: usize,
 }
 
@@ -35,10 +34,10 @@ impl Default for WireLimits {
     }
 }
 
-/// What a wire format needs besides the body.
+/// What the decoder of a wire format needs besides the body.
 #[derive(Clone, Copy)]
 pub(super) struct Context<'message> {
-    /// Where the body came from, which says when.
+    /// The message that the body belongs to, for its time.
     pub(super) message: &'message Message,
     pub(super) limits: &'message WireLimits,
 }

@@ -1,7 +1,8 @@
-//! From a message to the rows that it speaks of: dispatch on the content type, as kombu does.
+//! Decodes messages into rows. The content type selects the decoder, as in kombu.
 //!
-//! Each wire format has a file of its own. Nothing here guesses a format from the bytes, and
-//! nothing is executed: what is not accepted or too large is refused before it is read.
+//! Each wire format has its own file. The format is never guessed from the bytes, and nothing in a
+//! message is executed. A message that is too large or whose content type is not accepted is
+//! refused before its body is read.
 
 mod columns;
 mod decoded;
@@ -26,32 +27,32 @@ pub use self::limits::WireLimits;
 use crate::message::{Message, Value};
 use crate::row::Row;
 
-/// Reads messages: of which serializers, within which limits, and what of events.
+/// Decodes messages, with the settings for it.
 #[derive(Clone, Debug, Default)]
 pub struct Decoder {
     /// The serializers whose messages are read.
     pub accept: Accept,
-    /// How much a message may ask for.
+    /// Limits on the size and the structure of messages.
     pub limits: WireLimits,
-    /// Whose signatures count, and who signs.
+    /// How signatures are verified.
     pub security: Security,
-    /// What of events is stored.
+    /// Which parts of events are stored.
     pub events: EventPolicy,
 }
 
-/// What the messages of a source are.
+/// What kind of messages a source delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceKind<'config> {
     /// Messages of result backends.
     Results,
     /// Messages of event dispatchers.
     Events,
-    /// Events where they were published to this exchange, else results.
+    /// Events if they were published to this exchange, and results otherwise.
     ByExchange(&'config str),
 }
 
 impl SourceKind<'_> {
-    /// Whether a message of the source is one of an event dispatcher.
+    /// Whether a message from this source is from an event dispatcher.
     #[must_use]
     pub fn is_events(self, message: &Message) -> bool {
         match self {
@@ -62,7 +63,7 @@ impl SourceKind<'_> {
     }
 }
 
-/// A body that is neither compressed nor signed, with its labels.
+/// A body after decompression and verification, with its content type and encoding.
 struct Body<'message> {
     bytes: Cow<'message, [u8]>,
     content_type: &'message str,
@@ -72,16 +73,16 @@ struct Body<'message> {
 }
 
 impl Decoder {
-    /// Reads a message of a source of this kind.
+    /// Decodes a message from a source of this kind.
     ///
     /// # Errors
     ///
-    /// When the message can never be read, with a reason that stays true however often it is tried.
+    /// When the message can never be decoded; trying again gives the same error.
     pub fn decode(&self, message: &Message, kind: SourceKind<'_>) -> Result<Decoded, DecodeError> {
         if kind.is_events(message) { self.events(message) } else { self.result(message) }
     }
 
-    /// Reads the row in a message of a worker's result backend.
+    /// Decodes a message of a worker's result backend.
     ///
     /// # Errors
     ///
@@ -112,11 +113,12 @@ impl Decoder {
         Ok(Decoded { rows: vec![row], ..Decoded::default() })
     }
 
-    /// Reads the task events in a message of a worker's event dispatcher.
+    /// Decodes the task events in a message of a worker's event dispatcher.
     ///
     /// # Errors
     ///
-    /// As for [`Decoder::decode`]. An event that is not what Celery sends costs only itself.
+    /// As for [`Decoder::decode`]. An event that cannot come from Celery is skipped, and the others
+    /// are decoded.
     pub fn events(&self, message: &Message) -> Result<Decoded, DecodeError> {
         let body = self.open(message)?;
         let context = Context { message, limits: &self.limits };
@@ -131,7 +133,7 @@ impl Decoder {
 
     /// The body as its serializer wrote it.
     fn open<'message>(&self, message: &'message Message) -> Result<Body<'message>, DecodeError> {
-        // kombu takes a message without labels as `application/data` in utf-8
+        // kombu treats a message without content type and encoding as `application/data` in UTF-8
         // (`kombu/serialization.py`, `loads`, 5.7.0).
         let content_type = message.properties.content_type.as_deref().unwrap_or(accept::AUTH);
         let content_encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
@@ -142,9 +144,9 @@ impl Decoder {
             return Err(DecodeError::BodyTooLarge { limit: self.limits.body_bytes });
         }
         let mut bytes = Cow::Borrowed(message.body.as_slice());
-        // Transports without binary bodies encode them first and say so
-        // (`kombu/transport/virtual/base.py`, `Channel.encode_body`, 5.7.0); a bridge from one of
-        // these keeps the word as a header.
+        // Transports without binary bodies encode the body and name the encoding in a property
+        // (`kombu/transport/virtual/base.py`, `Channel.encode_body`, 5.7.0). A bridge from such a
+        // transport passes that property on as a header.
         if let Some(name) = label(message, "body_encoding")? {
             bytes = Cow::Owned(compression::decode_body(name, &bytes)?);
         }
@@ -166,11 +168,11 @@ impl Decoder {
 }
 
 impl Body<'_> {
-    /// The bytes of a body that is text in UTF-8, as JSON and YAML are whatever the label says of
-    /// them in kombu.
+    /// The bytes of a body that must be UTF-8 text. JSON and YAML are UTF-8 even where kombu labels
+    /// them as binary or ASCII.
     fn utf8(&self) -> Result<&[u8], DecodeError> {
-        // `binary` and `ascii-8bit` say that the bytes are to be taken as they are
-        // (`SKIP_DECODE` in `kombu/serialization.py`, 5.7.0).
+        // `binary` and `ascii-8bit` mean that the bytes are not decoded (`SKIP_DECODE` in
+        // `kombu/serialization.py`, 5.7.0).
         let is_utf8 = ["utf-8", "utf8", "us-ascii", "ascii", "binary", "ascii-8bit"]
             .iter()
             .any(|name| name.eq_ignore_ascii_case(&self.content_encoding.replace('_', "-")));
@@ -182,7 +184,7 @@ impl Body<'_> {
     }
 }
 
-/// The text of a header that says how the body was encoded; an empty one says nothing.
+/// The value of a header that says how the body was encoded; `None` if it is absent or empty.
 fn label<'message>(
     message: &'message Message,
     header: &'static str,

@@ -1,4 +1,4 @@
-//! The members of Celery's `rpc://` results, whatever the serializer.
+//! The members of Celery's `rpc://` results, independent of the serializer.
 //!
 //! Up to Celery 5.6 a body has five members: `task_id`, `status`, `result`, `traceback` and
 //! `children`. Celery 5.7 adds `date_done`, `group_id`, `parent_id` and, with `result_extended`,
@@ -14,52 +14,52 @@ use crate::message::Message;
 use crate::row::state::State;
 use crate::row::task_result::{Description, Outcome, TaskResult};
 
-/// The value of a member, still in the form of its serializer.
+/// The value of a member, still in its serialized form.
 pub(super) trait Value<'body>: Copy {
-    /// The label of the serializer, for the column `content_type`.
+    /// The content type of the serializer, for the column `content_type`.
     const CONTENT_TYPE: &'static str;
-    /// The label of its bytes, for the column `content_encoding`.
+    /// The content encoding of the serializer, for the column `content_encoding`.
     const CONTENT_ENCODING: &'static str;
 
     /// Whether the value is `None`.
     fn is_null(self) -> bool;
 
-    /// The characters, where the value is a text.
+    /// The characters, if the value is a string.
     fn text(self) -> Option<Text<'body>>;
 
-    /// The texts in a list; none where the value is something else.
+    /// The strings in a list; none if the value is not a list.
     fn texts(self) -> Vec<Cow<'body, str>>;
 
-    /// The number, where the value is one. Truth values are none.
+    /// The number, if the value is one. Booleans are not numbers.
     fn number(self) -> Option<f64>;
 
-    /// Whether the value is the truth value of that name.
+    /// Whether the value is `True`.
     fn is_true(self) -> bool;
 
-    /// The JSON text of a text, as Python writes it; nothing where the value is something else.
+    /// The JSON text of a string, as Python writes it; `None` if the value is not a string.
     fn json(self) -> Option<String>;
 
-    /// What a column holds for the value.
+    /// The content of a column for the value.
     fn column(self) -> String;
 
-    /// What a column holds for `None`.
+    /// The content of a column for `None`.
     fn null_column() -> String;
 
-    /// What the column `meta` holds for the value of `children`, or for an empty list where there
-    /// are none.
+    /// The content of the column `meta` for the value of `children`; if there is none, for an empty
+    /// list.
     fn meta(children: Option<Self>) -> String;
 }
 
-/// The characters of a text.
+/// The characters of a string.
 pub(super) struct Text<'body> {
-    /// The characters, borrowed where the body holds them as they are.
+    /// The characters, borrowed if the body contains them without escapes.
     pub(super) text: Cow<'body, str>,
-    /// Whether a lone surrogate, which no text in UTF-8 can hold, was replaced by U+FFFD.
+    /// Whether a lone surrogate, which UTF-8 cannot represent, was replaced by U+FFFD.
     pub(super) is_lossy: bool,
 }
 
-/// The members of a body that make the row. `None` counts as absent where the column has a NULL
-/// for it.
+/// The members of a body that the row is made from. A member with the value `None` is treated as
+/// absent if its column is then NULL.
 pub(super) struct ResultMeta<V> {
     task_id: Option<V>,
     status: Option<V>,
@@ -74,7 +74,7 @@ pub(super) struct ResultMeta<V> {
 }
 
 impl<'body, V: Value<'body>> ResultMeta<V> {
-    /// Picks the members that make the row out of all of them.
+    /// Collects the members that the row is made from.
     pub(super) fn collect<'key>(
         members: impl Iterator<Item = Result<(Cow<'key, str>, V), DecodeError>>,
     ) -> Result<Self, DecodeError> {
@@ -94,7 +94,7 @@ impl<'body, V: Value<'body>> ResultMeta<V> {
         for member in members {
             let (key, value) = member?;
             let not_null = Some(value).filter(|value| !value.is_null());
-            // As in Python's readers, the last of several members with one name counts.
+            // If several members have the same name, the last one is used, as in Python.
             match &*key {
                 "task_id" => meta.task_id = Some(value),
                 "status" => meta.status = Some(value),
@@ -116,8 +116,8 @@ impl<'body, V: Value<'body>> ResultMeta<V> {
         Ok(meta)
     }
 
-    /// Takes out what a stamp has overwritten: Celery 5.7 adds the stamps to the body under
-    /// their own names, which may be those of the result's members.
+    /// Removes the members that stamps have overwritten. Celery 5.7 adds the stamps to the body
+    /// under their own names, which may be the names of other members.
     fn drop_stamps(&mut self, names: &[Cow<'body, str>]) -> Result<(), DecodeError> {
         for name in names {
             match &**name {
@@ -177,8 +177,8 @@ impl<'body, V: Value<'body>> ResultMeta<V> {
     }
 }
 
-/// A text that must be there, without lone surrogates: it is an id or a state, where a
-/// replacement would name something else.
+/// The text of a required member. Lone surrogates are refused and not replaced, because an id or a
+/// state with a replaced character would be a different one.
 fn key<'body, V: Value<'body>>(
     value: Option<V>,
     problem: &'static str,
@@ -192,7 +192,8 @@ fn key<'body, V: Value<'body>>(
     }
 }
 
-/// A traceback is text. What is not is kept as a column holds it; a lone surrogate becomes U+FFFD.
+/// The traceback as text, with lone surrogates replaced by U+FFFD. A value that is not a string is
+/// stored in its serialized form.
 fn traceback<'body, V: Value<'body>>(value: V) -> Option<String> {
     match value.text() {
         Some(Text { text, .. }) => Some(text.into_owned()).filter(|text| !text.is_empty()),
@@ -200,23 +201,24 @@ fn traceback<'body, V: Value<'body>>(value: V) -> Option<String> {
     }
 }
 
-/// A name that is not text says nothing.
+/// A name; `None` if the value is empty or not a string.
 fn name<'body, V: Value<'body>>(value: V) -> Option<String> {
     value.text().map(|text| text.text.into_owned()).filter(|text| !text.is_empty())
 }
 
-/// The time as every database holds it: without nanoseconds, and without a leap second, which
-/// becomes the second after it.
+/// The time in the precision that every database can store: microseconds, and without leap seconds,
+/// which become the following second.
 pub(super) fn to_microseconds(time: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
 }
 
-/// Whether a time is one that every database and Python can hold, in every zone.
+/// Whether every database and Python can represent the time in every time zone.
 pub(super) fn is_storable(time: &DateTime<Utc>) -> bool {
     (1970..9999).contains(&time.year())
 }
 
-/// The time in Python's `datetime.isoformat()`. One without an offset is UTC.
+/// The time in a string in the format of Python's `datetime.isoformat()`. A time without an offset
+/// is in UTC.
 fn timestamp<'body, V: Value<'body>>(value: V) -> Option<DateTime<Utc>> {
     let text = value.text()?.text;
     DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc()).ok().or_else(|| {

@@ -1,8 +1,8 @@
-//! How long rows are kept: Celery's `result_expires`, and other ages for some states and tasks.
+//! How long rows are kept: Celery's `result_expires`, and different ages for some states and tasks.
 //!
-//! What is said of a task's name counts before what is said of its state, and that before what is
-//! said of all rows. Among names, one that is written out counts before a pattern, and among
-//! patterns the one with the most characters that are not wildcards.
+//! A rule for a task's name takes precedence over a rule for its state, and that over the age for
+//! all other rows. A full name takes precedence over a pattern, and of several patterns the one
+//! with the most characters that are not wildcards is used.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -10,22 +10,22 @@ use std::time::Duration;
 
 use glob::Pattern;
 
-/// How long rows are kept after their `date_done`; nothing where they never expire.
+/// How long rows are kept after their `date_done`; `None` if they never expire.
 pub type Age = Option<Duration>;
 
-/// The rows that an age is for.
+/// The rows that a rule applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuleSubject {
-    /// Those that nothing else is said of, and all groups.
+    /// All groups, and the tasks that no other rule applies to.
     Others,
-    /// Tasks in a state, by its name in Celery's spelling.
+    /// Tasks in a state, by Celery's name of the state.
     State(String),
-    /// Tasks whose names are as the pattern says.
+    /// Tasks whose names match the pattern.
     Task(Pattern),
 }
 
 impl fmt::Display for RuleSubject {
-    /// As users write it, and nothing for the others.
+    /// Writes the name or the pattern as users write it, and nothing for [`RuleSubject::Others`].
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Others => Ok(()),
@@ -35,7 +35,7 @@ impl fmt::Display for RuleSubject {
     }
 }
 
-/// An age, and the rows that it is for.
+/// An age, and the rows that it applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The rows.
@@ -44,18 +44,18 @@ pub struct Rule {
     pub age: Age,
 }
 
-/// The ages of all rows.
+/// The rules for all rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expiry {
-    /// In the order in which they count; the last one is for [`RuleSubject::Others`].
+    /// In the order of precedence; the last one is that for [`RuleSubject::Others`].
     rules: Vec<Rule>,
 }
 
 impl Expiry {
-    /// The ages of tasks by their names, of tasks by their states, and of all else.
+    /// Rules from the ages for tasks by name, for tasks by state, and for all other rows.
     #[must_use]
     pub fn new(mut tasks: Vec<(Pattern, Age)>, states: Vec<(String, Age)>, others: Age) -> Self {
-        // Of two that are equally specific, the one that keeps rows longer.
+        // Of two equally specific patterns, the one that keeps rows longer comes first.
         let order = |(pattern, age): &(Pattern, Age)| {
             let literal = pattern.as_str().chars().filter(|&c| !is_wildcard(c)).count();
             let is_pattern = pattern.as_str().contains(is_wildcard);
@@ -68,13 +68,13 @@ impl Expiry {
         Self { rules: rules.map(|(subject, age)| Rule { subject, age }).collect() }
     }
 
-    /// The rules, in the order in which they count.
+    /// The rules, in the order of precedence.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules
     }
 
-    /// The number of the rule for a task, whose name may not be known.
+    /// The index of the rule for a task. The name may be unknown.
     #[must_use]
     pub fn of_task(&self, state: &str, name: Option<&str>) -> usize {
         let is_for = |rule: &Rule| match &rule.subject {
@@ -85,20 +85,20 @@ impl Expiry {
         self.rules.iter().position(is_for).unwrap_or_else(|| self.of_groups())
     }
 
-    /// The number of the rule for groups.
+    /// The index of the rule for groups.
     #[must_use]
     pub fn of_groups(&self) -> usize {
         self.rules.len().saturating_sub(1)
     }
 
-    /// Whether there is a row that ever expires.
+    /// Whether any rows expire at all.
     #[must_use]
     pub fn is_ever(&self) -> bool {
         self.rules.iter().any(|rule| rule.age.is_some())
     }
 }
 
-/// Whether a character in a pattern stands for others.
+/// Whether a character is a wildcard in a pattern.
 fn is_wildcard(c: char) -> bool {
     matches!(c, '*' | '?' | '[' | ']')
 }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_counts_before_a_pattern_and_that_before_a_state() {
+    fn names_take_precedence_over_patterns_and_these_over_states() {
         let expiry = Expiry::new(
             vec![
                 (pattern("*"), Some(4 * DAY)),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_patterns_alike_the_one_that_keeps_longer_counts() {
+    fn of_equally_specific_patterns_the_longer_age_is_used() {
         for ages in [[Some(DAY), None], [None, Some(DAY)]] {
             let patterns = vec![(pattern("a*"), ages[0]), (pattern("*z"), ages[1])];
             let expiry = Expiry::new(patterns, Vec::new(), Some(DAY));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_expires_is_told() {
+    fn is_ever_tells_whether_any_rows_expire() {
         assert!(!Expiry::new(Vec::new(), Vec::new(), None).is_ever());
         assert!(Expiry::new(Vec::new(), vec![("SUCCESS".to_owned(), Some(DAY))], None).is_ever());
     }

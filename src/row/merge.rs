@@ -1,30 +1,36 @@
-//! The merge law: two rows with one id become one, the same in whatever order they meet.
+//! The merge law: how two rows with the same id become one. The result does not depend on the order
+//! in which they arrive.
 //!
-//! django-celery-results overwrites every column on each store, so the last write wins; Celery's
-//! event view orders by `precedence()`, under which a RETRY can never follow a STARTED. The law
-//! here follows neither:
+//! It differs from django-celery-results, which overwrites every column with each write, so that
+//! the last write wins. It also differs from Celery's view of events, which orders states by
+//! `precedence()`, so that a RETRY can never follow a STARTED. The rules are:
 //!
-//! - The **outcome** moves as one unit. The winner is the one that comes first in this list:
-//!   1. a final outcome (SUCCESS, FAILURE, REVOKED) before one that is not;
-//!   2. what a result message says before what an event says, and PENDING of an event last;
-//!   3. SUCCESS before FAILURE before REVOKED, as in Celery's key-value backends;
-//!   4. the newer; an outcome whose time is only its arrival gives way to an earlier arrival of
-//!      the same outcome, because it is a duplicate;
-//!   5. at the same microsecond the greater content, so that there is always one winner.
-//! - The **description** moves as one unit, too. It is the winner's where it is whole, that is,
-//!   where it has the task's arguments from a result message; else the other's where that one is
-//!   whole. Where neither is, events are all that is known of the task, and several of them may
-//!   differ: then the name and the arguments are those of the greatest texts. The **worker**, of
-//!   which a task may have had several, is that of the event which won; where a task is over, that
-//!   of its final events, of which there is nearly always one.
-//! - **`date_created`** is the earliest. **`date_started`** is the latest; where it is known only
-//!   by arrival, an outcome that does not win does not move it, and it is never later than the
-//!   time of a final outcome.
-//! - Of a saved **group** the newest wins as a whole, but for `date_created`, the earliest.
+//! - The columns of the **outcome** are replaced together. Of two outcomes, the first of these
+//!   rules that tells them apart decides which one wins:
+//!   1. a final outcome (SUCCESS, FAILURE, REVOKED) wins over one that is not final;
+//!   2. a result message wins over an event, and any other event wins over one with the state
+//!      PENDING;
+//!   3. SUCCESS wins over FAILURE, and FAILURE over REVOKED, as in Celery's key-value backends;
+//!   4. the newer one wins; but if the later outcome is the same and its time is only the time of
+//!      its arrival, it is a duplicate, and the earlier time is kept;
+//!   5. at the same microsecond the one with the greater content wins, so that there is always a
+//!      winner.
+//! - The columns of the **description** are replaced together, too. A description is complete if it
+//!   has the task's arguments from a result message. The winner's description is used if it is
+//!   complete, and otherwise the other one if that is complete. If neither is complete, the task is
+//!   known only from events, which may differ: then the name and the arguments are those that
+//!   compare as the greatest texts. The **worker** is that of the event which won, because several
+//!   workers may have run the task. If both outcomes are final, it is the one that compares as the
+//!   greater text; there is nearly always only one final event.
+//! - **`date_created`** is the earliest one. **`date_started`** is the latest one. If it is only
+//!   the time of a message's arrival, an outcome that does not win does not change it, and it is
+//!   never later than the time of a final outcome.
+//! - Of a saved **group**, the newest version wins with all its columns except `date_created`,
+//!   which is the earliest one.
 //!
-//! Everything that decides stands in the row, so that another daemon decides the same. The law
-//! stands in SQL, too, in `store/upsert.rs`, with the row in the place of `self` and the batch's
-//! result in the place of `newer`.
+//! Everything that the rules need is stored in the row, so that another daemon comes to the same
+//! decision. The same rules are written in SQL in `store/upsert.rs`, where the row in the table is
+//! `self` and that of the batch is `newer`.
 
 use std::cmp::Ordering;
 
@@ -34,7 +40,7 @@ use crate::row::state::State;
 use crate::row::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
 
 impl Row {
-    /// Joins what `newer` says of the same row into this one; see [`TaskResult::merge`] and
+    /// Merges another version of the same row into this one; see [`TaskResult::merge`] and
     /// [`GroupResult::merge`].
     pub fn merge(&mut self, newer: Self) {
         match (self, newer) {
@@ -46,7 +52,8 @@ impl Row {
 }
 
 impl GroupResult {
-    /// Joins what `newer` says of the same group into this result, in whatever order they come.
+    /// Merges another version of the same group into this one. The order of the two does not
+    /// matter.
     pub fn merge(&mut self, newer: Self) {
         debug_assert_eq!(self.group_id, newer.group_id, "only results of one group merge");
         let date_created = self.date_created.min(newer.date_created);
@@ -57,16 +64,17 @@ impl GroupResult {
         self.date_created = date_created;
     }
 
-    /// What decides between two that were saved in the same microsecond.
+    /// What decides between two versions that were saved in the same microsecond.
     fn content(&self) -> [&str; 3] {
         [self.result.as_deref().unwrap_or_default(), &self.content_type, &self.content_encoding]
     }
 }
 
 impl TaskResult {
-    /// Joins what `newer` says of the same task into this result.
+    /// Merges another result of the same task into this one.
     ///
-    /// `newer` is the one that arrived later; it matters only for what has no time of its own.
+    /// `newer` is the one that arrived later. The order of arrival matters only for results that
+    /// have no time of their own.
     pub fn merge(&mut self, newer: Self) {
         debug_assert_eq!(self.task_id, newer.task_id, "only results of one task merge");
         let newer_wins = newer.beats(self);
@@ -93,7 +101,7 @@ impl TaskResult {
         self.started_by_arrival |= newer.started_by_arrival;
     }
 
-    /// Whether this result's outcome takes the place of the older one's.
+    /// Whether this result's outcome replaces that of `older`.
     fn beats(&self, older: &Self) -> bool {
         if self.outcome.rank() != older.outcome.rank() {
             return self.outcome.rank() > older.outcome.rank();
@@ -109,8 +117,8 @@ impl TaskResult {
 }
 
 impl Outcome {
-    /// What decides before the time does: whether it is final, how much its source knows, and how
-    /// final it is.
+    /// What decides before the time: whether the state is final, how much the source of the outcome
+    /// knows, and the rank of the final state.
     fn rank(&self) -> (bool, u8, u8) {
         let knowledge = match (self.is_event(), &self.status) {
             (true, State::Pending) => 0,
@@ -125,8 +133,8 @@ impl Outcome {
         self.content_type == EVENT
     }
 
-    /// Everything that makes two outcomes the same but for their times. Texts compare by bytes,
-    /// and NULL as the empty text, in SQL as here.
+    /// Everything but the time. Two outcomes are the same if these are equal. Texts are compared as
+    /// bytes and NULL as the empty text, here as in SQL.
     fn content(&self) -> [&str; 6] {
         [
             self.status.as_str(),
@@ -140,12 +148,12 @@ impl Outcome {
 }
 
 impl Description {
-    /// Joins another description of the task into that of the winning outcome.
+    /// Merges another description of the task into that of the winning outcome.
     fn merged(self, other: Self, both_are_final: bool) -> Self {
-        if self.is_whole() {
+        if self.is_complete() {
             return self;
         }
-        if other.is_whole() {
+        if other.is_complete() {
             return other;
         }
         let worker = if both_are_final { self.worker.max(other.worker) } else { self.worker };
@@ -156,7 +164,7 @@ impl Description {
         Self { task_name, task_args, task_kwargs, worker, periodic_task_name }
     }
 
-    /// Its parts for comparison, NULL as the empty text, in SQL as here.
+    /// Its parts for comparison. NULL is compared as the empty text, here as in SQL.
     fn texts(&self) -> [&str; 5] {
         [
             &self.task_name,
@@ -168,8 +176,8 @@ impl Description {
         .map(|part| part.as_deref().unwrap_or_default())
     }
 
-    /// Whether it is that of a result message which knows the task, and not of events alone.
-    fn is_whole(&self) -> bool {
+    /// Whether it has the task's arguments from a result message, and not only from events.
+    fn is_complete(&self) -> bool {
         self.task_args.is_some() && self.periodic_task_name.as_deref() != Some(TOLD_BY_EVENTS)
     }
 }
@@ -185,7 +193,7 @@ mod tests {
         DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
     }
 
-    /// A result that carries its own time.
+    /// A result that has its own time.
     fn result(status: &str, seconds: i64) -> TaskResult {
         TaskResult {
             task_id: "t".to_owned(),
@@ -206,7 +214,7 @@ mod tests {
         }
     }
 
-    /// A result of a stock worker up to Celery 5.6, which says nothing of its time.
+    /// A result of a stock worker up to Celery 5.6, which has no time of its own.
     fn arrival(status: &str, seconds: i64) -> TaskResult {
         let mut result = result(status, seconds);
         result.outcome.by_arrival = true;
@@ -221,7 +229,7 @@ mod tests {
         merged
     }
 
-    /// Merges in both directions and expects the state and its time in both.
+    /// Merges the results in both orders, and checks the state and its time after each.
     fn check(one: &TaskResult, other: &TaskResult, status: &str, seconds: i64) {
         for pair in [[one, other], [other, one]] {
             let merged = merged(&pair.map(Clone::clone));
@@ -240,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn among_equals_the_newer_wins() {
+    fn of_equal_rank_the_newer_outcome_wins() {
         check(&result("STARTED", 1), &result("RETRY", 2), "RETRY", 2);
         check(&result("STARTED", 3), &result("RETRY", 2), "STARTED", 3);
         check(&result("SUCCESS", 1), &result("SUCCESS", 2), "SUCCESS", 2);
@@ -255,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outcome_moves_as_one() {
+    fn the_columns_of_an_outcome_are_replaced_together() {
         let mut failure = result("FAILURE", 1);
         failure.outcome.traceback = Some("Traceback".to_owned());
         let merged = merged(&[failure, result("SUCCESS", 2)]);
@@ -263,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_is_the_winners_and_never_gives_way_to_nothing() {
+    fn the_description_is_the_winners_unless_it_is_empty() {
         let described = |mut result: TaskResult, worker: &str| {
             result.description.worker = Some(worker.to_owned());
             result.description.task_args = Some("[]".to_owned());
@@ -291,20 +299,20 @@ mod tests {
     }
 
     #[test]
-    fn a_start_known_by_arrival_does_not_stand_after_the_end_nor_move() {
-        // A worker's clock has stamped the end before the start reached us.
+    fn the_arrival_of_a_start_is_never_later_than_the_end() {
+        // The time of the end, by the worker's clock, is earlier than the arrival of the start.
         let mut success = result("SUCCESS", 2);
         success.started_by_arrival = true;
         assert_eq!(merged(&[arrival("STARTED", 5), success.clone()]).date_started, Some(at(2)));
         assert_eq!(merged(&[success, arrival("STARTED", 5)]).date_started, Some(at(2)));
 
         let history = [arrival("STARTED", 1), arrival("SUCCESS", 4), arrival("STARTED", 6)];
-        assert_eq!(merged(&history).date_started, Some(at(1)), "delivered again");
+        assert_eq!(merged(&history).date_started, Some(at(1)), "the same start, delivered again");
         let history = [arrival("STARTED", 1), arrival("RETRY", 2), arrival("STARTED", 3)];
         assert_eq!(merged(&history).date_started, Some(at(3)), "another attempt");
     }
 
-    /// What is known from an event.
+    /// A result from an event.
     fn event(status: &str, seconds: i64, name: Option<&str>, worker: &str) -> TaskResult {
         let mut event = result(status, seconds);
         EVENT.clone_into(&mut event.outcome.content_type);
@@ -314,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_message_stands_above_every_event_that_is_as_final() {
+    fn a_result_message_wins_over_events_that_are_equally_final() {
         check(&result("STARTED", 1), &event("RETRY", 9, None, "w"), "STARTED", 1);
         check(&result("FAILURE", 1), &event("SUCCESS", 9, None, "w"), "FAILURE", 1);
         check(&result("STARTED", 9), &event("SUCCESS", 1, None, "w"), "SUCCESS", 1);
@@ -336,7 +344,7 @@ mod tests {
         first_and_rest.collect()
     }
 
-    /// Every order of the results, and every way to cut it in two batches.
+    /// Merges the results in every order and with every division into two batches.
     fn check_orders(results: &[TaskResult], expected: &Description) {
         for order in permutations(results) {
             for cut in 1..order.len() {
@@ -350,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn events_name_a_task_whose_results_do_not() {
+    fn events_supply_the_name_if_the_results_do_not() {
         let expected = Description {
             task_name: Some("pay".to_owned()),
             worker: Some("two".to_owned()),
@@ -369,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_description_is_not_touched_by_events() {
+    fn events_do_not_change_a_complete_description() {
         let mut success = result("SUCCESS", 6);
         success.description = Description {
             task_name: Some("pay".to_owned()),

@@ -1,4 +1,5 @@
-//! The rows of the tables that Celeriac writes, and the law by which two rows with one id are merged.
+//! The rows of the tables that Celeriac writes, and the law by which rows with the same id are
+//! merged.
 
 pub mod expiry;
 pub mod group_result;
@@ -11,7 +12,7 @@ use chrono::{DateTime, Utc};
 use crate::row::group_result::GroupResult;
 use crate::row::task_result::TaskResult;
 
-/// A row, or what one message says of it.
+/// A row, or the part of it that one message contains.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "nearly every row is a task: a box costs more")]
 pub enum Row {
@@ -21,7 +22,7 @@ pub enum Row {
     Group(GroupResult),
 }
 
-/// What tells rows apart. Rows are sorted by it, tasks before groups.
+/// The key of a row. Rows are sorted by it, tasks before groups.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
     /// The `task_id` of a task.
@@ -31,7 +32,7 @@ pub enum Key {
 }
 
 impl Row {
-    /// The table and the id.
+    /// The key: the table and the id.
     #[must_use]
     pub fn key(&self) -> Key {
         match self {
@@ -40,7 +41,8 @@ impl Row {
         }
     }
 
-    /// The time of its state, or of the saving of its group, where a message has told it.
+    /// The time at which the task reached its state or the group was saved; `None` if the message
+    /// did not contain it.
     #[must_use]
     pub fn own_time(&self) -> Option<DateTime<Utc>> {
         match self {
@@ -49,7 +51,7 @@ impl Row {
         }
     }
 
-    /// The bytes of the texts that it holds.
+    /// The size in bytes of its texts.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         let size = |text: &Option<String>| text.as_ref().map_or(0, String::len);

@@ -5,7 +5,7 @@ use std::fmt;
 /// The state of a task, in Celery's spelling. Applications may add states of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Nothing is known of the task, or it waits for a worker.
+    /// The task is unknown, or it is waiting for a worker.
     Pending,
     /// A worker has taken the task from its queue.
     Received,
@@ -47,8 +47,8 @@ impl State {
 
     /// How final the state is: SUCCESS 3, FAILURE 2, REVOKED 1, every other state 0.
     ///
-    /// The states above 0 are Celery's `READY_STATES`. The same ranking stands in each
-    /// database's statement under `store/`.
+    /// The states above 0 are Celery's `READY_STATES`. The statements in `store/upsert.rs` use the
+    /// same ranking.
     #[must_use]
     pub fn finality(&self) -> u8 {
         match self {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_survive_the_round_trip() {
+    fn names_are_parsed_and_written_back_unchanged() {
         for name in [
             "PENDING", "RECEIVED", "STARTED", "RETRY", "REJECTED", "IGNORED", "REVOKED", "FAILURE",
             "SUCCESS", "PROGRESS", "success",

@@ -6,34 +6,34 @@ use chrono::{DateTime, Utc};
 
 use crate::row::state::State;
 
-/// The `content_type` of an outcome that is known only from an event. Its `result` is a JSON text
-/// that was made of the `repr` of the real one.
+/// The `content_type` of an outcome that is known only from an event. Its `result` is JSON that was
+/// made from the `repr` of the real result.
 pub const EVENT: &str = "application/vnd.celeriac.event+json";
 
-/// The `periodic_task_name` of a description with arguments that only events told: no name, and yet
-/// not NULL, by which the law of merging lets that of a result message take its place.
+/// The `periodic_task_name` of a description whose arguments are known only from events. It is
+/// empty but not NULL, which tells the merge law that a result message may replace the description.
 pub const TOLD_BY_EVENTS: &str = "";
 
-/// What is known of one task: a row, or what one message says of it.
+/// What is known of one task: a row, or the part of it that one message contains.
 ///
 /// The fields are the columns of django-celery-results' `TaskResult`
-/// (`django_celery_results/models.py`, 2.6.0); `date_done` belongs to the outcome, as there.
-/// Texts are what the columns hold, so `result`, `meta`, `task_args` and `task_kwargs` are
+/// (`django_celery_results/models.py`, 2.6.0); `date_done` belongs to the outcome, as there. Texts
+/// have the form that the columns contain, so `result`, `meta`, `task_args` and `task_kwargs` are
 /// already encoded by the task's serializer. Times are in UTC, to the microsecond.
 #[derive(Clone, PartialEq)]
 pub struct TaskResult {
     /// The task's id, the key of the row.
     pub task_id: String,
-    /// What came of the task; moves as one unit.
+    /// The outcome of the task. Its columns are replaced together.
     pub outcome: Outcome,
-    /// What the task is; each part is kept once known.
+    /// The description of the task. What is known once is kept.
     pub description: Description,
-    /// The earliest sign of the task.
+    /// The time of the earliest message about the task.
     pub date_created: DateTime<Utc>,
     /// When the last attempt began.
     pub date_started: Option<DateTime<Utc>>,
-    /// Whether `date_started` may be later than the true start, because the messages of the
-    /// task's producer do not say when a state was reached (`rpc://`, every version).
+    /// Whether `date_started` may be later than the real start, because the result backend's
+    /// messages do not contain the time at which the task started (`rpc://`, every version).
     pub started_by_arrival: bool,
 }
 
@@ -44,7 +44,7 @@ pub struct Outcome {
     pub status: State,
     /// The serializer of `result`, such as `application/json`.
     pub content_type: String,
-    /// The charset of the serialized text, or `binary` where the columns hold base64.
+    /// The charset of the serialized text, or `binary` if the columns contain base64.
     pub content_encoding: String,
     /// The return value, the exception or the state's metadata.
     pub result: Option<String>,
@@ -52,10 +52,10 @@ pub struct Outcome {
     pub traceback: Option<String>,
     /// The children of the task and `request.meta`.
     pub meta: Option<String>,
-    /// The time of the state.
+    /// The time at which the task reached the state.
     pub date_done: DateTime<Utc>,
-    /// Whether `date_done` is only the time at which the message reached us. The same outcome
-    /// arriving again is then a duplicate and not news.
+    /// Whether `date_done` is only the time at which the message was received. If the same outcome
+    /// arrives again, it is then a duplicate and not a newer outcome.
     pub by_arrival: bool,
 }
 
@@ -74,7 +74,7 @@ pub struct Description {
     pub periodic_task_name: Option<String>,
 }
 
-/// Shows the id and the state, never arguments or results.
+/// Shows the id and the state but neither arguments nor results.
 impl fmt::Debug for TaskResult {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter

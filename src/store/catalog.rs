@@ -1,4 +1,4 @@
-//! What the tables can hold: their columns and their lengths, as the database's catalog has them.
+//! What the tables can store: their columns and the lengths of these, from the database's catalog.
 
 use std::borrow::Cow;
 
@@ -24,10 +24,10 @@ const REQUIRED: [&str; 13] = [
     "date_created",
 ];
 
-/// The columns that came later: in django-celery-results 2.3 and 2.6.
+/// The columns that were added later, in django-celery-results 2.3 and 2.6.
 const OPTIONAL: [&str; 2] = ["periodic_task_name", "date_started"];
 
-/// The columns of the table of groups in every version of django-celery-results since 2.0.
+/// The columns of the group table in every version of django-celery-results since 2.0.
 const GROUP_COLUMNS: [&str; 6] =
     ["group_id", "content_type", "content_encoding", "result", "date_created", "date_done"];
 
@@ -36,24 +36,24 @@ const GROUP_COLUMNS: [&str; 6] =
 pub struct Column {
     /// Its name.
     pub name: String,
-    /// The most characters that the database takes, where it sets a limit.
+    /// The maximum length in characters, if the database enforces one.
     pub max_chars: Option<usize>,
-    /// Whether an insert must name the column: it is NOT NULL and has no default.
+    /// Whether every insert must supply a value, because the column is NOT NULL and has no default.
     pub is_required: bool,
 }
 
-/// The tables as they are.
+/// What the tables of a database can store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalog {
     missing: Vec<&'static str>,
     max_chars: MaxChars,
-    /// Why the table of groups cannot be written, where it cannot.
+    /// Why the group table cannot be written; `None` if it can.
     groups_problem: Option<String>,
-    /// Whether a text may hold U+0000; PostgreSQL's may not.
+    /// Whether texts may contain U+0000, which PostgreSQL does not allow.
     allows_nul: bool,
 }
 
-/// The most characters that each limited column takes.
+/// The maximum lengths of the columns in characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct MaxChars {
     task_id: Option<usize>,
@@ -64,7 +64,7 @@ struct MaxChars {
     periodic_task_name: Option<usize>,
 }
 
-/// The tables of the newest django-celery-results, without limits.
+/// The tables of the newest django-celery-results, without length limits.
 impl Default for Catalog {
     fn default() -> Self {
         Self {
@@ -77,14 +77,14 @@ impl Default for Catalog {
 }
 
 impl Catalog {
-    /// Checks the columns of the tables and takes their lengths.
+    /// Checks the columns of the tables and stores their lengths.
     ///
-    /// A table of groups that cannot be written costs only the groups.
+    /// If only the group table cannot be written, tasks can still be stored.
     ///
     /// # Errors
     ///
-    /// [`ErrorClass::Setup`] where there is no table of tasks, where a column that every version of
-    /// django-celery-results has is missing, or where an unknown column must be filled.
+    /// [`ErrorClass::Setup`] if there is no task table, if it lacks a column that every version of
+    /// django-celery-results has, or if it has an unknown column that requires a value.
     pub(super) fn new(
         columns: &[Column],
         groups: &[Column],
@@ -140,7 +140,7 @@ impl Catalog {
         &self.missing
     }
 
-    /// Why the table of groups cannot be written, where it cannot.
+    /// Why the group table cannot be written; `None` if it can.
     pub(super) fn groups_problem(&self) -> Option<&str> {
         self.groups_problem.as_deref()
     }
@@ -150,14 +150,14 @@ impl Catalog {
         !self.missing.contains(&column)
     }
 
-    /// Brings a row into the form that its table can hold.
+    /// Changes a row so that its table can store it.
     ///
-    /// Names and states that are too long are cut to the column's length, and U+0000 becomes
-    /// U+FFFD where the database has no room for it. Returns whether anything was changed.
+    /// Names and states that are too long are cut to the length of the column, and U+0000 is
+    /// replaced by U+FFFD if the database does not allow it. Returns whether anything was changed.
     ///
     /// # Errors
     ///
-    /// When the id cannot be a key of the table, or the table of groups cannot be written.
+    /// When the table cannot store the id, or when the group table cannot be written.
     pub fn fit(&self, row: &mut Row) -> Result<bool, String> {
         match row {
             Row::Task(result) => self.fit_task(result),
@@ -176,7 +176,8 @@ impl Catalog {
         Ok(changed)
     }
 
-    /// Refuses an id that cannot be a key, because a part of it would be another one's.
+    /// Refuses an id that the table cannot store. It is not cut, because the shorter id might be
+    /// that of another row.
     fn check_key(&self, name: &str, id: &str, max_chars: Option<usize>) -> Result<(), String> {
         if let Some(max_chars) = max_chars
             && is_longer(id, max_chars)
@@ -219,7 +220,7 @@ impl Catalog {
         Ok(changed)
     }
 
-    /// The storable form of a text, where that is not the text itself.
+    /// The text in a form that can be stored; `None` if it can be stored unchanged.
     fn fitted(&self, text: &str, max_chars: Option<usize>) -> Option<String> {
         let mut fitted = Cow::Borrowed(text);
         if !self.allows_nul && text.contains('\0') {
@@ -237,7 +238,7 @@ impl Catalog {
     }
 }
 
-/// Why groups cannot be written to a table with these columns, where they cannot.
+/// Why groups cannot be written to a table with these columns; `None` if they can.
 fn groups_problem(columns: &[Column]) -> Option<String> {
     if columns.is_empty() {
         return Some(format!(
@@ -260,7 +261,7 @@ fn groups_problem(columns: &[Column]) -> Option<String> {
     })
 }
 
-/// Whether a text has more than so many characters; most are told by their bytes alone.
+/// Whether a text has more than `max_chars` characters. For most texts the number of bytes decides.
 fn is_longer(text: &str, max_chars: usize) -> bool {
     text.len() > max_chars && text.chars().count() > max_chars
 }
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn every_version_since_2_0_is_taken() {
+    fn every_version_since_2_0_is_accepted() {
         let old = Catalog::new(&columns(&REQUIRED, None), &[], true).expect("2.0 has these");
         assert_eq!(old.missing_columns(), OPTIONAL);
         let all = [&REQUIRED[..], &OPTIONAL[..], &["id"]].concat();
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_cut_by_characters() {
+    fn names_that_are_too_long_are_cut_by_characters() {
         let catalog =
             Catalog::new(&columns(&REQUIRED, Some(4)), &[], true).expect("the table is good");
         let mut fits = result("abcd", "éééé", "wörk");
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn nul_is_replaced_where_the_database_has_no_room_for_it() {
+    fn nul_is_replaced_if_the_database_does_not_allow_it() {
         let postgres =
             Catalog::new(&columns(&REQUIRED, None), &[], false).expect("the table is good");
         let mut nul = result("id", "SUCCESS", "w");
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_groups_that_cannot_be_written_costs_only_the_groups() {
+    fn an_unwritable_group_table_affects_only_groups() {
         let group = || {
             Row::Group(GroupResult {
                 group_id: "group".to_owned(),

@@ -1,11 +1,12 @@
-//! Deleting expired rows, a few at a time.
+//! Deletes expired rows in batches.
 //!
-//! Candidates are read without a lock, in the order of `date_done` and from where the page before
-//! ended, so that nothing is read twice, not even what PostgreSQL has not cleared away yet. A batch
-//! of them is then locked by primary key, passing over those that somebody else has locked, looked
-//! at once more, and deleted. So nobody is waited for, nobody waits for longer than a batch takes,
-//! and a row that has become newer in between stays. What expires is decided here, for all
-//! databases, by [`Expiry`]; a database's file says how it spells the parts.
+//! Candidates are read page by page without a lock, in the order of `date_done`. Each page starts
+//! where the previous one ended, so that no row is read twice, and neither are the dead rows that
+//! PostgreSQL has not vacuumed yet. A batch of candidates is then locked by primary key, except for
+//! rows that are locked by others, checked once more, and deleted. The cleanup therefore waits for
+//! nobody, others wait no longer than one batch takes, and a row that has been updated in between
+//! is kept. Which rows have expired is decided here for all databases, by [`Expiry`]; the file of
+//! each database contains its SQL.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -18,91 +19,94 @@ use super::session::{GRANT, SqlDatabase, SqlStore, patiently};
 use super::{ErrorClass, GROUPS, StoreError, TASKS};
 use crate::row::expiry::Expiry;
 
-/// How many rows are read at a time.
+/// The number of rows in a page.
 const PAGE: usize = 5_000;
 
-/// The most kinds of rows that are told apart. States are whatever applications make them.
+/// The maximum number of kinds of rows that are counted separately. Applications can create any
+/// number of states.
 const MAX_KINDS: usize = 1_000;
 
-/// What a user needs, where the database says that a right is missing.
+/// What to add to an error if the database reports a missing right.
 const RIGHTS: &str = "this user needs the rights SELECT, UPDATE and DELETE on the table";
 
-/// What is to be done.
+/// The settings of a cleanup.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// What expires, and when.
+    /// Which rows expire, and when.
     pub expiry: Expiry,
-    /// How many rows are deleted together, at least 1.
+    /// How many rows are deleted in one transaction, at least 1.
     pub batch: usize,
-    /// Whether rows are only counted.
+    /// Whether expired rows are only counted and not deleted.
     pub dry_run: bool,
-    /// Whether it is left to another process that does it already, where the database is a server.
+    /// Whether to do nothing if another process is already cleaning up the same database. This has
+    /// no effect on SQLite.
     pub alone: bool,
-    /// This moment by this machine's clock. The database's counts where it is earlier.
+    /// The current time by this machine's clock. If the database's clock is behind it, that one is
+    /// used.
     pub now: DateTime<Utc>,
 }
 
-/// What a step has done, and what comes next.
+/// What a step has done, and what to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CleanupStep {
-    /// The rows that it has read.
+    /// The number of rows that were read.
     pub read: u64,
-    /// The rows that it has deleted.
+    /// The number of rows that were deleted.
     pub deleted: u64,
-    /// Whether they were groups, and not tasks.
+    /// Whether they were rows of the group table, and not of the task table.
     pub of_groups: bool,
-    /// Whether it took locks, so that a pause should follow.
+    /// Whether the step locked rows, so that a pause should follow.
     pub has_locked: bool,
-    /// What comes next.
+    /// What to do next.
     pub next: NextStep,
 }
 
-/// What comes after a step.
+/// What to do after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextStep {
-    /// There is more to do.
+    /// Take another step.
     More,
-    /// All is done.
+    /// The cleanup is complete.
     Over,
-    /// Another process does it already.
+    /// Another process is already cleaning up.
     Taken,
 }
 
-/// Rows that are alike.
+/// A kind of expired rows, which are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ExpiredKind {
     /// Whether they are groups.
     pub is_group: bool,
-    /// The number of the rule that they have expired by.
+    /// The index of the rule by which they have expired.
     pub rule: usize,
-    /// Their state; empty for groups, and for tasks of more kinds than are told apart.
+    /// Their state. It is empty for groups, and for tasks beyond the maximum number of kinds.
     pub state: String,
 }
 
-/// How many rows of each kind have been deleted, or only found.
+/// How many rows of each kind have been deleted or, in a dry run, found.
 pub type Found = BTreeMap<ExpiredKind, u64>;
 
-/// Deletes expired rows over a connection of its own, step by step.
+/// Deletes expired rows step by step, over its own connection.
 ///
-/// A step that fails or is cancelled has deleted a batch whole or not at all, and the next one goes
-/// on there over a new connection.
+/// A step that fails or is cancelled has deleted either the whole batch or nothing. The next step
+/// continues from there over a new connection.
 pub trait Cleaner: Send {
     /// Reads or deletes a few rows.
     ///
     /// # Errors
     ///
-    /// [`ErrorClass::Setup`] where the table of tasks or a right is missing, or other tables refer
-    /// to the rows.
+    /// [`ErrorClass::Setup`] if the task table or a right is missing, or if other tables refer to
+    /// the rows.
     fn step(&mut self) -> BoxFuture<'_, Result<CleanupStep, StoreError>>;
 
-    /// How many rows the steps will read, as far as is known now.
+    /// An estimate of how many rows the remaining steps will read.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
     fn count(&mut self) -> BoxFuture<'_, Result<u64, StoreError>>;
 
-    /// What has been deleted up to now, or found.
+    /// The rows that have been deleted so far or, in a dry run, found.
     fn found(&self) -> &Found;
 
     /// Closes the connection.
@@ -117,7 +121,7 @@ pub(super) struct Candidate<T> {
     pub(super) task_name: Option<String>,
 }
 
-/// What a query for candidates has given.
+/// Converts the rows that a query for candidates has returned.
 pub(super) fn candidates<R, T>(rows: &[R]) -> Result<Vec<Candidate<T>>, sqlx::Error>
 where
     R: Row,
@@ -138,64 +142,64 @@ where
     rows.iter().map(candidate).collect()
 }
 
-/// The rows after one, up to a time.
+/// The rows after a given row and before a given time.
 pub(super) struct Range<'cleaner, T> {
     pub(super) after: &'cleaner (T, i64),
     pub(super) before: &'cleaner T,
 }
 
-/// What one database does in its own way.
+/// The parts of a cleanup that differ between databases.
 pub(super) trait CleanupDialect: SqlDatabase {
-    /// The values of `date_done` as they stand in the column.
+    /// The type of the values of `date_done` in the column.
     type Time: Ord + Clone + Send + Sync;
 
-    /// What is set for the session.
+    /// The statements that configure the session.
     const SESSION: &[&str];
 
-    /// The columns `id` and `date_done` as [`Candidate`] has them, named `number` and `done`.
+    /// The columns `id` and `date_done`, converted for [`Candidate`] and named `number` and `done`.
     const COLUMNS: &str;
 
-    /// The parameters of a range: the time and the id that it is after, and the time before which
-    /// it ends.
+    /// The parameters of a range: the time and the id after which it begins, and the time before
+    /// which it ends.
     const AFTER_TIME: &str;
     const AFTER_ID: &str;
     const BEFORE: &str;
 
-    /// What begins a transaction.
+    /// The statement that begins a transaction.
     const BEGIN: &str;
 
-    /// What locks the rows that a query gives and passes over those that are locked.
+    /// The clause that locks the rows of a query and skips those that are already locked.
     const LOCKING: &str;
 
-    /// Whether rows are locked by the index on their key, as those who write them do. MySQL locks
-    /// the index before the row, and in another order it would find deadlocks.
+    /// Whether rows are locked through the index on their key, as writers lock them. MySQL locks
+    /// the index entry before the row, so locking in a different order would lead to deadlocks.
     const LOCKS_BY_KEY: bool = false;
 
-    /// A time as it would stand in the column.
+    /// A time in the form that the column contains.
     fn time(&self, time: DateTime<Utc>) -> Self::Time;
 
-    /// A time before all that Django writes.
+    /// A time before every time that Django writes.
     fn beginning() -> Self::Time;
 
-    /// This moment by the database's clock.
+    /// The current time by the database's clock.
     fn now(
         connection: &mut Self::Connection,
     ) -> impl Future<Output = Result<DateTime<Utc>, sqlx::Error>> + Send;
 
-    /// Takes the lock of those who clean up, until the end of the session; false where another
-    /// process has it.
+    /// Takes the lock for cleanups until the end of the session. Returns false if another process
+    /// has it.
     fn try_lock(
         connection: &mut Self::Connection,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 
-    /// Reads candidates, with the parameters of a range where there is one.
+    /// Reads candidates. The parameters of the range, if there is one, are bound to the query.
     fn read(
         connection: &mut Self::Connection,
         query: String,
         range: Option<Range<'_, Self::Time>>,
     ) -> impl Future<Output = Result<Vec<Candidate<Self::Time>>, sqlx::Error>> + Send;
 
-    /// Counts rows, with the parameters of a range.
+    /// Counts rows. The parameters of the range are bound to the query.
     fn count(
         connection: &mut Self::Connection,
         query: String,
@@ -208,15 +212,15 @@ struct SqlCleaner<D: CleanupDialect> {
     database: D,
     job: Job,
     connection: Option<D::Connection>,
-    /// Set by the first session, and the same from then on, so that the work has an end.
+    /// Set by the first session and not changed afterwards, so that the cleanup ends.
     cutoffs: Option<Cutoffs<D::Time>>,
-    /// The tables that are left.
+    /// The tables that remain to be cleaned up.
     tables: VecDeque<ExpiredTable>,
     /// The last row that was read.
     after: (D::Time, i64),
     /// Whether all of the table has been read.
     is_read: bool,
-    /// The rows that have expired as far as is known.
+    /// The ids of the rows that had expired when they were read.
     expired: Vec<i64>,
     found: Found,
 }
@@ -235,7 +239,7 @@ impl ExpiredTable {
         }
     }
 
-    /// The column that tells rows apart.
+    /// The column that is the key of the rows.
     fn key(self) -> &'static str {
         match self {
             Self::Tasks => "task_id",
@@ -253,15 +257,16 @@ impl ExpiredTable {
     }
 }
 
-/// What has expired.
+/// The times before which rows have expired.
 struct Cutoffs<T> {
     expiry: Expiry,
-    /// For each rule the time before which rows have expired by it.
+    /// For each rule, the time before which rows have expired by it.
     cutoffs: Vec<Option<T>>,
 }
 
 impl<T: Ord> Cutoffs<T> {
-    /// The time before which any row of a table has expired, where any has.
+    /// The time before which rows of a table can have expired; `None` if no rows of the table
+    /// expire.
     fn before(&self, table: ExpiredTable) -> Option<&T> {
         match table {
             ExpiredTable::Tasks => self.cutoffs.iter().flatten().max(),
@@ -269,7 +274,7 @@ impl<T: Ord> Cutoffs<T> {
         }
     }
 
-    /// The kind of a row that has expired.
+    /// The kind of a row; `None` if the row has not expired.
     fn expired(&self, table: ExpiredTable, row: &Candidate<T>) -> Option<ExpiredKind> {
         let (is_group, rule) = match table {
             ExpiredTable::Tasks => {
@@ -282,7 +287,7 @@ impl<T: Ord> Cutoffs<T> {
     }
 }
 
-/// A cleaner over a connection that the store does not have yet.
+/// A cleaner that opens its own connection when it begins.
 pub(super) fn cleaner<D: CleanupDialect + 'static>(
     store: SqlStore<D>,
     job: Job,
@@ -301,7 +306,7 @@ pub(super) fn cleaner<D: CleanupDialect + 'static>(
 }
 
 impl<D: CleanupDialect> SqlCleaner<D> {
-    /// Opens a connection. False where another process does the work.
+    /// Opens a connection. Returns false if another process is already cleaning up.
     async fn open(&mut self) -> Result<bool, StoreError> {
         let mut connection = patiently::<D, _>(self.database.connect()).await?;
         for statement in D::SESSION {
@@ -318,19 +323,19 @@ impl<D: CleanupDialect> SqlCleaner<D> {
                     if table == TASKS {
                         return Err(StoreError::missing_table());
                     }
-                    tracing::warn!(table, "the table does not exist and is left out");
+                    tracing::warn!(table, "the table does not exist and is skipped");
                     self.tables.retain(|table| *table == ExpiredTable::Tasks);
                 }
             }
             let now = self.job.now.min(patiently::<D, _>(D::now(&mut connection)).await?);
-            // Databases and Django know no year before the first.
+            // Neither the databases nor Django can represent years before 1.
             let cutoff = |age| {
                 let cutoff = now.checked_sub_signed(TimeDelta::from_std(age).ok()?)?;
                 (cutoff.year() > 0).then_some(cutoff)
             };
             let rules = self.job.expiry.rules().iter();
             let cutoffs = rules.map(|rule| rule.age.and_then(cutoff));
-            // No column has more than microseconds.
+            // The columns have a precision of at most microseconds.
             let times = cutoffs.map(|time| Some(self.database.time(time?.trunc_subsecs(6))));
             let cutoffs = times.collect();
             self.cutoffs = Some(Cutoffs { expiry: self.job.expiry.clone(), cutoffs });
@@ -360,8 +365,8 @@ impl<D: CleanupDialect> SqlCleaner<D> {
         let Some(&table) = self.tables.front() else {
             return Ok(CleanupStep { next: NextStep::Over, ..step });
         };
-        // Taken out, so that a step which is cancelled or fails takes its connection with it, and
-        // the database undoes what it has begun.
+        // The connection is taken out of `self`. If the step is cancelled or fails, it is dropped,
+        // and the database rolls back the transaction.
         let Some(mut connection) = self.connection.take() else { return Ok(step) };
         if !self.is_read && self.expired.len() < self.job.batch {
             step.read = self.read_page(&mut connection, table).await?;
@@ -417,7 +422,7 @@ impl<D: CleanupDialect> SqlCleaner<D> {
         Ok(read)
     }
 
-    /// Locks a batch of what has expired and deletes what still has.
+    /// Locks a batch of the expired rows and deletes those that are still expired.
     async fn delete_batch(
         &mut self,
         connection: &mut D::Connection,
@@ -500,13 +505,13 @@ impl<D: CleanupDialect> Cleaner for SqlCleaner<D> {
     }
 }
 
-/// The rows of a range. The first part is what an index on `date_done` alone can look up.
+/// The condition for the rows of a range. Its first part can use an index on `date_done` alone.
 fn condition<D: CleanupDialect>() -> String {
     let (time, id, before) = (D::AFTER_TIME, D::AFTER_ID, D::BEFORE);
     format!("date_done >= {time} and (date_done > {time} or id > {id}) and date_done < {before}")
 }
 
-/// Numbers with commas between them.
+/// The numbers, separated by commas.
 fn join(ids: impl Iterator<Item = i64>) -> String {
     let mut text = String::new();
     for id in ids {
@@ -516,8 +521,8 @@ fn join(ids: impl Iterator<Item = i64>) -> String {
     text
 }
 
-/// What to do about an error that somebody has to mend. None of the rows is at fault where they
-/// cannot be deleted: others refer to them.
+/// Adds to an error what the user can do about it. If rows cannot be deleted because rows of other
+/// tables refer to them, this is a matter of the set-up and not of single rows.
 fn explained(error: StoreError) -> StoreError {
     match error.class {
         ErrorClass::Poison => StoreError::new(

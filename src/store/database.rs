@@ -1,4 +1,4 @@
-//! Whichever database the settings name.
+//! The store for the database that the settings name.
 
 use crate::config::{Config, DatabaseKind};
 use crate::diagnosis::finding::Finding;
@@ -8,7 +8,7 @@ use crate::store::{
     inspect, migrate,
 };
 
-/// One of the databases.
+/// A store for any of the supported databases.
 pub enum Database {
     /// PostgreSQL.
     Postgres(Postgres),
@@ -19,7 +19,7 @@ pub enum Database {
 }
 
 impl Database {
-    /// A store that has not connected yet.
+    /// Makes a store that is not connected yet.
     ///
     /// # Errors
     ///
@@ -36,13 +36,14 @@ impl Database {
 }
 
 impl Database {
-    /// Makes the tables of django-celery-results where there are none, and records Django's
-    /// migrations for them. `length` is that of ids. Returns how the database stood before.
+    /// Creates the tables of django-celery-results if there are none, and records Django's migrations
+    /// for them. `length` is the length of the ids; the default is that of Django. Returns the state
+    /// of the database before.
     ///
     /// # Errors
     ///
-    /// Where there are tables that are older, incomplete or different, which then stay as they are;
-    /// or the database refuses a statement.
+    /// When there are tables that are older, incomplete or different, which are not changed then, or
+    /// when the database refuses a statement.
     pub async fn migrate(&self, length: Option<u32>) -> Result<Standing, StoreError> {
         let length = length.unwrap_or(migrate::DEFAULT_LENGTH);
         match self {
@@ -52,7 +53,7 @@ impl Database {
         }
     }
 
-    /// What deletes expired rows, over a connection that it opens when it begins.
+    /// A cleaner that deletes expired rows. It opens its own connection when it begins.
     #[must_use]
     pub fn into_cleaner(self, job: Job) -> Box<dyn Cleaner> {
         match self {
@@ -66,7 +67,7 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// Where that would refuse, or the database cannot be read.
+    /// When [`Database::migrate`] would refuse, or when the database cannot be read.
     pub async fn migration_sql(&self, length: Option<u32>) -> Result<String, StoreError> {
         let length = length.unwrap_or(migrate::DEFAULT_LENGTH);
         match self {
@@ -78,8 +79,8 @@ impl Database {
 }
 
 impl Database {
-    /// Reports the server, the tables and their migrations, and changes nothing. Says whether rows
-    /// can be written as far as that shows.
+    /// Reports on the server, the tables and their migrations, without changing anything. Returns
+    /// whether rows can be written, as far as this can be told without writing.
     pub async fn inspect(&self, report: &mut dyn FnMut(Finding)) -> bool {
         match self {
             Self::Postgres(store) => inspect::inspect(store.database(), report).await,
@@ -88,8 +89,8 @@ impl Database {
         }
     }
 
-    /// Writes rows in a transaction that is undone, deletes them in another one where that is asked
-    /// for, and reports how that went.
+    /// Writes rows in a transaction that is rolled back and reports the result. If `delete` is set,
+    /// does the same once more and also deletes the rows.
     pub async fn rehearse(&self, rows: &[&Row], delete: bool, report: &mut dyn FnMut(Finding)) {
         match self {
             Self::Postgres(store) => {
@@ -101,7 +102,7 @@ impl Database {
     }
 }
 
-// The boxes keep the future of a lane, which holds that of its store, small.
+// The futures are boxed to keep the future of a lane small, which contains them.
 impl Store for Database {
     async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
         match self {

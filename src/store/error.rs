@@ -1,4 +1,4 @@
-//! Errors of the database, sorted by what they ask for.
+//! Errors of the database, classified by what to do about them.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,41 +7,43 @@ use tracing::Level;
 
 use super::TASKS;
 
-/// What an error asks for.
+/// The class of an error, which determines what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorClass {
-    /// The database cannot be reached or cannot write now: hold the rows and try again later.
+    /// The database cannot be reached or cannot write at present: keep the rows and try again
+    /// later.
     Outage,
-    /// Another writer was in the way: try again at once.
+    /// The write conflicted with another writer: try again at once.
     Conflict,
-    /// One of the rows can never be stored: find it and store the others.
+    /// One of the rows can never be stored: find it, and store the others.
     Poison,
-    /// The table or the rights are not there: stop, and say what to do.
+    /// A table or a right is missing: stop, and report what to do.
     Setup,
 }
 
 /// What to do after an error of a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Try again without a wait.
+    /// Try again without waiting.
     RetryAtOnce,
-    /// Hold the rows, wait and try again, for at most [`MAX_HOLD`].
+    /// Keep the rows, wait and try again, for at most [`MAX_HOLD`].
     RetryLater,
     /// Find the row that cannot be stored, and store the others.
     Refuse,
-    /// Trying again does not help: somebody has to do something.
+    /// Stop trying: the error remains until somebody fixes the set-up.
     GiveUp,
 }
 
-/// How long rows are held while the database cannot be written. RabbitMQ takes a channel for dead
-/// that holds a message for 30 minutes, and counts each time that it delivers one again.
+/// How long rows are kept while the database cannot be written. By default, RabbitMQ closes a
+/// channel that has not acknowledged a message for 30 minutes, and it counts each redelivery of a
+/// message.
 pub const MAX_HOLD: Duration = Duration::from_mins(10);
 
-/// How often what met another writer is tried again at once.
+/// How often a write that conflicted with another writer is tried again at once.
 const CONFLICT_RETRIES: usize = 5;
 
 impl ErrorClass {
-    /// What to do, after so many tries at once.
+    /// What to do about an error of this class after `retries` immediate retries.
     #[must_use]
     pub fn action(self, retries: usize) -> Action {
         match self {
@@ -52,19 +54,19 @@ impl ErrorClass {
         }
     }
 
-    /// The level to log an error at: ERROR where somebody has to do something.
+    /// The level to log an error at: ERROR if somebody has to fix the set-up, and WARN otherwise.
     #[must_use]
     pub fn log_level(self) -> Level {
         if self == Self::Setup { Level::ERROR } else { Level::WARN }
     }
 }
 
-/// Why rows could not be stored. Its text never holds a value of a row.
+/// Why rows could not be stored. The text never contains a value of a row.
 #[derive(Debug)]
 pub struct StoreError {
     /// What to do about it.
     pub class: ErrorClass,
-    /// What happened and, where somebody can mend it, how.
+    /// What happened and, if the user can fix it, how.
     pub message: String,
 }
 
@@ -81,7 +83,7 @@ impl StoreError {
         Self { class, message: message.into() }
     }
 
-    /// The table is not there: whoever runs the Django project can make it.
+    /// The error for a missing task table, with the commands that create it.
     pub(super) fn missing_table() -> Self {
         Self::new(
             ErrorClass::Setup,
@@ -93,7 +95,8 @@ impl StoreError {
         )
     }
 
-    /// Sorts an error of sqlx. `classify` sorts what the database itself reported.
+    /// Classifies an error of sqlx. `classify` classifies the errors that the database itself
+    /// reports.
     pub(super) fn from_sqlx(error: &sqlx::Error, classify: Classify) -> Self {
         match error {
             sqlx::Error::Database(database) => {
@@ -102,19 +105,21 @@ impl StoreError {
                 Self::new(class, format!("{} ({code})", redact(database.message(), class, &code)))
             }
             sqlx::Error::Configuration(source) => Self::new(ErrorClass::Setup, source.to_string()),
-            // What sqlx itself refuses to send lies in the rows; all the rest is the connection.
+            // If sqlx cannot encode a value, a row is at fault; all other errors come from the
+            // connection.
             sqlx::Error::Encode(_) => Self::new(ErrorClass::Poison, error.to_string()),
             _ => Self::new(ErrorClass::Outage, error.to_string()),
         }
     }
 }
 
-/// What an error that the database reports asks for.
+/// The class of an error that the database reports.
 pub(super) type Classify = fn(&dyn sqlx::error::DatabaseError) -> ErrorClass;
 
-/// Databases quote the value that they refuse, up to a whole row, and triggers say what they
-/// like. So the whole text is kept only where it is about the set-up; else the words before the
-/// first quotation mark or colon, and of a trigger (`P0001`, `45000`) nothing.
+/// Removes values from an error message. Databases quote the value that they refuse, which can be a
+/// whole row, and the messages of triggers can contain anything. The whole message is therefore
+/// kept only if the error is about the set-up. Of other messages, the words before the first
+/// quotation mark or colon are kept, and of those of triggers (`P0001`, `45000`) nothing.
 fn redact<'text>(message: &'text str, class: ErrorClass, code: &str) -> &'text str {
     match class {
         ErrorClass::Setup => message,

@@ -1,5 +1,5 @@
-//! Looking at a database for `celeriac check`: the server, the tables, their migrations, and a write
-//! that is undone. Nothing is changed.
+//! Inspects a database for `celeriac check`: the server, the tables, their migrations, and a test
+//! write that is rolled back. Nothing is changed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,41 +14,41 @@ use crate::diagnosis::finding::{Finding, Severity, Subject};
 use crate::row::Row;
 use crate::row::task_result::TaskResult;
 
-/// How far clocks may be apart before somebody should know.
+/// The difference between two clocks from which on it is reported.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(1);
 
-/// A row from further in the future than this was written in another time zone.
+/// A row whose time is further in the future than this was written in another time zone.
 const ZONE_TOLERANCE: TimeDelta = TimeDelta::minutes(10);
 
-/// What completes the tables.
+/// The command that completes the tables.
 const MIGRATE: &str = "`python manage.py migrate django_celery_results`";
 
-/// What a database says of itself.
+/// What a database server reports about itself.
 pub(super) struct Server {
     /// Its product and version.
     pub(super) name: String,
-    /// What its version lacks.
+    /// Why its version is too old, if it is.
     pub(super) lacks: Option<String>,
-    /// Its clock, where it is not ours.
+    /// The time by its clock, if it has a clock of its own.
     pub(super) now: Option<DateTime<Utc>>,
 }
 
-/// What one database does in its own way.
+/// The parts of an inspection that differ between databases.
 pub(super) trait Inspect: Migrate {
-    /// Asks the server who it is.
+    /// Asks the server for its product, version and time.
     async fn server(connection: &mut Self::Connection) -> Result<Server, sqlx::Error>;
 
-    /// What is particular to the database, and to be known of its tables, which are there.
+    /// Findings that are specific to the database. The tables exist when this is called.
     async fn particulars(
         &self,
         connection: &mut Self::Connection,
     ) -> Result<Vec<Finding>, sqlx::Error>;
 
-    /// Whether a write can be undone. Where it cannot, none is tried.
+    /// Whether a write can be rolled back. If it cannot, no write is tried.
     async fn can_undo(connection: &mut Self::Connection) -> Result<bool, sqlx::Error>;
 
-    /// Writes rows twice, as new ones and as ones that are there, deletes them where that is asked
-    /// for, and undoes it.
+    /// Writes rows twice, so that they are first inserted and then updated, deletes them if
+    /// `delete` is set, and rolls everything back.
     async fn rehearse(
         &self,
         connection: &mut Self::Connection,
@@ -58,16 +58,18 @@ pub(super) trait Inspect: Migrate {
     ) -> Result<(), sqlx::Error>;
 }
 
-/// A connection that leaves a database as it is; one that writes would turn SQLite's to WAL mode.
+/// Opens a connection that does not change the database. An ordinary connection would switch an
+/// SQLite file to WAL mode.
 async fn look<D: Inspect>(database: &D) -> Result<D::Connection, StoreError> {
     match patiently::<D, _>(database.open(true)).await? {
         Some(connection) => Ok(connection),
-        // Says what is not there.
+        // Fails with an error that says what does not exist.
         None => patiently::<D, _>(database.connect()).await,
     }
 }
 
-/// Reports what there is to know. Says whether rows can be written as far as that shows.
+/// Reports on the database. Returns whether rows can be written, as far as this can be told without
+/// writing.
 pub(super) async fn inspect<D: Inspect>(database: &D, report: &mut dyn FnMut(Finding)) -> bool {
     match inspected(database, report).await {
         Ok(is_usable) => is_usable,
@@ -116,17 +118,17 @@ async fn inspected<D: Inspect>(
     Ok(true)
 }
 
-/// What the table of tasks is like.
+/// The finding about the columns of the task table.
 fn table(columns: &[Column], catalog: &Catalog) -> Finding {
     let missing = catalog.missing_columns();
     if !missing.is_empty() {
         let text = format!(
-            "the table {TASKS} lacks {}, which later versions of django-celery-results have and \
-             which is then not stored",
+            "the table {TASKS} lacks {}, which later versions of django-celery-results have: these \
+             values are not stored",
             missing.join(" and ")
         );
         return Finding::warning(Subject::Database, text).fix(format!(
-            "if your django-celery-results has it: {MIGRATE}, and start the daemon anew"
+            "if your django-celery-results has it: {MIGRATE}, then restart the daemon"
         ));
     }
     let length = columns.iter().find(|column| column.name == "task_id");
@@ -135,7 +137,8 @@ fn table(columns: &[Column], catalog: &Catalog) -> Finding {
     Finding::ok(Subject::Database, format!("the table {TASKS} has every column{length}"))
 }
 
-/// How the server's clock stands to this machine's, by when it was asked and when it answered.
+/// Compares the server's clock with this machine's, which is read before the question and after the
+/// answer.
 fn clocks(now: DateTime<Utc>, asked_at: DateTime<Utc>, answered_at: DateTime<Utc>) -> Finding {
     let (ahead, behind) = (now - answered_at, asked_at - now);
     let (difference, direction) =
@@ -145,8 +148,8 @@ fn clocks(now: DateTime<Utc>, asked_at: DateTime<Utc>, answered_at: DateTime<Utc
     }
     let seconds = difference.as_seconds_f64();
     let text = format!(
-        "its clock is {seconds:.1} s {direction} this machine's: where workers' clocks differ so \
-         as well, the later of two states may not be taken for it"
+        "its clock is {seconds:.1} s {direction} this machine's: if the clocks of \
+         workers differ as much, an older state of a task can replace a newer one"
     );
     Finding::warning(Subject::Database, text).fix("synchronise the clocks (NTP)")
 }
@@ -161,7 +164,7 @@ fn standing(standing: Result<Standing, StoreError>) -> Finding {
         )
         .fix("look whether there is a newer Celeriac"),
         Ok(Standing::Empty | Standing::Unrecorded) => {
-            let text = "the tables are there, and django_migrations does not say so: it lacks \
+            let text = "the tables exist, but django_migrations does not say so: it lacks \
                         0001_initial to 0014_alter_taskresult_status";
             Finding::warning(Subject::Database, text).fix("`celeriac migrate`, which records them")
         }
@@ -169,7 +172,8 @@ fn standing(standing: Result<Standing, StoreError>) -> Finding {
     }
 }
 
-/// Writes rows and undoes it, and once more with deleting them where that is asked for.
+/// Writes rows and rolls this back. If `delete` is set, does the same once more and also deletes
+/// them.
 pub(super) async fn rehearse<D: Inspect>(
     database: &D,
     rows: &[&Row],
@@ -187,7 +191,8 @@ pub(super) async fn rehearse<D: Inspect>(
             Finding::ok(Subject::Message, text)
         }
         Ok(None) => {
-            let text = format!("no row was tried: {TASKS} has an engine that cannot undo a write");
+            let text =
+                format!("no row was written: the engine of {TASKS} cannot roll back a write");
             Finding::warning(Subject::Message, text)
                 .fix(format!("`alter table {TASKS} engine = InnoDB`"))
         }
@@ -213,7 +218,7 @@ pub(super) async fn rehearse<D: Inspect>(
     }
 }
 
-/// How long it took; nothing where a write could not be undone and so was not tried.
+/// Returns how long it took; `None` if no write was tried because it could not be rolled back.
 async fn rehearsed<D: Inspect>(
     database: &D,
     rows: &[&Row],
@@ -235,23 +240,24 @@ async fn rehearsed<D: Inspect>(
     let began = Instant::now();
     patiently::<D, _>(database.rehearse(&mut connection, &statement, &tasks, delete)).await?;
     let duration = began.elapsed();
-    // In good order, so that the server's log has no connection that was lost.
+    // Closed properly, so that the server does not log a lost connection.
     let _ = connection.close().await;
     Ok(Some(duration))
 }
 
-/// What is said of a newest row that lies in the future, where the columns have no zone.
+/// The finding about the time zone, for databases whose columns do not store one. `newest` is the
+/// time of the newest row.
 pub(super) fn zone(newest: Option<DateTime<Utc>>, zone: chrono_tz::Tz) -> Finding {
     let ahead = newest.map_or(TimeDelta::zero(), |newest| newest - Utc::now());
     if ahead < ZONE_TOLERANCE {
         return Finding::ok(
             Subject::Database,
-            format!("times have no zone there and are taken for {zone} (--time-zone)"),
+            format!("its times are stored without a zone and are read as {zone} (--time-zone)"),
         );
     }
     let text = format!(
-        "the newest row is from {} minutes in the future, taken for {zone}: somebody writes in \
-         another time zone",
+        "the time of the newest row is {} minutes in the future if it is read as {zone}: another \
+         program writes in another time zone",
         ahead.num_minutes()
     );
     Finding { level: Severity::Warning, ..Finding::ok(Subject::Database, text) }
@@ -265,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clocks_agree_where_the_answer_may_be_from_between() {
+    fn clocks_agree_within_the_time_of_the_answer() {
         let at = |milliseconds| DateTime::UNIX_EPOCH + TimeDelta::milliseconds(milliseconds);
         let level = |now, asked, answered| clocks(at(now), at(asked), at(answered)).level;
         assert_eq!(level(5_000, 0, 10_000), Severity::Ok, "a slow answer says nothing");
@@ -277,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newest_row_of_the_future_is_one_of_another_zone() {
+    fn a_newest_row_in_the_future_is_from_another_time_zone() {
         let level = |minutes| zone(Some(Utc::now() + TimeDelta::minutes(minutes)), Tz::UTC).level;
         assert_eq!(level(-600), Severity::Ok);
         assert_eq!(level(5), Severity::Ok, "clocks may differ");

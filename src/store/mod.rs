@@ -1,5 +1,5 @@
-//! Writing rows to the database: one contract, one file per database. And making its tables, and
-//! deleting what has expired.
+//! Everything that is done in the database: writing rows, creating the tables, and deleting expired
+//! rows. The trait [`Store`] has one implementation for each database.
 
 mod catalog;
 mod cleanup;
@@ -23,39 +23,39 @@ pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;
 use crate::row::Row;
 
-/// The table that django-celery-results keeps task results in.
+/// The table in which django-celery-results stores task results.
 pub(crate) const TASKS: &str = "django_celery_results_taskresult";
 
-/// The table that django-celery-results keeps saved groups in.
+/// The table in which django-celery-results stores saved groups.
 pub(crate) const GROUPS: &str = "django_celery_results_groupresult";
 
-/// A database that rows are written to, over one connection of its own.
+/// A database to which rows are written, over a single connection.
 ///
-/// When [`Store::store`] returns `Ok`, every row is committed and holds at least what was
-/// given, merged by the law in [`crate::row::merge`]. When it returns an error, any of the rows may be
-/// committed or not; writing them again is safe. After an error the next call connects anew where
-/// that is needed.
+/// When [`Store::store`] returns `Ok`, every row has been merged by the law in
+/// [`crate::row::merge`] and committed. When it returns an error, some of the rows may be
+/// committed; it is safe to write them again. After an error, the next call reconnects if
+/// necessary.
 pub trait Store: Send {
-    /// Connects if there is no connection and reads what the tables can hold.
+    /// Connects if there is no connection, and reads what the tables can store.
     ///
     /// # Errors
     ///
-    /// [`ErrorClass::Setup`] where the table of tasks is missing or is not one that can be written.
+    /// [`ErrorClass::Setup`] if the task table is missing or cannot be written.
     fn prepare(&mut self) -> impl Future<Output = Result<&Catalog, StoreError>> + Send;
 
-    /// Commits the rows, of which no two have the same key: one statement a table.
+    /// Writes the rows and commits them. No two rows may have the same key.
     ///
     /// # Errors
     ///
-    /// Says by its class what is to be done with the rows.
+    /// The class of the error says what to do with the rows.
     fn store(&mut self, rows: &[&Row]) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
-    /// Asks the database for a sign of life, without a statement. Connects if there is no
-    /// connection, as [`Store::prepare`] does.
+    /// Checks that the database answers, without running a statement. Connects if there is no
+    /// connection, like [`Store::prepare`].
     ///
     /// # Errors
     ///
-    /// When it does not answer. The next call connects anew.
+    /// When the database does not answer. The next call reconnects.
     fn check(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send
     where
         Self: Sized,
@@ -64,29 +64,29 @@ pub trait Store: Send {
     }
 }
 
-/// What a write has done.
+/// The effect of a write on both tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// To the table of tasks.
+    /// The effect on the task table.
     pub tasks: Effect,
-    /// To the table of groups.
+    /// The effect on the group table.
     pub groups: Effect,
 }
 
-/// What a write has done to one table.
+/// The effect of a write on one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effect {
-    /// The rows that were given.
+    /// The number of rows that were given.
     pub rows: u64,
-    /// The statements that they took.
+    /// The number of statements that wrote them.
     pub statements: u64,
-    /// The rows that the table had already, as they are or with something better in them. Nothing
-    /// where the database does not tell.
+    /// The number of rows that changed nothing, because the table already contained the same
+    /// outcome or one that wins over it. `None` if the database does not report it.
     pub stale: Option<u64>,
 }
 
 impl Effect {
-    /// Statements, and the rows that they have inserted or changed.
+    /// The effect of statements that have inserted or updated `changed` of the rows.
     fn of(rows: usize, statements: u64, changed: u64) -> Self {
         let rows = rows as u64;
         Self { rows, statements, stale: Some(rows.saturating_sub(changed)) }

@@ -1,4 +1,5 @@
-//! What the three databases have in common: one connection, its catalog and its statements.
+//! The part of a store that the three databases share: one connection with its catalog and its
+//! statements.
 
 use std::fmt;
 use std::path::Path;
@@ -15,38 +16,38 @@ use crate::row::Row;
 use crate::row::group_result::GroupResult;
 use crate::row::task_result::TaskResult;
 
-/// How long the server may work on one statement before it gives up, where it can be told.
+/// The time limit of the server for one statement, if the server can be given one.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long we wait for the server in any step. Longer than [`STATEMENT_TIMEOUT`], so that a
-/// server which is alive ends its statement first and leaves nothing behind.
+/// How long any step may take. This is longer than [`STATEMENT_TIMEOUT`], so that a server which is
+/// alive cancels its statement first and does not continue to run it.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// What one database does in its own way.
+/// The parts of a store that differ between databases.
 pub trait SqlDatabase: fmt::Debug + Send + Sync {
     /// A connection to it.
     type Connection: Connection + Send;
 
-    /// Whether a text may hold U+0000.
+    /// Whether texts may contain U+0000.
     const ALLOWS_NUL: bool;
 
     /// Opens a connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
 
-    /// Reads the columns of a table; none where there is no table.
+    /// Reads the columns of a table; none if the table does not exist.
     fn columns(
         &self,
         connection: &mut Self::Connection,
         table: &str,
     ) -> impl Future<Output = Result<Vec<Column>, sqlx::Error>> + Send;
 
-    /// The statement that merges rows into the table of tasks.
+    /// The statement that merges rows into the task table.
     fn tasks_statement(&self, catalog: &Catalog) -> String;
 
-    /// The statement that merges rows into the table of groups.
+    /// The statement that merges rows into the group table.
     fn groups_statement(&self) -> String;
 
-    /// Commits rows of tasks with their statement.
+    /// Writes rows of tasks with the given statement and commits them.
     fn upsert_tasks(
         &self,
         connection: &mut Self::Connection,
@@ -54,7 +55,7 @@ pub trait SqlDatabase: fmt::Debug + Send + Sync {
         rows: &[&TaskResult],
     ) -> impl Future<Output = Result<Effect, sqlx::Error>> + Send;
 
-    /// Commits rows of groups with their statement.
+    /// Writes rows of groups with the given statement and commits them.
     fn upsert_groups(
         &self,
         connection: &mut Self::Connection,
@@ -68,23 +69,23 @@ pub trait SqlDatabase: fmt::Debug + Send + Sync {
         statement: &str,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// What an error that the database reports asks for.
+    /// The class of an error that the database reports.
     fn classify(error: &dyn DatabaseError) -> ErrorClass;
 
-    /// How to mend what the database reports, where somebody can.
+    /// How the user can fix an error that the database reports, if the user can.
     fn advice(error: &dyn DatabaseError) -> Option<&'static str>;
 
-    /// Where it is, for those who look for it.
+    /// The address of the database, for error messages.
     fn place(&self) -> &Place;
 }
 
-/// What [`Database::advice`] says to a user without enough rights.
+/// The [`SqlDatabase::advice`] for a user who lacks rights.
 pub(super) const GRANT: &str = "give the user the rights that docs/security.md lists";
 
-/// What it says where a table is not as it was when the connection was made.
+/// The advice if a table has changed since the connection was opened.
 pub(super) const MIGRATE: &str = "run `python manage.py migrate django_celery_results`";
 
-/// Where a database is, and with which files TLS is spoken.
+/// The address of a database, and the files that TLS uses.
 #[derive(Debug)]
 pub struct Place {
     url: String,
@@ -107,7 +108,7 @@ impl Place {
         Self { url, files: TlsFiles::default(), names }
     }
 
-    /// Says of an error where it was met, and what it means.
+    /// Adds to an error the address of the database and an explanation.
     fn explain(&self, error: &StoreError) -> StoreError {
         let message = error.message.trim_start_matches("error communicating with database: ");
         let message = diagnosis::explain(&self.files, self.names, message);
@@ -115,8 +116,8 @@ impl Place {
     }
 }
 
-/// A [`Store`] on one connection, which is thrown away whole after an error that may have left it
-/// in an unknown state.
+/// A [`Store`] with one connection, which is closed after an error that may have left it in an
+/// unknown state.
 #[derive(Debug)]
 pub struct SqlStore<D: SqlDatabase> {
     database: D,
@@ -144,12 +145,12 @@ impl<D: SqlDatabase> SqlStore<D> {
         Self { database, session: None }
     }
 
-    /// What is particular to the database.
+    /// The implementation for the database.
     pub(super) fn database(&self) -> &D {
         &self.database
     }
 
-    /// The same, without the connection.
+    /// The implementation for the database, without the connection.
     pub(super) fn into_database(self) -> D {
         self.database
     }
@@ -182,7 +183,8 @@ impl<D: SqlDatabase> Store for SqlStore<D> {
 
     async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
         self.session().await?;
-        // Taken out, so that a write which is cancelled or fails takes its connection with it.
+        // The session is taken out of `self`, so that its connection is dropped if the write is
+        // cancelled or fails.
         let Some(mut session) = self.session.take() else { return Ok(Written::default()) };
         let written = write(&self.database, &mut session, rows).await;
         let is_usable = match &written {
@@ -204,7 +206,7 @@ impl<D: SqlDatabase> Store for SqlStore<D> {
     }
 }
 
-/// Commits the rows of each table with its statement.
+/// Writes the rows of each table with its statement.
 async fn write<D: SqlDatabase>(
     database: &D,
     session: &mut DatabaseSession<D::Connection>,
@@ -230,7 +232,7 @@ async fn write<D: SqlDatabase>(
     Ok(done)
 }
 
-/// Waits for a step of the database, for so long and no longer.
+/// Waits for a step of the database, for at most [`ATTEMPT_TIMEOUT`].
 pub(super) async fn patiently<D: SqlDatabase, T>(
     step: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, StoreError> {
@@ -249,7 +251,8 @@ pub(super) async fn patiently<D: SqlDatabase, T>(
     }
 }
 
-/// Connects, without TLS where that is to be tried first and the server allows it.
+/// Connects with `plain`, without TLS, if it is given and the server allows it, and with `options`
+/// otherwise.
 pub(super) async fn connect<O: ConnectOptions>(
     plain: Option<&O>,
     options: &O,

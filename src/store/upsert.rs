@@ -1,49 +1,50 @@
-//! The statements that merge a batch into the tables: the law of [`crate::row::merge`] in SQL.
+//! The statements that merge a batch into the tables. They express the merge law of
+//! [`crate::row::merge`] in SQL.
 //!
-//! The law is written once; a database's file says how it spells the parts in [`Syntax`]. Two
-//! rows meet in a statement, `old` (the row) and `new` (the batch's), which are `self` and
-//! `newer` in [`crate::row::merge`].
+//! The law is written once for all databases; what differs between their dialects is in [`Syntax`].
+//! In a statement, `old` is the row in the table and `new` the row of the batch; they correspond to
+//! `self` and `newer` in [`crate::row::merge`].
 
 use super::{Catalog, GROUPS, TASKS};
 use crate::row::task_result::EVENT;
 
-/// How a database spells the parts of the statement.
+/// The parts of a statement that differ between databases.
 pub(super) struct Syntax {
-    /// A column of the row that is there already.
+    /// A column of the existing row.
     pub(super) old: fn(&str) -> String,
-    /// A column of the row that the batch has for it.
+    /// A column of the row of the batch.
     pub(super) new: fn(&str) -> String,
-    /// A text in a form that compares by its UTF-8 bytes.
+    /// A text in a form that is compared by its UTF-8 bytes.
     pub(super) bytes: fn(&str) -> String,
-    /// Whether the new outcome's time is only its arrival.
+    /// Whether the time of the new outcome is only the time of its arrival.
     pub(super) by_arrival: &'static str,
-    /// Whether the new start is known only by arrival.
+    /// Whether the time of the new start is only the time of its arrival.
     pub(super) started_by_arrival: &'static str,
 }
 
-/// The columns that move as one unit, `Outcome` in [`crate::row::task_result`].
+/// The columns of `Outcome` in [`crate::row::task_result`], which are replaced together.
 const OUTCOME: [&str; 7] =
     ["status", "result", "traceback", "meta", "content_type", "content_encoding", "date_done"];
 
-/// The columns that are each kept once known, `Description` in [`crate::row::task_result`].
+/// The columns of `Description` in [`crate::row::task_result`].
 const DESCRIPTION: [&str; 5] =
     ["task_name", "task_args", "task_kwargs", "worker", "periodic_task_name"];
 
-/// The parts of a description that move as one unit where only events tell them.
+/// The columns of a description that are replaced together if they are known only from events.
 const UNIT: [&str; 3] = ["task_args", "task_kwargs", "task_name"];
 
 /// Celery's `READY_STATES`.
 const FINAL: &str = "('SUCCESS', 'FAILURE', 'REVOKED')";
 
-/// The columns of a group that move as one unit.
+/// The columns of a group that are replaced together.
 const GROUP: [&str; 4] = ["result", "content_type", "content_encoding", "date_done"];
 
-/// The table that a statement is for, and with it the part of the law.
+/// The table that a statement writes, which determines the part of the law that applies.
 #[derive(Clone, Copy)]
 pub(super) enum Law<'catalog> {
-    /// The table of tasks with the columns that it has.
+    /// The task table, with its catalog.
     Tasks(&'catalog Catalog),
-    /// The table of groups.
+    /// The group table.
     Groups,
 }
 
@@ -56,7 +57,7 @@ impl Law<'_> {
         }
     }
 
-    /// The column that tells rows apart.
+    /// The column that is the key of the rows.
     pub(super) fn key(self) -> &'static str {
         match self {
             Self::Tasks(_) => "task_id",
@@ -99,7 +100,7 @@ where {changes}"
         )
     }
 
-    /// Whether the new outcome takes the place of the old one.
+    /// The condition that the new outcome replaces the old one.
     pub(super) fn wins(&self, law: Law<'_>) -> String {
         match law {
             Law::Tasks(catalog) => self.task_wins(catalog),
@@ -111,7 +112,7 @@ where {changes}"
         }
     }
 
-    /// What decides among outcomes that are equally final: the time, then the texts.
+    /// What decides between outcomes of equal rank: the time, then the texts.
     fn order(
         &self,
         side: fn(&str) -> String,
@@ -157,11 +158,11 @@ where {changes}"
         )
     }
 
-    /// Whose description it is: 3 the new one, 2 the old one; and where neither is whole, 1 where
-    /// the name and the arguments are the new ones, 0 where they are the old ones.
+    /// Which description is used: 3 for the new one and 2 for the old one. If neither is complete:
+    /// 1 for the new name and arguments, and 0 for the old ones.
     pub(super) fn choice(&self, law: Law<'_>, wins: &str) -> String {
         let Law::Tasks(catalog) = law else { return "0".to_owned() };
-        let is_whole = |side: fn(&str) -> String| {
+        let is_complete = |side: fn(&str) -> String| {
             let marked = if catalog.has("periodic_task_name") {
                 format!(" and coalesce({}, '-') <> ''", side("periodic_task_name"))
             } else {
@@ -171,16 +172,16 @@ where {changes}"
         };
         let unit =
             |side: fn(&str) -> String| UNIT.map(|column| self.text(&side(column))).join(", ");
-        let (new_is_whole, old_is_whole) = (is_whole(self.new), is_whole(self.old));
+        let (new_is_complete, old_is_complete) = (is_complete(self.new), is_complete(self.old));
         let (new_unit, old_unit) = (unit(self.new), unit(self.old));
         format!(
-            "case when {new_is_whole} and ({wins} or not {old_is_whole}) then 3
-        when {old_is_whole} then 2
+            "case when {new_is_complete} and ({wins} or not {old_is_complete}) then 3
+        when {old_is_complete} then 2
         when ({new_unit}) > ({old_unit}) then 1 else 0 end"
         )
     }
 
-    /// A part of the merged description.
+    /// A column of the merged description.
     fn described_part(&self, column: &str, wins: &str, choice: &str) -> String {
         let (new, old) = ((self.new)(column), (self.old)(column));
         let neither = match column {
@@ -196,7 +197,7 @@ where {changes}"
         format!("case when {choice} = 3 then {new} when {choice} = 2 then {old} {neither} end")
     }
 
-    /// The greater of two texts, NULL being the least.
+    /// The greater of two texts. NULL is less than every text.
     fn greatest(&self, column: &str) -> String {
         let (new, old) = ((self.new)(column), (self.old)(column));
         format!(
@@ -210,12 +211,13 @@ where {changes}"
         (self.bytes)(&side("status"))
     }
 
-    /// The assignments of an update, each a column and its value. `wins` and `choice` are the
-    /// spelling of what [`Self::wins`] and [`Self::choice`] give, for use in each.
+    /// The assignments of an update, each a column and its value. `wins` and `choice` are
+    /// expressions with the values of [`Self::wins`] and [`Self::choice`].
     ///
-    /// A database may see what it has assigned already. So the description, which asks for the old
-    /// states, stands before the outcome; and `date_started`, last of all, is the same whether
-    /// `status` and `date_done` are merged already or not.
+    /// On MySQL an assignment sees the values that earlier ones have assigned. The description,
+    /// which depends on the old state, is therefore assigned before the outcome. `date_started`,
+    /// which is assigned last, has the same value whether or not `status` and `date_done` are
+    /// already merged.
     pub(super) fn assignments(
         &self,
         law: Law<'_>,
@@ -279,13 +281,14 @@ where {changes}"
         )
     }
 
-    /// Whether the update changes anything, so that a duplicate costs no write.
+    /// The condition that the update changes anything. Because of it, duplicates are not written.
     fn changes(&self, law: Law<'_>, wins: &str) -> String {
         let (old, new) = (self.old, self.new);
         let mut changes =
             vec![wins.to_owned(), format!("{} < {}", new("date_created"), old("date_created"))];
         if let Law::Tasks(catalog) = law {
-            // The rest counts only where the new outcome does not win, which makes it shorter.
+            // The other conditions matter only if the new outcome does not win, which makes them
+            // shorter.
             let wins = "false";
             let choice = self.choice(law, wins);
             changes.extend(described(catalog).map(|column| {
@@ -303,7 +306,7 @@ where {changes}"
         changes.join("\n    or ")
     }
 
-    /// A text for comparison: by bytes, and NULL as the empty text.
+    /// A text for comparison by bytes, with NULL as the empty text.
     fn text(&self, column: &str) -> String {
         (self.bytes)(&format!("coalesce({column}, '')"))
     }

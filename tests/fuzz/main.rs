@@ -1,7 +1,7 @@
-//! Every decoder, with damaged captures: a short deterministic run of what `make fuzz` does for as
-//! long as one likes.
+//! Runs every decoder on damaged captures. This is a short deterministic version of `make fuzz`.
 //!
-//! `CELERIAC_FUZZ_SEED` begins elsewhere, and `CELERIAC_FUZZ_ROUNDS` goes on for longer.
+//! `CELERIAC_FUZZ_SEED` is the seed of the random numbers, and `CELERIAC_FUZZ_ROUNDS` the number of
+//! inputs for each target.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -25,14 +25,14 @@ fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
-/// Runs a target, and says with what it failed.
+/// Runs a target on an input. If it panics, the error contains the input.
 fn run(target: &str, bytes: &[u8], origin: &str) {
     let result = catch_unwind(AssertUnwindSafe(|| targets::run(target, bytes)));
     assert!(result.is_ok(), "{target} fails at {origin}, with {}", STANDARD.encode(bytes));
 }
 
 #[test]
-fn what_is_damaged_is_read_or_refused_and_nothing_else() {
+fn damaged_messages_are_decoded_or_refused() {
     let seed = setting("CELERIAC_FUZZ_SEED").unwrap_or(1);
     let rounds = setting("CELERIAC_FUZZ_ROUNDS").unwrap_or(ROUNDS);
     let seeds = seeds::all();

@@ -1,4 +1,4 @@
-//! Damage to bytes, the same for the same seed.
+//! Damages bytes at random, in the same way for the same seed.
 
 /// Steele, Lea and Flood's `SplitMix64`.
 pub(crate) struct Random(pub(crate) u64);
@@ -17,12 +17,12 @@ impl Random {
         (self.next() % end as u64) as usize
     }
 
-    /// One of several.
+    /// One of several items.
     pub(crate) fn pick<'items, T>(&mut self, items: &'items [T]) -> &'items T {
         &items[self.below(items.len())]
     }
 
-    /// A part of some bytes, rather a short one.
+    /// A random range of this many bytes, usually a short one.
     fn part(&mut self, length: usize) -> std::ops::Range<usize> {
         let start = self.below(length + 1);
         let longest = if self.below(4) == 0 { length } else { 16 };
@@ -31,7 +31,7 @@ impl Random {
     }
 }
 
-/// Bytes that mean something to one format or another.
+/// Bytes that have a meaning in one of the formats.
 pub(crate) const WORDS: &[&[u8]] = &[
     b"\0",
     b"\x7F",

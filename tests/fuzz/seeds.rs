@@ -1,4 +1,5 @@
-//! What fuzzing begins with: the captures under `tests/data`, and a few bodies that ask for much.
+//! The initial inputs for fuzzing: the captures under `tests/data`, and some bodies that are
+//! expensive to decode.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,7 +17,8 @@ use serde_json::json;
 
 use crate::targets::SERIALIZERS;
 
-/// The most bytes of a seed from a capture: larger ones cost more time than they show.
+/// The maximum size of a seed from a capture in bytes. Larger ones take much time and find little
+/// more.
 const MAX_BYTES: usize = 4_096;
 
 /// The most seeds of one target.
@@ -130,7 +132,7 @@ fn columns(message: &Message) -> Option<Vec<u8>> {
     Some(body.to_string().into_bytes())
 }
 
-/// Bodies that nest deeply, repeat much, or say that much is to come.
+/// Bodies that are deeply nested, repeat much, or announce very large values.
 fn demanding() -> Vec<(&'static str, Vec<u8>)> {
     let json = |result: String| {
         format!(r#"{{"task_id": "t", "status": "SUCCESS", "result": {result}}}"#).into_bytes()

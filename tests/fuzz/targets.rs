@@ -1,11 +1,12 @@
-//! What is fuzzed, and what has to hold whatever the bytes are. Both `tests/fuzz/main.rs` and
-//! `fuzz/`, for cargo-fuzz, run these.
+//! The fuzz targets, and the properties that must hold for any bytes. Both `tests/fuzz/main.rs` and
+//! `fuzz/` (for cargo-fuzz) run them.
 //!
-//! - Nothing panics, and a message is read, or refused, the same every time.
-//! - The texts of the rows are bounded by the body, and the text of an error by a constant.
-//! - A row merged with itself stays itself.
-//! - What a column holds is one whole value: put into a body of its own, it is read as itself.
-//! - JSON and msgpack results stand in the body, byte by byte. A pickle loads to the value that it
+//! - Nothing panics, and decoding a message again gives the same result or error.
+//! - The size of the rows is bounded by that of the body, and the size of an error message by a
+//!   constant.
+//! - A row that is merged with itself does not change.
+//! - A column contains one complete value: in a new body it is decoded to the same column.
+//! - JSON and msgpack results are in the body byte for byte. A pickle loads to the value that it
 //!   has in the body.
 
 #[path = "../pickle_value/mod.rs"]
@@ -27,7 +28,7 @@ use celeriac::row::Row;
 use chrono::{DateTime, Utc};
 use pickle_value::Objects;
 
-/// Looks at what comes of some bytes, and panics where something does not hold.
+/// Decodes some bytes, and panics if a property does not hold.
 type Check = fn(&[u8]);
 
 /// What is fuzzed, by its name.
@@ -67,9 +68,10 @@ pub(crate) struct Serializer {
     pub(crate) name: &'static str,
     pub(crate) content_type: &'static str,
     content_encoding: &'static str,
-    /// The most bytes that the columns of a result may have whose body has so many.
+    /// The maximum size of the columns of a result, as a function of the size of its body, in
+    /// bytes.
     most: fn(usize) -> usize,
-    /// The body of a result that is what a column holds.
+    /// A body whose result is the content of a column.
     body_of: fn(&str) -> Option<Vec<u8>>,
 }
 
@@ -99,7 +101,7 @@ pub(crate) const SERIALIZERS: &[Serializer] = &[
         name: "yaml",
         content_type: "application/x-yaml",
         content_encoding: "utf-8",
-        // An empty item becomes `null`, and four columns can hold the same value.
+        // An empty item becomes `null`, and four columns can contain the same value.
         most: |_| ROOM,
         body_of: |column| Some(format!("task_id: t\nstatus: SUCCESS\nresult: {column}\n").into()),
     },
@@ -119,11 +121,11 @@ pub(crate) const SERIALIZERS: &[Serializer] = &[
     },
 ];
 
-/// The most bytes of a body that was decompressed, and of the columns of one in YAML.
+/// The maximum size of a decompressed body and of the columns of a YAML body, in bytes.
 const ROOM: usize = 4 << 20;
 
-/// How many bytes of columns one byte of an event may cost: a character in the `repr` of an
-/// exception becomes an escape, and stands in the traceback, too.
+/// How many bytes of columns one byte of an event can become: a character in the `repr` of an
+/// exception becomes an escape and is also in the traceback.
 const GROWTH_OF_EVENTS: usize = 8;
 
 /// The most bytes of a row that do not come from its body.
@@ -132,7 +134,7 @@ const ROW_BYTES: usize = 1_024;
 /// The most bytes of an error's text.
 const ERROR_BYTES: usize = 2_048;
 
-/// Accepts everything, with a limit of decompression that the bound on texts can rest on.
+/// Accepts every serializer, and has limits that the checks of sizes are based on.
 static DECODER: LazyLock<Decoder> = LazyLock::new(|| Decoder {
     security: security().expect("good files"),
     accept: Accept::parse("json,msgpack,yaml,pickle,auth").expect("known names"),
@@ -166,8 +168,8 @@ fn message(content_type: &str, content_encoding: &str, body: &[u8]) -> Message {
     }
 }
 
-/// Reads a message twice, and looks at what holds for every message. The texts of its rows may
-/// have so many bytes, besides some for each row.
+/// Decodes a message twice, and checks the properties that hold for every message. The texts of its
+/// rows may have `text_bytes` bytes in total, and [`ROW_BYTES`] more for each row.
 fn decode(
     message: &Message,
     kind: SourceKind<'_>,
@@ -243,7 +245,7 @@ fn result(serializer: &Serializer, body: &[u8]) {
             Ok(rows) => {
                 let [Row::Task(row)] = rows.as_slice() else { panic!("one row of a task") };
                 let again = row.outcome.result.as_ref();
-                // What a pickle makes in passing may be put differently.
+                // The opcodes of objects that are built and popped may differ.
                 let is_same = again.is_some_and(|again| match serializer.name {
                     "pickle" => loaded(again) == loaded(column),
                     _ => again == column,
@@ -281,7 +283,7 @@ fn compressed(method: &str, body: &[u8]) {
     let _ = decode(&message, SourceKind::Results, most);
 }
 
-/// The bytes as a body that was made text, and in that form.
+/// Decodes the bytes as a plain body, as base64, and after encoding them in base64.
 fn encoded(bytes: &[u8]) {
     let mut message = message("application/json", "utf-8", bytes);
     let plain = decode(&message, SourceKind::Results, bytes.len());
@@ -302,8 +304,8 @@ fn signed(bytes: &[u8]) {
     }
 }
 
-/// A line of a capture: written and read again, buried and restored, it is the same message; and
-/// whatever its labels are, it is read.
+/// A line of a capture. Written and read again, or made a dead letter and restored, it is the same
+/// message. It is also decoded with any properties.
 fn captured(line: &[u8]) {
     let Ok(line) = std::str::from_utf8(line) else { return };
     let message = match capture::read(line, now(), 1) {

@@ -1,8 +1,8 @@
-//! What a pickle loads to, as a text that two pickles share exactly if they load to equal objects
-//! whose parts are shared alike. Nothing is executed: a call is written down, and only
-//! `operator.getitem` of a dict is done.
+//! Describes the value that a pickle loads to as a text. Two pickles have the same text exactly if
+//! they load to equal objects with the same shared parts. Nothing is executed except
+//! `operator.getitem` of a dict; other calls only become part of the text.
 //!
-//! It is written apart from Celeriac's own reader, to check it.
+//! It is independent of Celeriac's decoder, so that it can check it.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -19,7 +19,7 @@ pub(crate) struct Objects {
     root: usize,
 }
 
-/// A longer text is written once, and referred to where it comes again.
+/// A label that is longer than this is written once and referred to after that.
 const SHORT: usize = 64;
 
 impl Objects {

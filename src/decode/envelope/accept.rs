@@ -13,26 +13,26 @@ pub(in crate::decode) const MSGPACK: &str = "application/x-msgpack";
 pub(in crate::decode) const YAML: &str = "application/x-yaml";
 /// kombu's content type of pickle.
 pub(in crate::decode) const PICKLE: &str = "application/x-python-serialize";
-/// The content type of what Celery's `auth` serializer has signed.
+/// The content type of messages that Celery's `auth` serializer has signed.
 pub(in crate::decode) const AUTH: &str = "application/data";
 
-/// Celery's names of serializers, and their content types (`kombu/serialization.py`, 5.7.0, and
-/// `celery/security/serialization.py`, 5.7.0).
+/// The names that Celery gives to serializers, and their content types (`kombu/serialization.py`,
+/// 5.7.0, and `celery/security/serialization.py`, 5.7.0).
 const SERIALIZERS: [(&str, &str); 5] =
     [("json", JSON), ("msgpack", MSGPACK), ("yaml", YAML), ("pickle", PICKLE), ("auth", AUTH)];
 
-/// The content type, where it is one of a serializer of Celery's.
+/// The content type as a static string, if it is that of one of Celery's serializers.
 pub(in crate::decode) fn serializer(content_type: &[u8]) -> Option<&'static str> {
     SERIALIZERS.iter().map(|(_, known)| *known).find(|known| known.as_bytes() == content_type)
 }
 
-/// The most characters of a label that an error names.
+/// The number of characters after which a label is cut off in an error message.
 const MAX_LABEL_CHARS: usize = 100;
 
 /// The content types that are read.
 ///
-/// By default all but pickle, as in Celery: nothing is executed here, but whoever reads a row with
-/// the serializer pickle executes what is in it.
+/// The default is every serializer but pickle, as in Celery. Celeriac itself never executes a
+/// pickle, but a program that loads a pickled result from a row does.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Accept(BTreeSet<String>);
 
@@ -43,18 +43,19 @@ impl Default for Accept {
 }
 
 impl Accept {
-    /// Reads a list of serializers or content types with commas between them.
+    /// Parses a comma-separated list of serializer names and content types.
     ///
     /// # Errors
     ///
-    /// The first name that is neither.
+    /// Returns the first entry that is neither a known serializer nor a content type.
     pub fn parse(list: &str) -> Result<Self, String> {
         let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
         let content_types = names.map(|name| {
             let known = SERIALIZERS.iter().find(|(serializer, _)| *serializer == name);
             match known {
                 Some((_, content_type)) => Ok((*content_type).to_owned()),
-                // `celeriac://` sends what any serializer of an application's own has made.
+                // Messages of `celeriac://` may contain columns that an application's own
+                // serializer has encoded.
                 None if name.contains('/') => Ok(name.to_owned()),
                 None => Err(name.to_owned()),
             }
@@ -62,7 +63,7 @@ impl Accept {
         content_types.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether nothing is accepted.
+    /// Whether the list is empty, so that no message is accepted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -73,7 +74,8 @@ impl Accept {
         if self.0.contains(content_type) {
             return Ok(());
         }
-        // An unknown one in a column of `celeriac://` has to be named to be accepted.
+        // A column of `celeriac://` may have a content type that is unknown here; it is accepted if
+        // the list names it.
         let is_known = SERIALIZERS.iter().any(|(_, known)| *known == content_type);
         Err(if is_known {
             DecodeError::NotAccepted(content_type.to_owned())
@@ -83,7 +85,8 @@ impl Accept {
     }
 }
 
-/// What an error tells of a label, which in a body or a header can be longer than AMQP's own.
+/// The part of a label that an error message shows. Labels in bodies and headers can be longer than
+/// AMQP's own.
 pub(in crate::decode) fn shown(label: &str) -> String {
     label.chars().take(MAX_LABEL_CHARS).collect()
 }
@@ -111,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_has_names_of_serializers_and_content_types() {
+    fn a_list_may_contain_serializers_and_content_types() {
         let accept = Accept::parse(" yaml ,,application/x-shop").expect("known");
         assert_eq!(accept.check(YAML), Ok(()));
         assert_eq!(accept.check("application/x-shop"), Ok(()));
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_short_whatever_it_names() {
+    fn a_long_label_is_cut_off_in_the_error() {
         let error = Accept::default().check(&"é".repeat(1_000_000)).expect_err("unknown");
         assert_eq!(error, DecodeError::UnsupportedContentType("é".repeat(MAX_LABEL_CHARS)));
     }

@@ -1,18 +1,20 @@
-//! What Celery's serializer `auth` has signed, opened and verified.
+//! Opens and verifies messages that Celery's serializer `auth` has signed.
 //!
-//! A signed body is base64 of five parts with the bytes 0 and 1 between them: the signer's id, the
-//! signature, the content type, the content encoding and the body that another serializer wrote.
-//! Up to Celery 5.4 the id and the signature stand there as they are, from 5.5 on in base64
-//! (`celery/security/serialization.py`, `_pack`, 4.4.7 to 5.7.0). The rules here are Celery's:
+//! A signed body is the base64 encoding of five parts, which are separated by the bytes 0 and 1:
+//! the signer's id, the signature, the content type, the content encoding and the body that another
+//! serializer wrote. Celery 5.5 and later encode the id and the signature in base64 once more;
+//! earlier versions do not (`celery/security/serialization.py`, `_pack`, 4.4.7 to 5.7.0). The rules
+//! are Celery's:
 //!
-//! - The signer's id is the values of the certificate's issuer and its serial number, with spaces
-//!   between them (`Certificate.get_id`).
-//! - The signature is RSA with PSS, whose salt is as long as the key has room for.
-//! - An expired certificate verifies nothing (`Certificate.verify`, 5.7.0; older versions look only
-//!   when they start). When it began to be valid, and who has issued it, is not looked at.
-//! - Only the body is signed, and the labels beside it are not. They are followed without the list
-//!   of what is accepted, because the signer is trusted (`loads(…, force=True)`); a body that is not
-//!   what its label says is refused like any other.
+//! - The signer's id consists of the attributes of the certificate's issuer and the serial number,
+//!   separated by spaces (`Certificate.get_id`).
+//! - The signature is RSA-PSS with the longest salt that the key allows.
+//! - A signature of an expired certificate is refused (`Certificate.verify`, 5.7.0; older versions
+//!   check the expiry only when they start). The start of the certificate's validity and its
+//!   issuer's signature are not checked.
+//! - Only the body is signed; its content type and content encoding are not. The content type is
+//!   not compared with the list of accepted ones, because the signer is trusted (`loads(…,
+//!   force=True)`). A body that does not match its content type is refused like any other.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,19 +34,19 @@ use x509_parser::pem::Pem;
 use super::accept;
 use crate::decode::DecodeError;
 
-/// What stands between the parts (`DEFAULT_SEPARATOR` in Celery).
+/// The separator of the parts (`DEFAULT_SEPARATOR` in Celery).
 const SEPARATOR: &[u8] = b"\x00\x01";
 
-/// Whose signatures count: Celery's `security_…` settings.
+/// How signatures are verified: Celery's `security_…` settings.
 #[derive(Clone, Debug, Default)]
 pub struct Security {
-    /// The certificates of those who may sign: `security_cert_store`.
+    /// The certificates of the trusted signers: `security_cert_store`.
     pub certificates: CertificateStore,
-    /// What is made of a body before it is signed: `security_digest`.
+    /// The hash function of the signatures: `security_digest`.
     pub digest: Digest,
 }
 
-/// A hash function, under cryptography's name.
+/// A hash function, with the name that the Python package cryptography gives it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Digest {
     /// SHA-224.
@@ -59,7 +61,7 @@ pub enum Digest {
 }
 
 impl Digest {
-    /// The hash function with a name in letters of any case, as in Celery.
+    /// The hash function with this name. Case is ignored, as in Celery.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
@@ -81,8 +83,8 @@ impl Digest {
     }
 }
 
-/// PSS with the longest salt that the key has room for: `PSS.MAX_LENGTH`
-/// (`calculate_max_pss_salt_length` in cryptography).
+/// PSS with the longest salt that the key allows: `PSS.MAX_LENGTH` (`calculate_max_pss_salt_length`
+/// in cryptography).
 fn padding<D: sha2::Digest>(key: &impl PublicKeyParts) -> Option<Pss<D>> {
     let bits = usize::try_from(key.n().bits()).ok()?;
     let salt = (bits - 1).div_ceil(8).checked_sub(<D as sha2::Digest>::output_size() + 2)?;
@@ -97,13 +99,13 @@ where
         .is_some_and(|padding| key.verify(padding, &D::digest(body), signature).is_ok())
 }
 
-/// The certificates of those who may sign, by their ids.
+/// The certificates of the trusted signers, by their ids.
 #[derive(Clone, Debug, Default)]
 pub struct CertificateStore(BTreeMap<String, Certificate>);
 
 impl CertificateStore {
-    /// Adds a certificate, unless there is one with its id: Celery refuses a second one, too.
-    /// Whether it was added.
+    /// Adds a certificate and returns true. Returns false if there is already one with the same id,
+    /// which Celery refuses, too.
     pub fn add(&mut self, certificate: Certificate) -> bool {
         let is_new = !self.0.contains_key(&certificate.id);
         if is_new {
@@ -113,7 +115,7 @@ impl CertificateStore {
     }
 }
 
-/// Somebody who may sign.
+/// The certificate of a trusted signer.
 #[derive(Clone)]
 pub struct Certificate {
     id: String,
@@ -126,7 +128,7 @@ impl Certificate {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, as words that follow the file's name.
+    /// Returns what is wrong with it, as the predicate of a sentence whose subject is the file.
     pub fn from_pem(text: &[u8]) -> Result<Self, &'static str> {
         let block = Pem::iter_from_buffer(text)
             .flatten()
@@ -149,7 +151,7 @@ impl Certificate {
         })
     }
 
-    /// Whether the certificate has expired at that time.
+    /// Whether the certificate has expired at the given time.
     #[must_use]
     pub fn has_expired(&self, at: DateTime<Utc>) -> bool {
         at >= self.not_after
@@ -163,7 +165,8 @@ impl fmt::Debug for Certificate {
     }
 }
 
-/// The text of a part of a name. All but two kinds of text are taken for UTF-8, as in cryptography.
+/// The text of an attribute of a name. All string types but two are decoded as UTF-8, as in
+/// cryptography.
 fn text_of(value: &Any<'_>) -> Option<String> {
     match value.tag() {
         Tag::BmpString => {
@@ -183,16 +186,16 @@ fn text_of(value: &Any<'_>) -> Option<String> {
     }
 }
 
-/// How the id and the signature are written.
+/// How the id and the signature are encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// As they are: Celery up to 5.4.
+    /// Not at all, as in Celery up to 5.4.
     Plain,
-    /// In base64: Celery from 5.5 on.
+    /// In base64, as in Celery 5.5 and later.
     Encoded,
 }
 
-/// What was signed.
+/// The contents of a signed body.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::decode) struct Opened {
     /// The content type of the serializer that wrote the body.
@@ -204,7 +207,7 @@ pub(in crate::decode) struct Opened {
 }
 
 impl Security {
-    /// Opens a signed body that came at that time, and verifies it.
+    /// Opens a signed body that was received at the given time, and verifies it.
     pub(in crate::decode) fn open(
         &self,
         body: &[u8],
@@ -223,12 +226,12 @@ impl Security {
                 },
             )
         })?;
-        // Where in the body the part begins of which `rest` is left.
+        // The offset in the base64 text at which `rest` begins.
         let position = |rest: &[u8]| (raw.len() - rest.len()) / 3 * 4;
         let part = |rest| part(rest).ok_or_else(|| malformed("a part is missing", position(rest)));
 
         let (first, rest) = part(&raw)?;
-        // An id has a space in it, which base64 has not.
+        // An id that is not encoded contains a space, which is not valid base64.
         let (form, id) = match STANDARD.decode(first) {
             Ok(id) => (Form::Encoded, id),
             Err(_) => (Form::Plain, first.to_vec()),
@@ -242,7 +245,7 @@ impl Security {
                 (signature.map_err(|_| malformed("invalid signature", position(rest)))?, left)
             }
             Form::Plain => {
-                // A signature may have the bytes of the separator in it.
+                // The signature may contain the bytes of the separator.
                 let (signature, left) = rest
                     .split_at_checked(certificate.key.size())
                     .and_then(|(signature, left)| Some((signature, left.strip_prefix(SEPARATOR)?)))
@@ -261,7 +264,9 @@ impl Security {
         Ok(Opened {
             content_type: accept::serializer(content_type)
                 .filter(|content_type| *content_type != accept::AUTH)
-                .ok_or_else(|| malformed("no serializer that is signed", position(rest)))?,
+                .ok_or_else(|| {
+                    malformed("unknown content type of the signed content", position(rest))
+                })?,
             content_encoding: String::from_utf8(content_encoding.to_vec())
                 .map_err(|_| malformed("invalid content encoding", position(after_type)))?,
             bytes: bytes.to_vec(),
@@ -269,7 +274,7 @@ impl Security {
     }
 }
 
-/// What stands before the next separator, and after it.
+/// The bytes before the next separator, and those after it.
 fn part(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = rest.windows(SEPARATOR.len()).position(|bytes| bytes == SEPARATOR)?;
     Some((&rest[..end], &rest[end + SEPARATOR.len()..]))
@@ -288,7 +293,7 @@ mod tests {
     use crate::decode::Decoder;
     use crate::message::{Message, Properties};
 
-    /// What `tests/data/auth/make_envelopes.py` has made with two versions of Celery.
+    /// Signed bodies that `tests/data/auth/make_envelopes.py` has made with two versions of Celery.
     const PLAIN: &str = include_str!("../../../tests/data/auth/celery-5.4.0.json");
     const ENCODED: &str = include_str!("../../../tests/data/auth/celery-5.7.0.json");
 
@@ -329,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_celery_has_signed_is_opened() {
+    fn signed_bodies_of_celery_are_opened() {
         let security = trusting(&[WORKER, ODD]);
         for version in [PLAIN, ENCODED] {
             for name in ["json", "odd"] {
@@ -351,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_those_that_celery_makes() {
+    fn ids_are_those_of_celery() {
         let ids: Value = serde_json::from_str(ENCODED).expect("JSON");
         for (name, pem) in [("worker", WORKER), ("expired", EXPIRED), ("odd", ODD)] {
             assert_eq!(certificate(pem).id, ids["ids"][name].as_str().expect(name));
@@ -426,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_body_holds_what_one_of_four_serializers_wrote() {
+    fn the_content_of_a_signed_body_must_be_of_another_known_serializer() {
         let security = trusting(&[WORKER]);
         let raw = STANDARD.decode(made(ENCODED, "json")).expect("base64");
         let raw = raw.iter().copied().map(char::from).collect::<String>();
@@ -435,7 +440,7 @@ mod tests {
         for envelope in [made(ENCODED, "auth"), made(PLAIN, "auth"), STANDARD.encode(other)] {
             let error = open(&security, &envelope).expect_err("another");
             assert_eq!(error.code(), "undecodable");
-            assert!(error.to_string().starts_with("the body is not a signed body: no serializer"));
+            assert!(error.to_string().starts_with("the body is not a signed body: unknown"));
         }
     }
 
@@ -459,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_cannot_be_used_is_refused_with_words() {
+    fn an_unusable_certificate_is_refused_with_a_reason() {
         let error = |pem: &[u8]| Certificate::from_pem(pem).expect_err("refused");
         assert!(error(pem!("ec-certificate")).contains("not RSA"));
         assert!(error(pem!("worker-key")).starts_with("is not a certificate"));

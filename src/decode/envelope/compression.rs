@@ -1,8 +1,8 @@
-//! Bodies that were compressed, or made text for a transport without binary bodies.
+//! Bodies that were compressed, or encoded as text for a transport without binary bodies.
 //!
-//! The names are those that kombu writes into the header `compression` and the aliases that it
-//! knows (`kombu/compression.py`, 5.7.0). Nothing is decompressed further than the limits allow,
-//! and no decoder gets more memory than what kombu's own compressors make it need.
+//! The names are those that kombu writes into the header `compression`, and the aliases that it
+//! knows (`kombu/compression.py`, 5.7.0). Decompression stops at the limits, and no decoder may
+//! allocate more memory than the output of kombu's own compressors needs.
 
 use std::io::Read;
 
@@ -13,19 +13,20 @@ use liblzma::stream::Stream;
 use crate::decode::envelope::accept;
 use crate::decode::{DecodeError, WireLimits};
 
-/// The bytes that a compressed body may always have, whatever their ratio to it.
+/// A decompressed body of at most this many bytes is allowed at any compression ratio.
 const ALWAYS_ALLOWED: usize = 1 << 20;
 
-/// The most bytes that a decoder of xz may take for itself: those of the strongest preset, 9.
+/// The most memory in bytes that a decoder of xz may allocate: as much as preset 9, the strongest,
+/// needs.
 const XZ_MEMORY: u64 = 80 << 20;
 
-/// The largest window of zstd, as the exponent of 2: that of the strongest level, 22.
+/// The largest window of zstd, as an exponent of 2: that of level 22, the strongest.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Bytes read at once.
+/// The size of the read buffer in bytes.
 const CHUNK_BYTES: usize = 4096;
 
-/// The body that was made text by an encoding with this name.
+/// Decodes a body that was encoded as text. `name` is the name of the encoding.
 pub(in crate::decode) fn decode_body(name: &str, body: &[u8]) -> Result<Vec<u8>, DecodeError> {
     if !name.eq_ignore_ascii_case("base64") {
         return Err(unsupported("body_encoding", name));
@@ -41,14 +42,14 @@ pub(in crate::decode) fn decode_body(name: &str, body: &[u8]) -> Result<Vec<u8>,
     })
 }
 
-/// The body that was compressed by a method with this name.
+/// Decompresses a body. `name` is the name of the compression method.
 pub(in crate::decode) fn decompress(
     name: &str,
     body: &[u8],
     limits: &WireLimits,
 ) -> Result<Vec<u8>, DecodeError> {
     match name.to_ascii_lowercase().as_str() {
-        // kombu's `gzip` is zlib's format, not gzip's.
+        // What kombu calls `gzip` is the zlib format, not the gzip format.
         "application/x-gzip" | "gzip" | "zlib" => {
             read("zlib", flate2::bufread::ZlibDecoder::new(body), body, limits)
         }
@@ -74,7 +75,7 @@ pub(in crate::decode) fn decompress(
     }
 }
 
-/// Reads to the end, or to the limit.
+/// Reads the decoder to its end, or fails when the limit is exceeded.
 fn read(
     format: &'static str,
     decoder: impl Read,
@@ -93,7 +94,7 @@ fn read(
             DecodeError::TooCompressed { limit: limits.compression_ratio }
         });
     }
-    // Where in the compressed body, no decoder says.
+    // The decoders do not report the position in the compressed body.
     read.map_err(|_| broken(format, body.len()))?;
     Ok(bytes)
 }
@@ -114,10 +115,10 @@ mod tests {
 
     const BODY: &str = r#"{"task_id": "t", "status": "SUCCESS", "result": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}"#;
 
-    /// What `brotli.compress` of Python made of [`BODY`].
+    /// [`BODY`] compressed by Python's `brotli.compress`.
     const BROTLI: &[u8] = b"\x1b\x96\x00\x68\x2c\x0e\x78\x73\xa0\x97\xef\x04\x43\x40\x73\xfa\x23\x54\x7a\x8b\x84\xcd\xed\x4d\x10\xb2\xb4\x0a\xa3\x4b\x16\x9d\xbe\x14\xf9\x5a\x03\x87\xdc\x16\x30\x7e\x05\x12\x30\x07\x0a\x95\x40\xd3\x90\x0d\x68\x69\xb8\xed\x4e\x04\x47\x9e\x80\xb9\xab\xde\x51\x03";
 
-    /// And of two mebibytes of `a`.
+    /// Two mebibytes of `a`, compressed in the same way.
     const BROTLI_BOMB: &[u8] = b"\x9b\xff\xff\x1f\xf8\x25\xc2\xe2\xb1\x40\x20\xf7\xfe\x03";
 
     fn zlib(body: &[u8]) -> Vec<u8> {
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn every_method_of_kombu_is_read() {
+    fn every_compression_method_of_kombu_is_supported() {
         let limits = WireLimits::default();
         for (name, body) in compressed(BODY.as_bytes(), BROTLI) {
             assert_eq!(decompress(name, &body, &limits).as_deref(), Ok(BODY.as_bytes()), "{name}");
@@ -170,7 +171,7 @@ mod tests {
         let limits = WireLimits::default();
         for (name, body) in compressed(BODY.as_bytes(), BROTLI) {
             for length in 0..body.len() {
-                // What is missing may be only a checksum, so that all is there.
+                // The missing bytes may be only a checksum; then the body is complete.
                 let cut = decompress(name, &body[..length], &limits);
                 assert!(cut.is_err() || cut.as_deref() == Ok(BODY.as_bytes()), "{name}: {length}");
             }
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_goes_no_further_than_the_limits() {
+    fn a_decompression_bomb_is_refused_at_the_limits() {
         let bomb = vec![b'a'; 2 << 20];
         let by_ratio = WireLimits { compression_ratio: 10, ..WireLimits::default() };
         let by_size = WireLimits {
@@ -204,10 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_asks_for_much_memory_gets_none() {
-        // The header of a stream of `lzma` alone whose dictionary has 4 GiB less one byte.
+    fn a_header_that_asks_for_too_much_memory_is_refused() {
+        // The header of a stream in the old `lzma` format whose dictionary has 4 GiB minus one
+        // byte.
         let lzma = b"\x5d\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00";
-        // The header of a frame of zstd whose window has 2 TiB.
+        // The header of a zstd frame whose window has 2 TiB.
         let zstd = b"\x28\xb5\x2f\xfd\x00\xf8\x01\x00\x00";
         for (name, body) in [("lzma", &lzma[..]), ("zstd", &zstd[..])] {
             let error = decompress(name, body, &WireLimits::default()).expect_err(name);
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_was_made_text_is_bytes_again() {
+    fn a_body_in_base64_is_decoded() {
         assert_eq!(decode_body("base64", b"aGVsbG8=\n").as_deref(), Ok(&b"hello"[..]));
         let error = decode_body("base64", b"aGVs*G8=").expect_err("damaged");
         assert_eq!(error.to_string(), "the body is not base64: invalid text at byte 4");

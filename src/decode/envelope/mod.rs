@@ -1,5 +1,4 @@
-//! What is around a message's content: whether its serializer is accepted, its compression and its
-//! signature.
+//! The envelope of a message's content: the accepted serializers, compression and signatures.
 
 pub(super) mod accept;
 pub(super) mod auth;

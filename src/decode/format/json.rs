@@ -1,9 +1,9 @@
 //! The JSON body of Celery's `rpc://` results.
 //!
-//! The text of a member is exactly what `kombu.utils.json.dumps` gave for its value alone, so
-//! what the columns hold is cut out of the body and never written anew. That keeps what strict
-//! JSON has no room for: NaN and Infinity, integers of any size, lone surrogates, the spelling of
-//! a float.
+//! The text of a member is exactly what `kombu.utils.json.dumps` returns for the member's value
+//! alone. The values of the columns are therefore copied from the body and not serialized again.
+//! This preserves what a strict JSON library would change or refuse: NaN and Infinity, integers of
+//! any size, lone surrogates, and the spelling of floats.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ pub(in crate::decode) fn decode(
     ResultMeta::collect(members(text(body)?, context.limits)?)?.into_result(context.message)
 }
 
-/// Reads the events in a body of the content type `application/json`: one, or a list.
+/// Reads the events in a body of the content type `application/json`: a single event, or a list.
 pub(in crate::decode) fn decode_events(
     body: &[u8],
     policy: EventPolicy,
@@ -49,7 +49,7 @@ pub(in crate::decode) fn decode_events(
     Ok(events)
 }
 
-/// The members of the object that a text consists of.
+/// The members of the object in a text.
 fn members<'body>(
     text: &'body str,
     limits: &WireLimits,
@@ -58,7 +58,7 @@ fn members<'body>(
     Ok(Members::of(text, limits.depth)?.map(|member| member.map(|(key, text)| (key, Json(text)))))
 }
 
-/// The text of a body that is JSON.
+/// The text of a JSON body.
 pub(in crate::decode) fn text(body: &[u8]) -> Result<&str, DecodeError> {
     std::str::from_utf8(body).map_err(|error| DecodeError::Malformed {
         format: "JSON",
@@ -67,7 +67,7 @@ pub(in crate::decode) fn text(body: &[u8]) -> Result<&str, DecodeError> {
     })
 }
 
-/// The text of one value.
+/// The JSON text of one value.
 #[derive(Clone, Copy)]
 struct Json<'body>(&'body str);
 
@@ -88,7 +88,7 @@ impl<'body> Value<'body> for Json<'body> {
     }
 
     fn number(self) -> Option<f64> {
-        // The scanner has passed it, so that a digit or a sign begins a number.
+        // The scanner has checked the value, so it is a number if it begins with a digit or a sign.
         self.0.parse().ok().filter(|_| self.0.starts_with(|c: char| c == '-' || c.is_ascii_digit()))
     }
 
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_result_is_copied_to_the_letter() {
+    fn the_result_is_copied_unchanged() {
         for value in [
             "null",
             "NaN",
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_members_are_what_they_would_be_as_null() {
+    fn absent_members_are_treated_like_null() {
         let result = read(r#"{"task_id": "t", "status": "RETRY"}"#);
         assert_eq!(result.outcome.result.as_deref(), Some("null"));
         assert_eq!(result.outcome.meta.as_deref(), Some(r#"{"children": []}"#));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_members_counts() {
+    fn the_last_of_two_members_with_one_name_is_used() {
         let body =
             r#"{"task_id": "a", "status": "STARTED", "task_id": "b", "st\u0061tus": "SUCCESS"}"#;
         let result = read(body);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_the_tasks_then_the_brokers_then_the_arrival() {
+    fn the_time_is_that_of_the_task_or_the_broker_or_the_arrival() {
         let mut message =
             message(r#"{"task_id": "t", "status": "SUCCESS", "date_done": "2026-11-23T06:51:16"}"#);
         message.headers.insert("timestamp_in_ms".to_owned(), message::Value::Int(1_500));
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_cost_the_member_and_not_the_result() {
+    fn a_member_of_a_wrong_type_does_not_cost_the_result() {
         let result = read(
             r#"{"task_id": "t", "status": "SUCCESS", "result": 1, "traceback": ["x", 1],
             "date_done": 7, "name": 8, "worker": {}, "children": 9}"#,
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_does_not_pass_for_the_tasks_own() {
+    fn a_stamp_is_not_mistaken_for_a_member() {
         let result = read(
             r#"{"task_id": "t", "status": "SUCCESS", "result": 1, "worker": ["stamp"], "name": "stamp",
             "args": [1], "stamped_headers": ["worker", "name"]}"#,
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_costs_no_stack() {
+    fn deep_nesting_uses_no_stack() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let deep = nested(10_000);
         assert_eq!(read(&five_members(&deep)).outcome.result, Some(deep));

@@ -1,24 +1,24 @@
-//! JSON as Python's `json` module writes it, read by position.
+//! A scanner for JSON as Python's `json` module writes it.
 //!
-//! The values stay where they are: what comes out of here are slices of the text, checked against
-//! the grammar. It is that of RFC 8259 and of Python's additions: `NaN`, `Infinity`, `-Infinity`
-//! and escapes of lone surrogates. `RawValue` of `serde_json` refuses these, and so do other readers.
+//! It checks values against the grammar and returns them as slices of the text. The grammar is that
+//! of RFC 8259 with Python's additions: `NaN`, `Infinity`, `-Infinity` and escapes of lone
+//! surrogates. `serde_json`, including its `RawValue`, and other libraries refuse these.
 
 use std::borrow::Cow;
 
 use crate::decode::DecodeError;
 use crate::decode::result_meta::Text;
 
-/// The members of the object that a text consists of: each name, and its value's text. Whoever
-/// reads them stops at the first error.
+/// An iterator over the members of the object in a text: each name, and the text of the value.
+/// Callers must stop at the first error.
 pub(in crate::decode) struct Members<'text> {
     scanner: Scanner<'text>,
     is_first: bool,
 }
 
 impl<'text> Members<'text> {
-    /// Begins at the object in `text`, which must hold nothing else, and whose values nest at
-    /// most so deep.
+    /// Starts at the object in `text`. The text must contain nothing else, and the object's values
+    /// may be nested at most `max_depth` levels deep.
     pub(in crate::decode) fn of(text: &'text str, max_depth: usize) -> Result<Self, DecodeError> {
         let mut scanner = Scanner { text, position: 0, max_depth, closers: Vec::new() };
         scanner.skip_whitespace();
@@ -31,7 +31,7 @@ impl<'text> Members<'text> {
     }
 
     fn advance(&mut self) -> Result<Option<(Cow<'text, str>, &'text str)>, DecodeError> {
-        if !self.scanner.goes_on(b'}', &mut self.is_first)? {
+        if !self.scanner.has_next(b'}', &mut self.is_first)? {
             return Ok(None);
         }
         let key = self.scanner.key()?;
@@ -49,7 +49,7 @@ impl<'text> Iterator for Members<'text> {
     }
 }
 
-/// The texts of the values in the array that a text consists of. Whoever reads them stops at the
+/// An iterator over the texts of the elements of the array in a text. Callers must stop at the
 /// first error.
 pub(in crate::decode) struct Elements<'text> {
     scanner: Scanner<'text>,
@@ -58,8 +58,9 @@ pub(in crate::decode) struct Elements<'text> {
 }
 
 impl<'text> Elements<'text> {
-    /// Begins at the array in `text`, which must hold nothing else, and whose values nest at most
-    /// so deep; `None` where the text begins with something else.
+    /// Starts at the array in `text`. The text must contain nothing else, and the elements may be
+    /// nested at most `max_depth` levels deep. Returns `None` if the text does not begin with an
+    /// array.
     pub(in crate::decode) fn of(text: &'text str, max_depth: usize) -> Option<Self> {
         let mut scanner = Scanner { text, position: 0, max_depth, closers: Vec::new() };
         scanner.skip_whitespace();
@@ -70,7 +71,7 @@ impl<'text> Elements<'text> {
     }
 
     fn advance(&mut self) -> Result<Option<&'text str>, DecodeError> {
-        if !self.scanner.goes_on(b']', &mut self.is_first)? {
+        if !self.scanner.has_next(b']', &mut self.is_first)? {
             return Ok(None);
         }
         self.scanner.value().map(Some)
@@ -90,7 +91,7 @@ impl<'text> Iterator for Elements<'text> {
     }
 }
 
-/// The characters of a JSON string that the scanner has passed; `None` for any other value.
+/// The characters of a JSON string that the scanner has checked; `None` for any other value.
 pub(in crate::decode) fn string(value: &str) -> Option<Text<'_>> {
     let inner = value.strip_prefix('"')?.strip_suffix('"')?;
     if !inner.contains('\\') {
@@ -126,21 +127,22 @@ pub(in crate::decode) fn string(value: &str) -> Option<Text<'_>> {
     Some(Text { text: Cow::Owned(decoded), is_lossy })
 }
 
-/// The strings directly in an array that the scanner has passed; nothing where the value is not
-/// an array.
+/// The strings among the elements of an array that the scanner has checked; none if the value is
+/// not an array.
 pub(in crate::decode) fn strings(value: &str) -> impl Iterator<Item = Cow<'_, str>> {
     let elements = Elements::of(value, usize::MAX).into_iter().flatten();
     elements.filter_map(|element| Some(string(element.ok()?)?.text))
 }
 
-/// Four hexadecimal digits, which the scanner has checked, taken off the front.
+/// Removes four hexadecimal digits, which the scanner has checked, from the front and returns their
+/// value.
 fn hex4(rest: &mut &str) -> u32 {
     let (digits, tail) = rest.split_at(4);
     *rest = tail;
     u32::from_str_radix(digits, 16).unwrap_or_default()
 }
 
-/// The low ten bits of the low surrogate's escape that `rest` begins with, taken off the front.
+/// If `rest` begins with the escape of a low surrogate, removes it and returns its low ten bits.
 fn low_surrogate(rest: &mut &str) -> Option<u32> {
     let mut tail = rest.strip_prefix("\\u")?;
     let unit = hex4(&mut tail);
@@ -152,9 +154,9 @@ fn low_surrogate(rest: &mut &str) -> Option<u32> {
 struct Scanner<'text> {
     text: &'text str,
     position: usize,
-    /// How many brackets may be open inside the value at hand.
+    /// How many brackets may be open inside the current value.
     max_depth: usize,
-    /// The brackets that are open inside the value at hand, as the bytes that close them.
+    /// The brackets that are open inside the current value, as the bytes that close them.
     closers: Vec<u8>,
 }
 
@@ -173,9 +175,9 @@ impl<'text> Scanner<'text> {
         }
     }
 
-    /// Passes what stands before the next part of the outermost object or array, or its `closer`
-    /// and the rest of the text, which has to be empty. Whether there is a next part.
-    fn goes_on(&mut self, closer: u8, is_first: &mut bool) -> Result<bool, DecodeError> {
+    /// Skips to the next element of the outermost object or array and returns true. At the end,
+    /// skips `closer`, checks that nothing follows, and returns false.
+    fn has_next(&mut self, closer: u8, is_first: &mut bool) -> Result<bool, DecodeError> {
         let [too_much, expected] = match closer {
             b'}' => ["something follows the object", "expected `,` or `}`"],
             _ => ["something follows the array", "expected `,` or `]`"],
@@ -202,7 +204,7 @@ impl<'text> Scanner<'text> {
         Ok(true)
     }
 
-    /// Passes a member's name and the colon after it.
+    /// Reads a member's name and the colon after it.
     fn key(&mut self) -> Result<Cow<'text, str>, DecodeError> {
         let start = self.position;
         if self.peek() != Some(b'"') {
@@ -218,18 +220,19 @@ impl<'text> Scanner<'text> {
         Ok(key.unwrap_or_default())
     }
 
-    /// Passes one value of any kind and gives its text. Nesting costs a byte a level, no stack.
+    /// Reads one value of any type and returns its text. Each level of nesting takes one byte of
+    /// the heap and no stack.
     fn value(&mut self) -> Result<&'text str, DecodeError> {
         let start = self.position;
         self.closers.clear();
         loop {
-            // Here a value begins.
+            // A value begins here.
             match self.peek() {
                 Some(open @ (b'{' | b'[')) => {
                     if self.closers.len() == self.max_depth {
                         return Err(DecodeError::TooDeep { limit: self.max_depth });
                     }
-                    // In ASCII both closing brackets stand two places after the opening ones.
+                    // In ASCII, the code of each closing bracket is that of the opening one plus 2.
                     self.closers.push(open + 2);
                     self.position += 1;
                     self.skip_whitespace();
@@ -243,7 +246,7 @@ impl<'text> Scanner<'text> {
                 Some(_) => self.skip_literal()?,
                 None => return Err(self.malformed("the text ends")),
             }
-            // Here a value has ended, or the bracket around it closes.
+            // A value has ended here, or the bracket around it closes.
             loop {
                 let Some(&closer) = self.closers.last() else {
                     return Ok(&self.text[start..self.position]);
@@ -267,7 +270,7 @@ impl<'text> Scanner<'text> {
         }
     }
 
-    /// Passes the name before a value where the innermost open bracket is an object's.
+    /// Skips the name before a value if the innermost open bracket is that of an object.
     fn key_in_object(&mut self) -> Result<(), DecodeError> {
         if self.closers.last() == Some(&b'}') {
             self.key()?;

@@ -1,4 +1,4 @@
-//! The serializers of kombu, one file or folder each.
+//! The wire formats, one file or folder for each of kombu's serializers.
 
 pub(super) mod json;
 pub(super) mod json_text;

@@ -1,7 +1,7 @@
 //! The msgpack body of Celery's `rpc://` results.
 //!
-//! The bytes of a member are what `msgpack.packb` gave for its value alone, so the columns hold
-//! them in base64, as django-celery-results does with everything binary
+//! The bytes of a member are what `msgpack.packb` returns for the member's value alone, so the
+//! columns contain these bytes in base64, as django-celery-results stores all binary content
 //! (`DatabaseBackend.encode_content` in `django_celery_results/backends/database.py`, 2.6.0).
 
 use std::borrow::Cow;
@@ -24,7 +24,8 @@ pub(in crate::decode) fn decode(
     ResultMeta::collect(members)?.into_result(context.message)
 }
 
-/// Reads the events in a body of the content type `application/x-msgpack`: one, or a list.
+/// Reads the events in a body of the content type `application/x-msgpack`: a single event, or a
+/// list.
 pub(in crate::decode) fn decode_events(
     body: &[u8],
     policy: EventPolicy,
@@ -59,23 +60,23 @@ pub(in crate::decode) fn decode_events(
     Ok(events)
 }
 
-/// The value at a position of the body, which nests at most so deep.
+/// The value at a position of the body, which may be nested at most `max_depth` levels deep.
 fn first_value(body: &[u8], position: usize, max_depth: usize) -> Result<Packed<'_>, DecodeError> {
     let bytes = &body[position..];
     match value_length(bytes, max_depth) {
         Ok(length) if length <= bytes.len() => Ok(Packed(&bytes[..length])),
         Err(Unread::TooDeep) => Err(DecodeError::TooDeep { limit: max_depth }),
         _ => Err(malformed(
-            "a value is cut off, of no known kind or a text that is not UTF-8",
+            "a value is cut off, has an unknown type or is text that is not UTF-8",
             position,
         )),
     }
 }
 
-/// What `None` is.
+/// `None` in msgpack.
 const NIL: [u8; 1] = [0xC0];
 
-/// What an empty list is.
+/// An empty list in msgpack.
 const EMPTY_ARRAY: [u8; 1] = [0x90];
 
 /// The bytes of one value.
@@ -101,7 +102,7 @@ impl<'body> Value<'body> for Packed<'body> {
     }
 
     fn number(self) -> Option<f64> {
-        // `rmp_serde` takes an integer for a float where one is asked for.
+        // `rmp_serde` converts an integer if a float is requested.
         rmp_serde::from_slice(self.0).ok()
     }
 
@@ -122,14 +123,14 @@ impl<'body> Value<'body> for Packed<'body> {
     }
 
     fn meta(children: Option<Self>) -> String {
-        // A map of one member, whose name is a text of eight bytes.
+        // A map with one member, whose name is a string of eight bytes.
         let children = children.map_or(&EMPTY_ARRAY[..], |children| children.0);
         STANDARD.encode([b"\x81\xa8children", children].concat())
     }
 }
 
-/// The members of the map that a body consists of, each with its value's bytes. Whoever reads them
-/// stops at the first error.
+/// An iterator over the members of the map in a body, each with the bytes of its value. Callers
+/// must stop at the first error.
 struct Members<'body> {
     body: &'body [u8],
     position: usize,
@@ -139,8 +140,8 @@ struct Members<'body> {
 }
 
 impl<'body> Members<'body> {
-    /// Begins at the map in `body`, which must hold nothing else, and whose values nest at most so
-    /// deep.
+    /// Starts at the map in `body`. The body must contain nothing else, and the map's values may be
+    /// nested at most `max_depth` levels deep.
     fn of(body: &'body [u8], max_depth: usize) -> Result<Self, DecodeError> {
         let (remaining, position) = match *body {
             [header @ 0x80..=0x8F, ..] => (u64::from(header & 0x0F), 1),
@@ -184,17 +185,17 @@ fn malformed(problem: &'static str, position: usize) -> DecodeError {
     DecodeError::Malformed { format: "msgpack", problem, position }
 }
 
-/// Why the length of a value is not known.
+/// Why the length of a value could not be determined.
 enum Unread {
-    /// The bytes end before it, or have a marker that means nothing.
+    /// The bytes end too early, or a marker is undefined.
     Malformed,
-    /// It nests deeper than it may.
+    /// The value is nested deeper than the limit.
     TooDeep,
 }
 
-/// How many bytes the value takes that some bytes begin with, by the table of markers in
-/// <https://github.com/msgpack/msgpack/blob/master/spec.md>. The value may be longer than the
-/// bytes.
+/// The length in bytes of the value at the beginning of `bytes`, according to the table of markers
+/// in <https://github.com/msgpack/msgpack/blob/master/spec.md>. It may be greater than the length
+/// of `bytes`.
 fn value_length(bytes: &[u8], max_depth: usize) -> Result<usize, Unread> {
     let mut position = 0_usize;
     // How many values are still to come in each array and map that is open.
@@ -202,13 +203,13 @@ fn value_length(bytes: &[u8], max_depth: usize) -> Result<usize, Unread> {
     loop {
         let marker = *bytes.get(position).ok_or(Unread::Malformed)?;
         position += 1;
-        // The number that stands behind the marker in so many bytes.
+        // The number of `width` bytes that follows the marker.
         let number = |width: usize| {
             let digits = bytes.get(position..position + width).ok_or(Unread::Malformed)?;
             Ok(digits.iter().fold(0_u64, |number, &digit| number << 8 | u64::from(digit)))
         };
         let low = |mask: u8| u64::from(marker & mask);
-        // How many bytes follow the marker, and how many values follow these.
+        // The number of bytes after the marker, and the number of values after these bytes.
         let (bytes_after, values_after) = match marker {
             0x00..=0x7F | 0xE0..=0xFF | 0xC0 | 0xC2 | 0xC3 => (0, 0),
             0x80..=0x8F => (0, 2 * low(0x0F)),
@@ -243,7 +244,7 @@ fn value_length(bytes: &[u8], max_depth: usize) -> Result<usize, Unread> {
             .ok()
             .and_then(|bytes| position.checked_add(bytes))
             .ok_or(Unread::Malformed)?;
-        // kombu reads texts strictly (`raw=False`), and so does whoever reads the column.
+        // kombu decodes strings strictly (`raw=False`), and so does every reader of the column.
         if let Some(width) = length_width {
             let text = bytes.get(begin + width..position).ok_or(Unread::Malformed)?;
             std::str::from_utf8(text).map_err(|_| Unread::Malformed)?;
@@ -255,7 +256,7 @@ fn value_length(bytes: &[u8], max_depth: usize) -> Result<usize, Unread> {
             open.push(values_after);
             continue;
         }
-        // A value has ended, and with it every array and map that it was the last of.
+        // A value has ended here, and with it every array and map whose last value it is.
         loop {
             match open.last_mut() {
                 None => return Ok(position),
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_hold_the_bytes_of_the_members() {
+    fn columns_contain_the_bytes_of_the_members() {
         for (result, column) in [
             (&b"\xc0"[..], "wA=="),
             (b"\x2a", "Kg=="),
@@ -348,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_map_of_a_result_is_refused() {
+    fn anything_but_the_map_of_a_result_is_refused() {
         for body in [
             &b""[..],
             b"\xc0",
@@ -364,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_costs_no_stack() {
+    fn deep_nesting_uses_no_stack() {
         let nested = |depth: usize| [vec![0x91; depth], vec![0xC0]].concat();
         assert!(decode(&message(five_members(&nested(10_000)))).is_ok());
         for deeper in [nested(10_001), nested(1_000_000), vec![0x81; 1_000_000]] {
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_value_has_its_length() {
+    fn the_length_of_every_type_of_value_is_known() {
         let long = |head: &[u8], length: usize| [head, &vec![0; length]].concat();
         for value in [
             long(b"\xc4\x03", 3),

@@ -1,4 +1,4 @@
-//! How MySQL and MariaDB spell a cleanup.
+//! The SQL of a cleanup on MySQL and MariaDB.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use sqlx::AssertSqlSafe;
@@ -8,11 +8,11 @@ use crate::store::cleanup::{Candidate, CleanupDialect, Range, candidates};
 use crate::store::mysql::MysqlDatabase;
 
 impl CleanupDialect for MysqlDatabase {
-    /// A text that sorts as its time does.
+    /// A text in a format that sorts in the order of time.
     type Time = String;
 
-    /// Without gap locks, which would keep new rows out; Django sets the same. Statements have an
-    /// end on MariaDB only, and so has a process that stops between two of them.
+    /// READ COMMITTED, which Django sets too, has no gap locks, which would block inserts. The time
+    /// limits for a statement and for an idle transaction exist only on MariaDB.
     const SESSION: &[&str] = &[
         "set session transaction isolation level read committed",
         "set innodb_lock_wait_timeout = 1, lock_wait_timeout = 1
@@ -45,7 +45,8 @@ impl CleanupDialect for MysqlDatabase {
         Ok(now.and_utc())
     }
 
-    /// Locks are the server's, so the name has the database in it, and at most 64 characters.
+    /// Named locks belong to the whole server, so the name contains a hash of the database's name.
+    /// It may have at most 64 characters.
     async fn try_lock(connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
         let got: Option<i64> = sqlx::query_scalar(
             "select cast(get_lock(concat('celeriac.cleanup.', md5(database())), 0) as signed)",
@@ -60,7 +61,7 @@ impl CleanupDialect for MysqlDatabase {
         query: String,
         range: Option<Range<'_, String>>,
     ) -> Result<Vec<Candidate<String>>, sqlx::Error> {
-        // A statement without parameters has the numbers in it, and is never the same again.
+        // A statement without parameters contains literal ids and is never used again.
         let query = sqlx::query(AssertSqlSafe(query)).persistent(range.is_some());
         let query = match range {
             Some(Range { after: (time, id), before }) => {

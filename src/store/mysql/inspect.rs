@@ -1,4 +1,4 @@
-//! What is particular to MySQL and MariaDB.
+//! The inspection of MySQL and MariaDB.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::store::inspect::{Inspect, Server, zone};
 use crate::store::mysql::MysqlDatabase;
 use crate::store::session::SqlDatabase;
 
-/// The first versions that know `json_table`.
+/// The first versions that support `json_table`.
 const OLDEST_MARIADB: (u32, u32, u32) = (10, 6, 0);
 const OLDEST_MYSQL: (u32, u32, u32) = (8, 0, 4);
 
@@ -62,7 +62,7 @@ impl Inspect for MysqlDatabase {
                 let kind: String = column.try_get("kind")?;
                 let text = format!(
                     "the column task_id has the collation {collation}, which ignores case: ids that \
-                     differ in nothing else share one row. Celery's own ids never do"
+                     differ only in case share one row. Celery's own ids never do"
                 );
                 findings.push(Finding::warning(Subject::Database, text).fix(format!(
                     "for ids of your own: `alter table {TASKS} modify task_id {kind} character set \
@@ -90,7 +90,7 @@ impl Inspect for MysqlDatabase {
                 .await?;
         if flush != 1 {
             let text = format!(
-                "innodb_flush_log_at_trx_commit is {flush}: when the server crashes, rows are lost \
+                "innodb_flush_log_at_trx_commit is {flush}: if the server crashes, it can lose rows \
                  whose messages have been acknowledged"
             );
             findings.push(
@@ -140,13 +140,14 @@ impl Inspect for MysqlDatabase {
 }
 
 impl MysqlDatabase {
-    /// A time as Django has written it. In the hour that autumn repeats, the earlier one.
+    /// Converts a time that Django has written. If it occurs twice because clocks were set back,
+    /// the earlier one is used.
     fn utc(&self, time: NaiveDateTime) -> Option<DateTime<Utc>> {
         Some(self.time_zone.from_local_datetime(&time).earliest()?.to_utc())
     }
 }
 
-/// The numbers that a version begins with.
+/// The three numbers at the beginning of a version.
 fn numbers(version: &str) -> (u32, u32, u32) {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
     let mut next = || numbers.next().flatten().unwrap_or_default();

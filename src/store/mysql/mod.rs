@@ -1,4 +1,5 @@
-//! MySQL and MariaDB: one JSON text in, one `insert … on duplicate key update` a table.
+//! MySQL and MariaDB. The rows of a table are written by one `insert … on duplicate key update`,
+//! whose only parameter is a JSON text with all rows.
 
 mod cleanup;
 mod inspect;
@@ -24,23 +25,23 @@ use crate::store::{Catalog, Column, Effect, ErrorClass, StoreError};
 /// A [`super::Store`] on MySQL or MariaDB.
 pub type Mysql = SqlStore<MysqlDatabase>;
 
-/// What is particular to MySQL and MariaDB.
+/// The implementation for MySQL and MariaDB.
 #[derive(Debug)]
 pub struct MysqlDatabase {
     options: MySqlConnectOptions,
-    /// The same without TLS, where that is tried first.
+    /// The same options without TLS, if a connection without TLS is tried first.
     plain: Option<MySqlConnectOptions>,
     pub(super) time_zone: Tz,
     place: Place,
 }
 
 impl Mysql {
-    /// Makes a store that connects to the database when it is first used. `time_zone` is the one
-    /// in which Django keeps times: UTC with `USE_TZ`, else `TIME_ZONE`.
+    /// Makes a store that connects to the database when it is first used. `time_zone` is the one in
+    /// which Django stores times: UTC with `USE_TZ`, and `TIME_ZONE` otherwise.
     ///
     /// # Errors
     ///
-    /// When a parameter of the URL has a value that MySQL does not know.
+    /// When a parameter of the URL has an invalid value.
     pub fn new(url: &DatabaseUrl, time_zone: Tz) -> Result<Self, StoreError> {
         let mut options = MySqlConnectOptions::from_str(url.expose())
             .map_err(|error| StoreError::from_sqlx(&error, MysqlDatabase::classify))?
@@ -53,8 +54,9 @@ impl Mysql {
     }
 }
 
-/// `values(…)` is the value as the column takes it, so that no two collations ever meet. It is
-/// deprecated in MySQL 8 in favour of an alias that MariaDB does not have.
+/// `values(…)` is the value after its conversion to the column's type, so that texts with different
+/// collations are never compared. MySQL 8 deprecates it in favour of an alias, which MariaDB does
+/// not support.
 const SYNTAX: Syntax = Syntax {
     old: |column| column.to_owned(),
     new: |column| format!("values({column})"),
@@ -63,18 +65,19 @@ const SYNTAX: Syntax = Syntax {
     started_by_arrival: "new_started_by_arrival",
 };
 
-/// MySQL assigns from left to right and later assignments see what earlier ones have changed, so
-/// the first one keeps in this variable who wins.
+/// MySQL executes assignments from left to right, and later assignments see the new values of
+/// earlier ones. The first assignment therefore stores in this variable whether the new outcome
+/// wins.
 const WINS: &str = "@celeriac_wins";
 
-/// And in this one whose description it is.
+/// And in this variable, which description is used.
 const CHOICE: &str = "@celeriac_choice";
 
-/// Below this size no server's `max_allowed_packet` needs to be looked at: 1 MiB is the smallest
-/// default there has been.
+/// Up to this size the server's `max_allowed_packet` need not be checked: no version has had a
+/// default of less than 1 MiB.
 const SMALLEST_PACKET: usize = 1_000_000;
 
-/// What a packet holds besides the rows, generously.
+/// An upper limit for the size of everything in a packet except the rows.
 const PACKET_OVERHEAD: usize = 4_096;
 
 /// A task as the statement's `json_table` reads it.
@@ -117,8 +120,8 @@ impl SqlDatabase for MysqlDatabase {
 
     async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
         let mut connection = session::connect(self.plain.as_ref(), &self.options).await?;
-        // Without autocommit a write would be acknowledged and never committed, and without strict
-        // mode a value that does not fit is cut without a word. Django sets both as well.
+        // Without autocommit, messages would be acknowledged whose rows are never committed.
+        // Without strict mode, a value that is too long is silently cut. Django sets both as well.
         let session = "set autocommit = 1, sql_mode = concat(@@sql_mode, ',STRICT_ALL_TABLES')";
         connection.execute(session).await?;
         Ok(connection)
@@ -225,8 +228,9 @@ impl SqlDatabase for MysqlDatabase {
         match number {
             // A lock was not granted in time; a deadlock; a row changed since it was read.
             1205 | 1213 | 1020 => ErrorClass::Conflict,
-            // Data: duplicate, no such value, too long, out of range, wrong text or time,
-            // constraints, what triggers raise, and a packet that is too large.
+            // Errors in the data: duplicates, invalid values, values that are too long or out of
+            // range, invalid texts or times, constraints, errors raised by triggers, and packets
+            // that are too large.
             1062
             | 1153
             | 1264
@@ -245,14 +249,14 @@ impl SqlDatabase for MysqlDatabase {
             | 3854
             | 4025
             | 4037..=4042 => ErrorClass::Poison,
-            // Passwords, databases, missing or forbidden tables and columns, a column that has
-            // come since the catalog was read and must be filled, and a server that does not know
+            // Passwords, databases, missing or forbidden tables and columns, a required column that
+            // was added after the catalog was read, and a server that does not support
             // `json_table`.
             1044 | 1045 | 1048 | 1049 | 1054 | 1064 | 1142 | 1143 | 1146 | 1227 | 1364 | 1698 => {
                 ErrorClass::Setup
             }
-            // Everything else is the server's: connections, resources, shutdown, read-only,
-            // time-outs. It may last, but it is not the rows'.
+            // Everything else is a problem of the server: connections, resources, shutdown,
+            // read-only mode, time-outs. It may last long, but the rows are not at fault.
             _ => ErrorClass::Outage,
         }
     }
@@ -281,7 +285,7 @@ impl SqlDatabase for MysqlDatabase {
 }
 
 impl MysqlDatabase {
-    /// A time as Django writes it to MySQL.
+    /// A time in the format in which Django writes it to MySQL.
     pub(super) fn naive(&self, time: DateTime<Utc>) -> String {
         time.with_timezone(&self.time_zone).format("%Y-%m-%d %H:%M:%S%.6f").to_string()
     }
@@ -290,8 +294,8 @@ impl MysqlDatabase {
 /// The statement for a table. Its only parameter is the rows as a JSON text.
 fn statement(law: Law<'_>) -> String {
     let (table, columns) = (law.table(), law.columns());
-    // Assigned to itself, the key changes nothing, and the variables have their values for the
-    // rest.
+    // The key is assigned to itself, which changes nothing. This sets the variables for the other
+    // assignments.
     let (key, wins, choice) = (law.key(), SYNTAX.wins(law), SYNTAX.choice(law, WINS));
     let first = format!(
         "{key} = case when ({WINS} := {wins}) + ({CHOICE} := {choice}) >= 0 then {key} else {key} end"
@@ -335,8 +339,8 @@ async fn execute(
     let count = rows.len() as u64;
     let rows = serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))?;
     if rows.len() > SMALLEST_PACKET {
-        // The server resets the connection under a packet that is too large, which looks like
-        // an outage and would be tried for ever.
+        // If a packet is too large, the server resets the connection. That looks like an outage, so
+        // the write would be repeated for ever.
         let limit: u64 = sqlx::query_scalar("select cast(@@max_allowed_packet as unsigned)")
             .fetch_one(&mut *connection)
             .await?;
@@ -350,6 +354,6 @@ async fn execute(
         }
     }
     sqlx::query(AssertSqlSafe(Arc::clone(statement))).bind(rows).execute(connection).await?;
-    // What the server counts is 1 for a row that is new and 1 for one that stayed as it was.
+    // The server counts 1 for a row that was inserted and also 1 for a row that was not changed.
     Ok(Effect { rows: count, statements: 1, stale: None })
 }

@@ -1,4 +1,4 @@
-//! How PostgreSQL spells a cleanup.
+//! The SQL of a cleanup on PostgreSQL.
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use sqlx::AssertSqlSafe;
@@ -7,13 +7,13 @@ use sqlx::postgres::PgConnection;
 use crate::store::cleanup::{Candidate, CleanupDialect, Range, candidates};
 use crate::store::postgres::PostgresDatabase;
 
-/// The lock's number: `celeriad` in ASCII, one above that of `celeriac migrate`.
+/// The number of the advisory lock: `celeriad` in ASCII, one more than that of `celeriac migrate`.
 const LOCK: i64 = 0x6365_6c65_7269_6164;
 
 impl CleanupDialect for PostgresDatabase {
     type Time = DateTime<Utc>;
 
-    /// The last one is for a process that stops between two statements and keeps its locks.
+    /// The last one releases the locks of a process that is stopped between two statements.
     const SESSION: &[&str] = &[
         "set session characteristics as transaction isolation level read committed",
         "set lock_timeout = '1s'",
@@ -54,7 +54,7 @@ impl CleanupDialect for PostgresDatabase {
         query: String,
         range: Option<Range<'_, DateTime<Utc>>>,
     ) -> Result<Vec<Candidate<DateTime<Utc>>>, sqlx::Error> {
-        // A statement without parameters has the numbers in it, and is never the same again.
+        // A statement without parameters contains literal ids and is never used again.
         let query = sqlx::query(AssertSqlSafe(query)).persistent(range.is_some());
         let query = match range {
             Some(Range { after: (time, id), before }) => query.bind(time).bind(id).bind(before),

@@ -1,4 +1,4 @@
-//! What is particular to PostgreSQL.
+//! The inspection of PostgreSQL.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::store::inspect::{Inspect, Server};
 use crate::store::postgres::PostgresDatabase;
 use crate::store::session::SqlDatabase;
 
-/// The first version that knows `materialized`, as `server_version_num` has it.
+/// The first version that supports `materialized`, in the format of `server_version_num`.
 const OLDEST: i32 = 120_000;
 
 impl Inspect for PostgresDatabase {
@@ -62,7 +62,7 @@ impl Inspect for PostgresDatabase {
             if row.try_get::<String, _>(setting)? == "off" {
                 let name = if setting == "commit" { "synchronous_commit" } else { setting };
                 let text = format!(
-                    "{name} is off: when the server crashes, rows are lost whose messages have been \
+                    "{name} is off: if the server crashes, it can lose rows whose messages have been \
                      acknowledged"
                 );
                 findings.push(

@@ -1,4 +1,5 @@
-//! PostgreSQL: arrays in, one `insert … on conflict` a table.
+//! PostgreSQL. The rows of a table are written by one `insert … on conflict`, whose parameters are
+//! arrays, one for each column.
 
 mod cleanup;
 mod inspect;
@@ -23,11 +24,11 @@ use crate::store::{Catalog, Column, Effect, ErrorClass, StoreError};
 /// A [`super::Store`] on PostgreSQL.
 pub type Postgres = SqlStore<PostgresDatabase>;
 
-/// What is particular to PostgreSQL.
+/// The implementation for PostgreSQL.
 #[derive(Debug)]
 pub struct PostgresDatabase {
     options: PgConnectOptions,
-    /// The same without TLS, where that is tried first.
+    /// The same options without TLS, if a connection without TLS is tried first.
     plain: Option<PgConnectOptions>,
     place: Place,
 }
@@ -37,7 +38,7 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// When a parameter of the URL has a value that PostgreSQL does not know.
+    /// When a parameter of the URL has an invalid value.
     pub fn new(url: &DatabaseUrl) -> Result<Self, StoreError> {
         let mut options = PgConnectOptions::from_str(url.expose())
             .map_err(|error| StoreError::from_sqlx(&error, PostgresDatabase::classify))?
@@ -51,7 +52,8 @@ impl Postgres {
     }
 }
 
-/// `new` is seen only through `excluded` in the update, but its other columns can be asked for.
+/// The update can use columns of `new` only as `excluded`, which has just the columns of the table.
+/// The others are read from `new` with subqueries.
 const SYNTAX: Syntax = Syntax {
     old: |column| format!("old.{column}"),
     new: |column| format!("excluded.{column}"),
@@ -60,7 +62,7 @@ const SYNTAX: Syntax = Syntax {
     started_by_arrival: "excluded.task_id in (select task_id from new where started_by_arrival)",
 };
 
-/// One array for a column of the rows.
+/// The array of the values of one column of the rows.
 macro_rules! column {
     ($rows:ident, $row:ident => $value:expr) => {
         $rows.iter().map(|$row| $value).collect::<Vec<_>>()
@@ -74,7 +76,7 @@ impl SqlDatabase for PostgresDatabase {
 
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let mut connection = session::connect(self.plain.as_ref(), &self.options).await?;
-        // Set here and not as a start-up option, which PgBouncer refuses.
+        // Set by a statement and not by a start-up option, which PgBouncer refuses.
         let milliseconds = STATEMENT_TIMEOUT.as_millis();
         let statement = format!("set statement_timeout = {milliseconds}");
         connection.execute(AssertSqlSafe(statement)).await?;
@@ -197,17 +199,19 @@ impl SqlDatabase for PostgresDatabase {
         match (code.get(..2).unwrap_or_default(), &*code) {
             // serialization_failure, deadlock_detected, lock_not_available
             (_, "40001" | "40P01" | "55P03") => ErrorClass::Conflict,
-            // A column that has come since the catalog was read and must be filled; a sequence that
-            // has come to its end.
+            // A required column that was added after the catalog was read; a sequence that has
+            // reached its end.
             (_, "23502" | "2200H") => ErrorClass::Setup,
-            // A statement of another session, as behind a pooler: a new connection may help.
+            // A prepared statement of another session, as behind a pooler: a new connection may
+            // help.
             (_, "42P05") => ErrorClass::Outage,
-            // Data, constraints, views' checks, program limits, and what triggers raise.
+            // Errors in the data, constraints, check options of views, program limits, and errors
+            // raised by triggers.
             ("22" | "23" | "44" | "54" | "P0", _) => ErrorClass::Poison,
             // Passwords, databases, schemas, and missing or forbidden tables and columns.
             ("28" | "3D" | "3F" | "42", _) => ErrorClass::Setup,
-            // Everything else is the server's: connections, resources, shutdown, read-only,
-            // time-outs. It may last, but it is not the rows'.
+            // Everything else is a problem of the server: connections, resources, shutdown,
+            // read-only mode, time-outs. It may last long, but the rows are not at fault.
             _ => ErrorClass::Outage,
         }
     }

@@ -1,4 +1,4 @@
-//! How SQLite spells a cleanup. Writers take turns, so there is nothing to lock or to pass over.
+//! The SQL of a cleanup on SQLite. There is only one writer at a time, so rows need not be locked.
 
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
@@ -8,7 +8,7 @@ use crate::store::cleanup::{Candidate, CleanupDialect, Range, candidates};
 use crate::store::sqlite::SqliteDatabase;
 
 impl CleanupDialect for SqliteDatabase {
-    /// The text as it stands in the column; so Django compares it as well.
+    /// The text in the column, which Django compares as text, too.
     type Time = String;
 
     const SESSION: &[&str] = &[];
@@ -31,7 +31,7 @@ impl CleanupDialect for SqliteDatabase {
         String::new()
     }
 
-    /// It has no clock but ours.
+    /// The time by this machine's clock, because SQLite has no other.
     async fn now(_connection: &mut SqliteConnection) -> Result<DateTime<Utc>, sqlx::Error> {
         Ok(Utc::now())
     }
@@ -45,7 +45,7 @@ impl CleanupDialect for SqliteDatabase {
         query: String,
         range: Option<Range<'_, String>>,
     ) -> Result<Vec<Candidate<String>>, sqlx::Error> {
-        // A statement without parameters has the numbers in it, and is never the same again.
+        // A statement without parameters contains literal ids and is never used again.
         let query = sqlx::query(AssertSqlSafe(query)).persistent(range.is_some());
         let query = match range {
             Some(Range { after: (time, id), before }) => query.bind(time).bind(id).bind(before),

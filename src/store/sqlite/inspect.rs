@@ -1,4 +1,4 @@
-//! What is particular to SQLite.
+//! The inspection of SQLite.
 
 use std::sync::Arc;
 
@@ -64,7 +64,8 @@ impl Inspect for SqliteDatabase {
 }
 
 impl SqliteDatabase {
-    /// A time as Django has written it. In the hour that autumn repeats, the earlier one.
+    /// Converts a time that Django has written. If it occurs twice because clocks were set back,
+    /// the earlier one is used.
     fn utc(&self, time: &str) -> Option<DateTime<Utc>> {
         let time = NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S%.f").ok()?;
         Some(self.time_zone.from_local_datetime(&time).earliest()?.to_utc())

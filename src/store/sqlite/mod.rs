@@ -1,4 +1,4 @@
-//! SQLite: a list of values in, one `insert … on conflict`.
+//! SQLite. Rows are written by `insert … on conflict`, whose parameters are the values of all rows.
 
 mod cleanup;
 mod inspect;
@@ -26,7 +26,7 @@ use crate::store::{Catalog, Column, Effect, ErrorClass};
 /// A [`super::Store`] on SQLite.
 pub type Sqlite = SqlStore<SqliteDatabase>;
 
-/// What is particular to SQLite.
+/// The implementation for SQLite.
 #[derive(Debug)]
 pub struct SqliteDatabase {
     pub(super) options: SqliteConnectOptions,
@@ -34,26 +34,26 @@ pub struct SqliteDatabase {
     place: Place,
 }
 
-/// The values of a task, in the order of the statement's `new`.
+/// The placeholders for a task, in the order of the columns of `new` in the statement.
 const TASK_VALUES: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
-/// The values of a group, in the order of the statement's `new`.
+/// The placeholders for a group, in the order of the columns of `new` in the statement.
 const GROUP_VALUES: &str = "(?, ?, ?, ?, ?, ?)";
 
-/// How many rows one statement takes. SQLite compiles a statement for every number of rows, so
-/// larger batches are several statements of this size in a transaction.
+/// How many rows one statement writes. SQLite would compile a separate statement for every number
+/// of rows, so larger batches are written by several statements of this size in one transaction.
 const CHUNK: usize = 50;
 
-/// Stands in a statement for as many times the values as there are rows.
+/// Is replaced in a statement by the placeholders for all rows.
 const ROWS: &str = "{rows}";
 
 impl Sqlite {
     /// Makes a store that opens the file when it is first used. `time_zone` is the one in which
-    /// Django keeps times: UTC with `USE_TZ`, else `TIME_ZONE`.
+    /// Django stores times: UTC with `USE_TZ`, and `TIME_ZONE` otherwise.
     #[must_use]
     pub fn new(path: &Path, time_zone: Tz) -> Self {
-        // In WAL mode readers and the writer do not wait for each other. A commit that is
-        // acknowledged must survive a power cut, so every one is synced.
+        // In WAL mode, readers and the writer do not wait for each other. Messages are acknowledged
+        // after the commit, so every commit must survive a power cut and is synced.
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(false)
@@ -66,7 +66,8 @@ impl Sqlite {
     }
 }
 
-/// `new` is seen only through `excluded` in the update, but its other columns can be asked for.
+/// The update can use columns of `new` only as `excluded`, which has just the columns of the table.
+/// The others are read from `new` with subqueries.
 const SYNTAX: Syntax = Syntax {
     old: |column| format!("old.{column}"),
     new: |column| format!("excluded.{column}"),
@@ -192,7 +193,7 @@ impl SqlDatabase for SqliteDatabase {
     fn classify(error: &dyn DatabaseError) -> ErrorClass {
         let code: u32 = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
         match code & 0xFF {
-            // A column that has come since the catalog was read and must be filled.
+            // A required column that was added after the catalog was read.
             _ if code == 1299 => ErrorClass::Setup,
             // BUSY, LOCKED
             5 | 6 => ErrorClass::Conflict,
@@ -209,10 +210,10 @@ impl SqlDatabase for SqliteDatabase {
         let code: u32 = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
         Some(match code & 0xFF {
             3 | 8 | 14 | 23 => {
-                "let the user who runs Celeriac write the file and its folder, where SQLite puts \
-                 others beside it"
+                "give the user who runs Celeriac write access to the file and to its folder, where \
+                 SQLite creates more files"
             }
-            10 | 13 => "make room on its disk, and check that the disk is well",
+            10 | 13 => "make room on its disk, and check the disk for errors",
             11 => "the file is damaged: put a backup in its place",
             26 => "write the path of Django's database into the database URL",
             _ => return None,
@@ -224,7 +225,8 @@ impl SqlDatabase for SqliteDatabase {
     }
 }
 
-/// The statement for so many rows, compiled anew unless the number is the usual one.
+/// The statement for this number of rows. Only the statement for [`CHUNK`] rows is kept in the
+/// cache.
 fn query<'rows>(
     statement: &str,
     values: &str,
@@ -235,7 +237,7 @@ fn query<'rows>(
 }
 
 impl SqliteDatabase {
-    /// Writes rows of tasks in the transaction that there is.
+    /// Writes rows of tasks within a transaction that has already begun.
     pub(super) async fn upsert_tasks_within(
         &self,
         connection: &mut SqliteConnection,
@@ -271,7 +273,8 @@ impl SqliteDatabase {
         Ok(Effect::of(rows.len(), statements, changed))
     }
 
-    /// A time as Django writes it to SQLite: `str(datetime)`, which leaves out zero microseconds.
+    /// A time in the format in which Django writes it to SQLite: `str(datetime)`, which omits
+    /// microseconds if they are zero.
     pub(super) fn naive(&self, time: DateTime<Utc>) -> String {
         let time = time.with_timezone(&self.time_zone);
         let format = match time.nanosecond() / 1_000 {

@@ -1,4 +1,5 @@
-//! A pickle of the value of one member: its own opcodes, with the memo counted anew.
+//! Makes a pickle of the value of one member. It consists of the member's opcodes, with new numbers
+//! for the memo.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +8,14 @@ use crate::decode::format::pickle::opcode::{
 };
 use crate::decode::format::pickle::walk::{Pair, Program, Span};
 
-/// A pickle of the value of a pair, with opcodes that are put around it.
+/// A pickle of the value of a pair. `around` contains the opcodes to put before and after the
+/// value.
 ///
-/// What the value gets from the memo and other parts of the body have put there is made first and
-/// popped. Where such a part contains the value, or something changes from elsewhere, all of the
-/// body is built and the value is taken out of it with `operator.getitem`. Either way the pickle
-/// has no opcode of the body twice.
+/// If the value gets objects from the memo that other parts of the body have put there, the pickle
+/// first builds these objects and pops them off the stack. If such a part contains the value, or if
+/// an object is changed from elsewhere in the body, the pickle builds the whole body and takes the
+/// value out of it with `operator.getitem`. In both cases each opcode of the body is copied at most
+/// once.
 pub(super) fn pickle(program: &Program<'_>, pair: &Pair, around: [&[u8]; 2]) -> Vec<u8> {
     let mut out = Vec::new();
     if let [PROTO, protocol, ..] = program.body {
@@ -41,13 +44,15 @@ pub(super) fn pickle(program: &Program<'_>, pair: &Pair, around: [&[u8]; 2]) -> 
     out
 }
 
-/// The parts of the body, in their order, that make what a value gets from the memo and does not
-/// make itself. There are none that suffice where one of them contains the value.
+/// The parts of the body, in their order, that build the objects which the value gets from the memo
+/// and does not build itself. Returns `None` if one of these parts contains the value, because then
+/// only the whole body will do.
 fn needed(program: &Program<'_>, value: Span) -> Option<Vec<Span>> {
     if program.is_entangled {
         return None;
     }
-    // What was read, by its start. What it contains and was read before is not read again.
+    // The spans that have been read, by their starts. A span inside another one that was read
+    // before is not read again.
     let mut read = BTreeMap::<u32, u32>::new();
     let mut open = vec![value];
     while let Some(span) = open.pop() {
@@ -76,18 +81,18 @@ fn needed(program: &Program<'_>, value: Span) -> Option<Vec<Span>> {
     Some(read.into_iter().map(|(start, end)| Span { start, end }).collect())
 }
 
-/// Copies opcodes of a body to a pickle with a memo of its own.
+/// Copies opcodes of a body to a pickle that has its own memo.
 struct Copy<'program, 'body> {
     program: &'program Program<'body>,
-    /// The numbers in the memo of the copy, by the place among the entries of the body: one for
-    /// each entry that is got.
+    /// The numbers in the memo of the copy, by the index of the entry in the memo of the body. Only
+    /// entries that are read by a GET have one.
     numbers: BTreeMap<u32, u32>,
-    /// How much is in the memo of the copy.
+    /// The number of entries in the memo of the copy.
     length: u32,
 }
 
 impl<'program, 'body> Copy<'program, 'body> {
-    /// Of these spans, which are to be copied in their order.
+    /// A copy of these spans, which must be copied in this order.
     fn new(program: &'program Program<'body>, spans: impl IntoIterator<Item = Span>) -> Self {
         let ops = spans.into_iter().flat_map(|span| program.ops(span));
         let gets = ops.filter(|op| op.effect == StackEffect::Get);
@@ -101,7 +106,7 @@ impl<'program, 'body> Copy<'program, 'body> {
         let mut place = u32::try_from(place).unwrap_or(u32::MAX);
         for op in self.program.ops(span) {
             match op.effect {
-                // They are about bytes that are elsewhere now.
+                // These describe the layout of the original body, which the copy does not have.
                 StackEffect::Protocol | StackEffect::Frame => {}
                 StackEffect::Put => {
                     if let Some(number) = self.numbers.get_mut(&place) {
@@ -125,7 +130,7 @@ impl<'program, 'body> Copy<'program, 'body> {
     }
 }
 
-/// Writes the short or the long opcode for a number in the memo.
+/// Writes the short or the long form of an opcode that takes a number in the memo.
 fn memo([short, long]: [u8; 2], number: u32, out: &mut Vec<u8>) {
     if let Ok(number) = u8::try_from(number) {
         out.extend([short, number]);

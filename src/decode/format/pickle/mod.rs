@@ -1,11 +1,12 @@
-//! The pickle body of Celery's `rpc://` results. It is walked and never executed.
+//! The pickle body of Celery's `rpc://` results. Its opcodes are read but never executed.
 //!
-//! A column holds a pickle that loads to the value of a member, in base64, as
-//! django-celery-results stores everything binary (`DatabaseBackend.encode_content` in
-//! `django_celery_results/backends/database.py`, 2.6.0). It is made of the member's own opcodes in
-//! the body. It is equal to what `pickle.dumps` would write for the value, but not byte for byte.
+//! A column contains a pickle of the value of a member, in base64, as django-celery-results stores
+//! all binary content (`DatabaseBackend.encode_content` in
+//! `django_celery_results/backends/database.py`, 2.6.0). The pickle consists of the opcodes that
+//! the body has for the member. It loads to the same value as the output of `pickle.dumps`, but its
+//! bytes may differ.
 //!
-//! As in Python, what follows the opcode STOP is not read.
+//! As in Python, bytes after the opcode STOP are ignored.
 
 mod column;
 mod opcode;
@@ -27,8 +28,8 @@ use crate::decode::result_meta::{ResultMeta, Text, Value};
 use crate::decode::{DecodeError, Decoded};
 use crate::row::task_result::TaskResult;
 
-/// How much more than the body the values of events may come to, when what they share counts as
-/// often as it is shared.
+/// How many bytes more than the body the values of events may have in total, if a value that
+/// several events share is counted once for each of them.
 const MAX_SHARED_EXCESS: usize = 1 << 20;
 
 /// Reads the result in a body of the content type `application/x-python-serialize`.
@@ -43,8 +44,8 @@ pub(in crate::decode) fn decode(
     ResultMeta::collect(members(&program, dict))?.into_result(context.message)
 }
 
-/// Reads the events in a body of the content type `application/x-python-serialize`: one, or a
-/// list.
+/// Reads the events in a body of the content type `application/x-python-serialize`: a single event,
+/// or a list.
 pub(in crate::decode) fn decode_events(
     body: &[u8],
     policy: EventPolicy,
@@ -52,7 +53,7 @@ pub(in crate::decode) fn decode_events(
 ) -> Result<Decoded, DecodeError> {
     let Context { message, limits } = context;
     let program = Program::read(body, limits.depth, 2)?;
-    // Celery's events share short texts only, as the name of the host.
+    // Celery's events share only short strings, such as the host name.
     if program.shared_bytes() > body.len() + MAX_SHARED_EXCESS {
         return Err(malformed("the events share too much", 0));
     }
@@ -78,7 +79,8 @@ pub(in crate::decode) fn decode_events(
     Ok(events)
 }
 
-/// The members of the dict whose bytes begin there, except those whose names are not texts.
+/// The members of the dict whose bytes begin at the offset `dict`, except those whose names are not
+/// strings.
 fn members<'program, 'body>(
     program: &'program Program<'body>,
     dict: u32,
@@ -95,7 +97,7 @@ const NONE: &[u8] = b"\x80\x04N.";
 /// `{"children": []}` in protocol 4.
 const NO_CHILDREN: &[u8] = b"\x80\x04}\x8c\x08children]s.";
 
-/// What comes before and after the value of `children` to make a dict of it.
+/// The opcodes before and after the value of `children` that make a dict of it.
 const CHILDREN: [&[u8]; 2] = [b"}X\x08\0\0\0children", b"s"];
 
 /// The value of a member.
@@ -106,7 +108,7 @@ struct Pickled<'program, 'body> {
 }
 
 impl<'body> Pickled<'_, 'body> {
-    /// The opcode that pushes the value, where it is a scalar.
+    /// The opcode that pushes the value, if the value is a scalar.
     fn scalar(self) -> Option<Op<'body>> {
         self.program.op(self.pair.made.start).filter(|_| self.pair.kind == Kind::Scalar)
     }
@@ -132,7 +134,7 @@ impl<'body> Value<'body> for Pickled<'_, 'body> {
         let Self { program, pair } = self;
         let ops = program.ops(pair.made).filter_map(|op| program.short_scalar(op));
         let texts = ops.filter_map(|op| Some(text::of(&op)?.text));
-        // Each once, however often it is got from the memo.
+        // Each text is returned once, however often the list gets it from the memo.
         texts.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
@@ -164,7 +166,7 @@ impl<'body> Value<'body> for Pickled<'_, 'body> {
     }
 }
 
-/// The number that an opcode pushes, where it can be the time of an event in seconds.
+/// The number that an opcode pushes, if it can be the time of an event in seconds.
 #[expect(clippy::cast_precision_loss, reason = "it is the time of an event")]
 fn number(op: &Op<'_>) -> Option<f64> {
     let bytes = op.argument;
@@ -172,7 +174,7 @@ fn number(op: &Op<'_>) -> Option<f64> {
         opcode::BINFLOAT => Some(f64::from_be_bytes(bytes.try_into().ok()?)),
         opcode::BININT1 | opcode::BININT2 => Some(opcode::little_endian(bytes) as f64),
         opcode::BININT => Some(f64::from(i32::from_le_bytes(bytes.try_into().ok()?))),
-        // They are the truth values of protocol 0.
+        // These are False and True in protocol 0.
         opcode::INT if bytes == b"00" || bytes == b"01" => None,
         opcode::INT | opcode::LONG | opcode::FLOAT => {
             std::str::from_utf8(bytes).ok()?.trim_end_matches('L').parse().ok()
@@ -206,18 +208,18 @@ mod tests {
         super::decode_events(&message.body, policy, Context { message: &message, limits: &limits })
     }
 
-    /// `{"task_id": "t", "status": "SUCCESS", …}`, without a memo.
+    /// A pickle of `{"task_id": "t", "status": "SUCCESS", …}` that does not use the memo.
     fn with(members: &[u8]) -> Vec<u8> {
         let head = b"\x80\x04}(\x8c\x07task_id\x8c\x01t\x8c\x06status\x8c\x07SUCCESS";
         [head, members, b"u."].concat()
     }
 
-    /// The same with a result.
+    /// The same, with a value for `result`.
     fn with_result(value: &[u8]) -> Vec<u8> {
         with(&[b"\x8c\x06result", value].concat())
     }
 
-    /// What the column `result` holds for a body.
+    /// The pickle in the column `result` for a body.
     fn result(body: &[u8]) -> Vec<u8> {
         bytes(decode(body).expect("good").outcome.result.as_deref())
     }
@@ -236,9 +238,9 @@ mod tests {
     }
 
     #[test]
-    fn what_python_2_wrote_is_read() {
+    fn pickles_of_python_2_are_read() {
         // `{"task_id": "t", "status": u"SUCCESS", "result": {"a": [1, 2L, u"\xe9\u20ac"]},
-        // "children": []}` with cPickle, which counts the memo from 1.
+        // "children": []}` as written by cPickle, which numbers the memo from 1.
         let text = decode(
             b"(dp1\nS'status'\np2\nVSUCCESS\np3\nsS'result'\np4\n(dp5\nS'a'\n(lp6\nI1\naL2L\naV\xe9\\u20ac\np7\nassS'task_id'\np8\nS't'\nsS'children'\np9\n(lp10\ns."
                 .as_slice(),
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_members_are_what_they_would_be_as_none() {
+    fn absent_members_are_treated_like_none() {
         let row = decode(with(b"")).expect("good");
         assert_eq!(row.outcome.result.as_deref(), Some("gAROLg=="));
         assert_eq!(row.outcome.meta.as_deref(), Some("gAR9jAhjaGlsZHJlbl1zLg=="));
@@ -334,9 +336,9 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stamp_has_overwritten_is_left_out() {
+    fn members_that_a_stamp_has_overwritten_are_ignored() {
         let members = b"\x8c\x04argsK\x01\x8c\x06kwargsK\x02\x8c\x08childrenK\x03";
-        // The names are in a list, or in a set, and one is what the memo has.
+        // The names are in a list or in a set, and one of them comes from the memo.
         for names in [&b"](h\0\x8c\x08childrene"[..], b"\x8f(\x8c\x08childrenh\0\x90"] {
             let stamps = [members, &b"\x8c\x0fstamped_headers"[..], names].concat();
             let body = [b"\x80\x02}(\x8c\x01xX\x04\0\0\0argsq\0", &with(&stamps)[4..]].concat();
@@ -348,8 +350,8 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_is_changed_from_elsewhere_is_taken_out_of_the_whole() {
-        // The list in `result` gets another element by way of `x`.
+    fn an_object_that_is_changed_from_elsewhere_is_taken_out_of_the_whole_body() {
+        // The member `x` appends another element to the list in `result`.
         let members = b"\x8c\x06result]\x94K\x01a\x8c\x01xh\0K\x02a";
         let body = with(members);
         let whole = &body[2..body.len() - 1];
@@ -358,8 +360,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shared_is_made_once_and_kept_for_as_long_as_it_is_needed() {
-        // `x` holds a list in the memo, and another that holds the first twice.
+    fn shared_objects_are_built_once() {
+        // `x` puts a list into the memo, and another list that contains the first one twice.
         let shared = b"\x8c\x01x(]\x94K\x01a]\x94(h\0h\0et";
         for (value, expected) in [
             (&b"h\x01"[..], &b"]\x94K\x01a0]\x94(h\0h\0e0h\x01"[..]),
@@ -373,14 +375,14 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_end_is_not_read_as_in_python() {
+    fn bytes_after_stop_are_ignored_as_in_python() {
         let mut body = with_result(b"K\x01");
         body.extend_from_slice(b"\xff\xff");
         assert_eq!(result(&body), b"\x80\x04K\x01.");
     }
 
     #[test]
-    fn names_that_are_no_texts_and_values_of_no_member_are_passed_over() {
+    fn unknown_members_and_names_that_are_not_strings_are_ignored() {
         let row = decode(with(b"K\x01K\x02)N\x8c\x06resultK\x03\x8c\x01x}")).expect("good");
         assert_eq!(bytes(row.outcome.result.as_deref()), b"\x80\x04K\x03.");
         let twice = decode(with(b"\x8c\x06status\x8c\x05RETRY")).expect("good");
@@ -388,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_pickler_writes_is_refused_where_it_stands() {
+    fn errors_name_the_position_of_the_opcode() {
         for (body, expected) in [
             (&b""[..], ("it is cut off", 0)),
             (b"\x80\x04", ("it is cut off", 2)),
@@ -429,7 +431,7 @@ mod tests {
         }
     }
 
-    /// A body with many of the opcodes.
+    /// A body with many different opcodes.
     const VARIED: &[u8] = b"\x80\x04\x95\x7e\0\0\0\0\0\0\0}\x94(\x8c\x07task_id\x94U\x01t\x8c\x06status\
         X\x01\0\0\0S\x94\x8c\x06result\x94(cm\nC\n\x94)\x81\x94}\x94h\x03Nsb]\x94h\x07\x85\x940h\x08\
         \x8a\x01\xff\x8f\x94(K\x01\x90(K\x02\x91\x86G\0\0\0\0\0\0\0\0I01\nt\x94\x8c\x04argsh\x0a\
@@ -466,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn events_say_the_same_as_in_json() {
+    fn events_in_pickle_give_the_same_rows_as_in_json() {
         let json = r#"[{"type": "task-received", "uuid": "00000000", "timestamp": 1795416669.5,
             "hostname": "w@h", "name": "pay", "args": "('\u00e9',)", "kwargs": "{}"}, 7,
             {"type": "task-succeeded", "uuid": "00000000", "timestamp": 1795416670,
@@ -482,7 +484,7 @@ mod tests {
 
         let one = b"}(\x8c\x04type\x8c\x0ctask-started\x8c\x04uuid\x8c\x01t\x8c\ttimestampGA\xda\xc0\xf8\x97`\0\0u";
         assert_eq!(decode_events([one, &b"."[..]].concat()).expect("one").rows.len(), 1);
-        // One by one, in a list that is made of what is above a mark, and in a tuple.
+        // Appended one by one, in a list made from the items above a mark, and in a tuple.
         let appended = [b"]", &one[..], b"a", one, b"a."].concat();
         assert_eq!(decode_events(appended).expect("two").rows.len(), 2);
         let listed = [b"(", &one[..], one, b"l."].concat();
@@ -505,10 +507,10 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_costs_no_stack() {
+    fn deep_nesting_uses_no_stack() {
         let nested = |depth: usize| [vec![b']'; depth], vec![b'a'; depth - 1]].concat();
         let tuples = |depth: usize| [&b")"[..], &vec![0x85; depth - 1]].concat();
-        // Each list holds the one before, which is in the memo.
+        // Each list contains the previous one, which it gets from the memo.
         let linked = |depth: usize| {
             let mut opcodes = b"]r\0\0\0\0".to_vec();
             for number in 1..u32::try_from(depth).expect("small") {
@@ -527,25 +529,26 @@ mod tests {
             let error = decode(with_result(&deeper)).expect_err("too deep");
             assert_eq!(error, DecodeError::TooDeep { limit: 10_000 });
         }
-        assert!(decode(with_result(&vec![b'('; 100_000])).is_err(), "marks without an end");
+        assert!(decode(with_result(&vec![b'('; 100_000])).is_err(), "marks that are never closed");
     }
 
-    /// What would take hours, or more memory than there is, if each use of the memo were followed.
+    /// Bodies that would take hours or exhaust the memory if every reference to the memo were
+    /// followed.
     #[test]
-    fn bombs_cost_no_more_than_their_bytes() {
+    fn bombs_need_no_more_memory_than_their_bytes() {
         const MANY: usize = 9_000;
         let long = [&b"X\0\0\x10\0"[..], &vec![b'a'; 1 << 20], b"\x94"].concat();
-        // Each list has the one before twice.
+        // Each list contains the previous one twice.
         let doubled = (1..250_u8).fold(b"]\x94".to_vec(), |opcodes, number| {
             [opcodes, vec![b'0', b']', 0x94, b'(', b'h', number - 1, b'h', number - 1, b'e']]
                 .concat()
         });
-        // Elsewhere, so that the result has to fetch all of it.
+        // The lists are in another member, so the pickle of the result has to copy all of them.
         let fetched = [b"\x8c\x01x", &doubled[..], b"\x8c\x06resulth\xf9"].concat();
         for body in [with_result(&doubled), with(&fetched)] {
             assert!(result(&body).len() <= body.len() + 1024);
         }
-        // The same tuple at the beginning of each of many.
+        // Many tuples, each of which contains the previous one.
         let tuples = [b")", &b"\x85\x94".repeat(MANY)[..]].concat();
         let mut gets = b"\x8c\x01x".to_vec();
         gets.extend(&tuples);
@@ -557,7 +560,8 @@ mod tests {
         gets.push(b'e');
         let body = with(&gets);
         assert!(result(&body).len() <= body.len() + 1024);
-        // A long text as the name of many members, as the name of many stamps, and as their value.
+        // A long string as the name of many members, as the value of many members, and as the name
+        // of many stamps.
         for (before, repeated, after) in [
             (&b""[..], &b"h\0h\0"[..], &b""[..]),
             (b"", b"\x8c\x01xh\0", b""),
@@ -574,8 +578,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Opcodes at random, with the memo in order: most are refused, and what is not makes
-        /// columns that can be read in turn.
+        /// Random opcodes with a valid memo. Most of these bodies are refused; the columns of the
+        /// others must be readable themselves.
         #[test]
         fn any_opcodes_are_read_or_refused(picked in proptest::collection::vec(0_usize..20, 0..60)) {
             const OPCODES: [&[u8]; 20] = [

@@ -1,5 +1,5 @@
-//! The opcodes of pickle: how long each one is and what it does to the stack
-//! (`Lib/pickletools.py`, Python 3.13).
+//! The opcodes of pickle: the length of each one and its effect on the stack (`Lib/pickletools.py`,
+//! Python 3.13).
 
 pub(super) const POP: u8 = b'0';
 pub(super) const FLOAT: u8 = b'F';
@@ -28,7 +28,7 @@ pub(super) const SHORT_BINUNICODE: u8 = 0x8C;
 pub(super) const BINUNICODE8: u8 = 0x8D;
 pub(super) const MEMOIZE: u8 = 0x94;
 
-/// What is on the stack, as far as it matters.
+/// The kinds of items on the stack that have to be distinguished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Kind {
     Mark,
@@ -40,18 +40,19 @@ pub(super) enum Kind {
     Other,
 }
 
-/// What an opcode does to the stack and the memo.
+/// The effect of an opcode on the stack and the memo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StackEffect {
     /// Pushes a mark, a scalar or an empty container.
     Push(Kind),
-    /// Makes one item of so many.
+    /// Replaces this many items by one.
     Fold(usize),
-    /// Makes one item of all that are above the last mark.
+    /// Replaces all items above the last mark, and the mark, by one.
     FoldMarked(Kind),
-    /// Adds so many items to the one below them, which is as a container of this kind.
+    /// Adds this many items to the one below them, as to a container of this kind.
     Add(Kind, usize),
-    /// Adds the items above the last mark to the one below it.
+    /// Adds the items above the last mark to the one below the mark, as to a container of this
+    /// kind.
     AddMarked(Kind),
     Pop,
     PopMark,
@@ -64,11 +65,11 @@ pub(super) enum StackEffect {
 
 /// How the argument of an opcode is written.
 enum Argument {
-    /// In so many bytes.
+    /// In this many bytes.
     Bytes(usize),
-    /// In so many lines.
+    /// In this many lines.
     Lines(usize),
-    /// Behind its length, which has so many bytes.
+    /// After its length, which takes this many bytes.
     Counted(usize),
 }
 
@@ -123,7 +124,7 @@ fn describe(code: u8) -> Result<(Argument, StackEffect), &'static str> {
         PROTO => (Bytes(1), StackEffect::Protocol),
         0x95 => (Bytes(8), StackEffect::Frame),
         STOP => (Bytes(0), StackEffect::Stop),
-        // PERSID, BINPERSID; NEXT_BUFFER, READONLY_BUFFER; DUP. `pickle.dumps` alone writes none
+        // PERSID, BINPERSID; NEXT_BUFFER, READONLY_BUFFER; DUP. A plain `pickle.dumps` writes none
         // of them.
         b'P' | b'Q' => return Err("a persistent id"),
         0x97 | 0x98 => return Err("a buffer outside of the body"),
@@ -137,11 +138,11 @@ fn describe(code: u8) -> Result<(Argument, StackEffect), &'static str> {
 pub(super) struct Op<'body> {
     pub(super) code: u8,
     pub(super) effect: StackEffect,
-    /// Where it begins.
+    /// The offset at which it begins.
     pub(super) start: u32,
-    /// Where the next one begins.
+    /// The offset at which the next one begins.
     pub(super) end: u32,
-    /// The argument, without its length and without the end of its last line.
+    /// The argument, without its length and without the newline at its end.
     pub(super) argument: &'body [u8],
 }
 
@@ -150,7 +151,7 @@ impl<'body> Op<'body> {
     ///
     /// # Errors
     ///
-    /// Says what is wrong with it.
+    /// Returns what is wrong with the opcode.
     pub(super) fn read(body: &'body [u8], start: u32) -> Result<Self, &'static str> {
         const CUT: &str = "it is cut off";
         let (&code, rest) = body.get(start as usize..).and_then(<[u8]>::split_first).ok_or(CUT)?;
@@ -171,7 +172,8 @@ impl<'body> Op<'body> {
         Ok(Self { code, effect, start, end, argument })
     }
 
-    /// The number in the memo that a GET or a PUT other than MEMOIZE names.
+    /// The number in the memo that is the argument of a GET or a PUT (but not of MEMOIZE, which has
+    /// none).
     pub(super) fn index(&self) -> Option<u32> {
         match self.code {
             b'g' | b'p' => std::str::from_utf8(self.argument).ok()?.parse().ok(),
@@ -180,7 +182,7 @@ impl<'body> Op<'body> {
     }
 }
 
-/// The number that at most eight bytes are.
+/// The value of at most eight bytes in little-endian order.
 pub(super) fn little_endian(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }

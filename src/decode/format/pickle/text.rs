@@ -1,5 +1,5 @@
-//! The texts of pickle: UTF-8 in which lone surrogates may stand (`surrogatepass` of Python), the
-//! ASCII of protocol 0, and the bytes of Python 2.
+//! The strings of pickle: UTF-8 that may contain lone surrogates (Python's `surrogatepass`), the
+//! ASCII of protocol 0, and the byte strings of Python 2.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use crate::decode::format::pickle::opcode as op;
 use crate::decode::format::pickle::opcode::Op;
 use crate::decode::result_meta::Text;
 
-/// The text that an opcode pushes, where it pushes one.
+/// The string that an opcode pushes, if it pushes one.
 pub(super) fn of<'body>(op: &Op<'body>) -> Option<Text<'body>> {
     match op.code {
         op::BINUNICODE | op::SHORT_BINUNICODE | op::BINUNICODE8 => utf8(op.argument),
@@ -21,7 +21,7 @@ pub(super) fn of<'body>(op: &Op<'body>) -> Option<Text<'body>> {
     }
 }
 
-/// Whether bytes are UTF-8 in which lone surrogates may stand.
+/// Whether bytes are UTF-8 that may contain lone surrogates.
 pub(super) fn is_utf8(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok() || utf8(bytes).is_some()
 }
@@ -54,8 +54,8 @@ fn ascii(bytes: &[u8]) -> Option<Text<'_>> {
     Some(Text { text: Cow::Borrowed(text), is_lossy: false })
 }
 
-/// Latin-1 with `\uXXXX` and `\UXXXXXXXX`. A backslash is escaped itself (`save_str` in
-/// `Lib/pickle.py`, Python 3.13).
+/// Latin-1 with the escapes `\uXXXX` and `\UXXXXXXXX`. A backslash is itself escaped in this way
+/// (`save_str` in `Lib/pickle.py`, Python 3.13).
 fn escaped(bytes: &[u8]) -> Option<Text<'_>> {
     if !bytes.contains(&b'\\') && bytes.is_ascii() {
         return ascii(bytes);

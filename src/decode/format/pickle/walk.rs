@@ -1,8 +1,9 @@
-//! Following the opcodes of a body without doing what they say.
+//! Follows the opcodes of a body without executing them.
 //!
-//! Each item on the stack is known by the bytes that make it: from its first opcode to the last
-//! one that touches it. Such spans are nested or apart from each other, and each one leaves exactly
-//! one item more on the stack. What is pushed and popped between two items belongs to neither.
+//! Each item on the stack is represented by the span of bytes that builds it: from its first opcode
+//! to the last one that changes it. Two spans are either nested or disjoint, and the opcodes of
+//! each span leave exactly one more item on the stack. Opcodes that push and pop something between
+//! two items belong to neither of them.
 
 use crate::decode::DecodeError;
 use crate::decode::format::pickle::opcode::{
@@ -11,14 +12,14 @@ use crate::decode::format::pickle::opcode::{
 };
 use crate::decode::format::pickle::text;
 
-/// The highest protocol there is.
+/// The highest version of the pickle protocol.
 const HIGHEST_PROTOCOL: u8 = 5;
 
-/// The most bytes of a name. No member that counts has a longer one, and one in the memo can be
-/// the name of very many members.
+/// The maximum length of a name in bytes. All members that are used have shorter names. Without
+/// this limit a long string in the memo could be the name of very many members.
 const MAX_NAME: usize = 128;
 
-/// Some bytes of the body.
+/// A range of bytes of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) start: u32,
@@ -32,12 +33,12 @@ impl Span {
     }
 }
 
-/// Something in the memo.
+/// An entry of the memo.
 #[derive(Clone, Copy)]
 pub(super) struct Entry {
-    /// The bytes that make it.
+    /// The bytes that build it.
     pub(super) span: Span,
-    /// Where it is put into the memo.
+    /// The offset of the opcode that puts it into the memo.
     pub(super) put: u32,
     depth: u16,
     kind: Kind,
@@ -46,39 +47,42 @@ pub(super) struct Entry {
 /// A key of a dict and its value.
 #[derive(Clone, Copy)]
 pub(super) struct Pair {
-    /// Where the bytes of the dict begin.
+    /// The offset at which the bytes of the dict begin.
     pub(super) dict: u32,
-    /// Where the opcode of the key is, which is a scalar.
+    /// The offset of the opcode that pushes the key, which is a scalar.
     pub(super) key: u32,
     pub(super) value: Span,
     pub(super) kind: Kind,
-    /// The bytes that make the value, which is elsewhere where `value` gets it from the memo.
+    /// The bytes that build the value. They differ from `value` if that only gets the value from
+    /// the memo.
     pub(super) made: Span,
 }
 
-/// A body that was followed to its end.
+/// A body whose opcodes have been followed to the end.
 #[derive(Default)]
 pub(super) struct Program<'body> {
     /// The opcodes, without STOP.
     pub(super) body: &'body [u8],
-    /// Where the bytes begin of what the body builds, and what it is.
+    /// The object that the body builds: the offset at which its bytes begin, and its kind.
     pub(super) root: (u32, Kind),
-    /// The elements of a list that the body builds: where their bytes begin, and what they are.
+    /// The elements, if the body builds a list: the offset at which their bytes begin, and their
+    /// kind.
     pub(super) elements: Vec<(u32, Kind)>,
-    /// The pairs of the outermost dicts, dict by dict, each in their order.
+    /// The pairs of the outermost dicts, sorted by dict; the pairs of one dict are in their
+    /// original order.
     pairs: Vec<Pair>,
-    /// The memo, in the order in which it was filled.
+    /// The memo, in the order in which it is filled.
     pub(super) entries: Vec<Entry>,
-    /// The number of the first entry: Python 2 counts from 1.
+    /// The number of the first entry. Python 2 counts from 1.
     first_index: u32,
-    /// Whether something is changed by bytes that are not among those that make it, so that no part
-    /// of the body can be had without the rest.
+    /// Whether an object is changed by opcodes outside of its span. Then no part of the body can be
+    /// copied without the rest.
     pub(super) is_entangled: bool,
 }
 
 impl<'body> Program<'body> {
-    /// Follows a body in which values nest at most so deep, not counting the `outer` levels that
-    /// hold them.
+    /// Follows the opcodes of a body. Its values may be nested at most `max_depth` levels deep, not
+    /// counting the `outer` levels of the containers that hold them.
     pub(super) fn read(
         body: &'body [u8],
         max_depth: usize,
@@ -121,23 +125,23 @@ impl<'body> Program<'body> {
         std::iter::successors(next(span.start), move |op| next(op.end))
     }
 
-    /// The pairs of the outermost dict whose bytes begin there.
+    /// The pairs of the outermost dict whose bytes begin at the offset `dict`.
     pub(super) fn pairs(&self, dict: u32) -> &[Pair] {
         let from = self.pairs.partition_point(|pair| pair.dict < dict);
         let to = self.pairs.partition_point(|pair| pair.dict <= dict);
         &self.pairs[from..to]
     }
 
-    /// How many bytes the scalars have that the values of the outermost dicts get from the memo,
-    /// each counted as often as it is got.
+    /// The total size in bytes of the scalars that the outermost dicts get from the memo as values.
+    /// A scalar is counted each time it is used.
     pub(super) fn shared_bytes(&self) -> usize {
         let shared = self.pairs.iter().filter(|pair| pair.kind == Kind::Scalar);
         let shared = shared.filter(|pair| !pair.value.contains(pair.made));
         shared.map(|pair| (pair.made.end - pair.made.start) as usize).sum()
     }
 
-    /// The opcode of a scalar that an opcode of the body pushes, or gets from the memo, where it is
-    /// short.
+    /// The opcode that pushes the scalar which an opcode of the body pushes or gets from the memo;
+    /// `None` if the scalar is longer than a name may be.
     pub(super) fn short_scalar(&self, op: Op<'body>) -> Option<Op<'body>> {
         let op = match op.effect {
             StackEffect::Get => {
@@ -149,36 +153,36 @@ impl<'body> Program<'body> {
         (op.argument.len() <= MAX_NAME).then_some(op)
     }
 
-    /// The place among the entries of what a GET gets.
+    /// The index in `entries` of the entry that a GET reads.
     pub(super) fn got(&self, get: &Op<'_>) -> Option<u32> {
         get.index()?.checked_sub(self.first_index)
     }
 }
 
-/// Something on the stack.
+/// An item on the stack.
 struct Item {
     span: Span,
-    /// Its place among the entries, where it is in the memo.
+    /// Its index in the entries of the memo, if it is in the memo.
     entry: Option<u32>,
-    /// How deep it nests.
+    /// How deeply it is nested.
     depth: u16,
     kind: Kind,
-    /// Whether its bytes only get it from the memo.
+    /// Whether its opcode only gets it from the memo.
     is_got: bool,
 }
 
 impl Item {
-    /// Where its bytes begin, and what they make.
+    /// The offset at which its bytes begin, and the kind of object that they build.
     fn value(&self) -> (u32, Kind) {
         (self.span.start, if self.is_got { Kind::Other } else { self.kind })
     }
 }
 
-/// The stack and the memo on the way.
+/// The state of the walk: the stack and the memo.
 #[derive(Default)]
 struct Walk<'body> {
     stack: Vec<Item>,
-    /// The places of the marks in the stack.
+    /// The indices of the marks on the stack.
     marks: Vec<usize>,
     /// The two opcodes before this one.
     before: [u8; 2],
@@ -186,7 +190,7 @@ struct Walk<'body> {
 }
 
 impl<'body> Walk<'body> {
-    /// Follows one opcode, and says what is wrong with it.
+    /// Follows one opcode. The error says what is wrong with it.
     fn step(&mut self, op: &Op<'body>) -> Result<(), &'static str> {
         match op.effect {
             StackEffect::Protocol if op.argument[0] > HIGHEST_PROTOCOL => {
@@ -234,7 +238,7 @@ impl<'body> Walk<'body> {
             StackEffect::Pop => {
                 let first = self.operands(1)?;
                 self.stack.truncate(first);
-                // A call with a pair that is not in the memo sets the state of the item below
+                // A call with two arguments whose result is popped sets the state of the item below
                 // (`save_reduce` in `Lib/pickle.py`, Python 3.13).
                 if self.before == [TUPLE2, REDUCE] && first > 0 {
                     self.touch(first - 1, op.end);
@@ -266,32 +270,33 @@ impl<'body> Walk<'body> {
         self.stack.push(Item { span, entry: None, depth, kind, is_got: false });
     }
 
-    /// The place of the first of the topmost items, which must all be above the last mark.
+    /// The index of the first of the topmost `count` items, which must all be above the last mark.
     fn operands(&self, count: usize) -> Result<usize, &'static str> {
         let floor = self.marks.last().map_or(0, |mark| mark + 1);
         let first = self.stack.len().checked_sub(count).filter(|&first| first >= floor);
         first.ok_or("there is too little on the stack")
     }
 
-    /// Takes the last mark from the list of marks. It stays on the stack.
+    /// Removes the last mark from the list of marks, but not from the stack, and returns its index.
     fn last_mark(&mut self) -> Result<usize, &'static str> {
         self.marks.pop().ok_or("there is no mark")
     }
 
-    /// Takes items off the stack, from this place on, and tells how deep a container of them nests.
+    /// Removes the items from this index on from the stack, and returns the depth of a container
+    /// that contains them.
     fn take(&mut self, first: usize) -> u16 {
         let depth = self.stack.drain(first..).map(|item| item.depth).max();
         depth.unwrap_or(0).saturating_add(1)
     }
 
-    /// Makes one item of those from this place on.
+    /// Replaces the items from this index on by one item.
     fn fold(&mut self, first: usize, kind: Kind, end: u32) {
         let start = self.stack[first].span.start;
         let depth = self.take(first);
         self.push(start, end, kind, depth);
     }
 
-    /// Adds the items from `first` on to the target, as to a container of this kind.
+    /// Adds the items from `first` on to the item at `target`, as to a container of this kind.
     fn add(
         &mut self,
         kind: Kind,
@@ -309,12 +314,12 @@ impl<'body> Walk<'body> {
         Ok(())
     }
 
-    /// Notes that an item changes up to an offset.
+    /// Records that an opcode which ends at this offset changes an item.
     fn touch(&mut self, place: usize, end: u32) {
         let item = &mut self.stack[place];
         item.span.end = end;
         if item.is_got {
-            // The bytes that make it are elsewhere and do not say this.
+            // The bytes that build it are elsewhere and do not include this change.
             self.program.is_entangled = true;
         } else if let Some(entry) = item.entry {
             let entry = &mut self.program.entries[entry as usize];
@@ -323,8 +328,8 @@ impl<'body> Walk<'body> {
         }
     }
 
-    /// Keeps the elements of the outermost list, or the keys and values of a dict that is the
-    /// body's value or can be one of these elements.
+    /// Stores the elements of the outermost list, or the keys and values of a dict that is the
+    /// outermost object or can be an element of the outermost list.
     fn record(&mut self, kind: Kind, target: usize, first: usize) -> Result<(), &'static str> {
         let items = &self.stack[first..];
         let program = &mut self.program;
@@ -380,7 +385,7 @@ impl<'body> Walk<'body> {
         Ok(())
     }
 
-    /// What was built by the opcodes up to STOP.
+    /// The program, after its opcodes up to STOP have been followed.
     fn finish(mut self, stop: u32) -> Program<'body> {
         self.program.root = self.stack[0].value();
         self.program.pairs.sort_by_key(|pair| pair.dict);
