@@ -80,7 +80,7 @@ pub trait SqlDatabase: fmt::Debug + Send + Sync {
 }
 
 /// The [`SqlDatabase::advice`] for a user who lacks rights.
-pub(super) const GRANT: &str = "give the user the rights that docs/security.md lists";
+pub(super) const GRANT: &str = "give the user the permissions that docs/security.md lists";
 
 /// The advice if a table has changed since the connection was opened.
 pub(super) const MIGRATE: &str = "run `python manage.py migrate django_celery_results`";
