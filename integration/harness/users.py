@@ -1,13 +1,18 @@
-"""Users of RabbitMQ with fewer permissions than the one that the tests run as."""
+"""Users of RabbitMQ and of databases with fewer permissions than the one that the tests run as."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
 
 from harness.broker import Broker
-from harness.services import RabbitMQ
+from harness.database import Database
+from harness.services import MariaDB, PostgreSQL, RabbitMQ, unique_name
+
+#: What the program says where a permission is missing.
+ADVICE = "give the user the permissions that docs/security.md lists"
 
 
 @contextmanager
@@ -22,3 +27,41 @@ def another_user(rabbitmq: RabbitMQ, broker: Broker, *permissions: str) -> Itera
         yield f"amqp://{name}:pass%40word@{host}"
     finally:
         rabbitmq.control("delete_user", name)
+
+
+def with_login(url: str, user: str, password: str = "") -> str:
+    parts = urlsplit(url)
+    address = parts.netloc.rpartition("@")[2]
+    login = f"{user}:{password}" if password else user
+    return parts._replace(netloc=f"{login}@{address}").geturl()
+
+
+@contextmanager
+def user_without_rights(
+    database: Database, postgresql: PostgreSQL, mariadb: MariaDB
+) -> Iterator[str]:
+    """The URL for somebody who may read and write rows, and nothing else."""
+    user, name = unique_name(), urlsplit(database.url).path[1:]
+    parts = urlsplit(database.url)
+    host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+    url = urlunsplit(parts._replace(netloc=f"{user}:secret@{host}"))
+    if database.engine == "postgresql":
+        postgresql.sql(f"create role {user} login password 'secret'")
+        for statement in (
+            "revoke create on schema public from public",
+            f"grant select, insert, update on all tables in schema public to {user}",
+            f"grant usage on all sequences in schema public to {user}",
+        ):
+            database.execute(statement)
+        try:
+            yield url
+        finally:
+            database.execute(f"drop owned by {user}")
+            postgresql.sql(f"drop role {user}")
+    else:
+        mariadb.sql(f"create user {user} identified by 'secret'")
+        mariadb.sql(f"grant select, insert, update on {name}.* to {user}")
+        try:
+            yield url
+        finally:
+            mariadb.sql(f"drop user {user}")

@@ -19,7 +19,7 @@ pub(super) const SIGNAL: i32 = 128;
 
 /// Each code and its meaning, for the help and the manual pages.
 pub(crate) const CODES: [(&str, &str); 4] = [
-    ("0", "Everything was done. `run` was asked to stop and has stored what it had received."),
+    ("0", "Everything was done. A stopped `run` has stored what it received."),
     ("1", "Something failed or was not done; the error says what."),
     ("2", "A setting or the command line is wrong; nothing was done."),
     ("130, 143", "Ended at once by a second SIGINT or SIGTERM; nothing is lost."),

@@ -352,7 +352,7 @@ def test_a_queue_with_other_arguments_is_used_as_it_is(
     make_backend(broker.url).store_result("t2", 1, "SUCCESS")
     assert ids(broker) == {"t1", "t2"}
     warned = [record.getMessage() for record in caplog.records if "as it is" in record.message]
-    assert [line.split(" is there")[0] for line in warned] == [
+    assert [line.split(" exists")[0] for line in warned] == [
         f"the exchange `{EXCHANGE}`",
         f"the queue `{RESULTS}`",
     ]

@@ -257,7 +257,7 @@ def test_a_message_that_cannot_be_read_ends_a_capture_with_the_reason(
         channel.basic_publish(Message(b"[2]", dict(UNREADABLE)).to_amqp(), EXCHANGE, RESULTS)
     _, words = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "begin another capture" in words.decode()
+    assert "start another capture" in words.decode()
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])

@@ -12,7 +12,6 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from test_migrate import user_without_rights
 
 from harness import results
 from harness.broker import RESULTS
@@ -25,6 +24,7 @@ from harness.probe import Probe
 from harness.processes import Process, wait_until
 from harness.project import SITE, Project, clean_environment
 from harness.services import MariaDB, PostgreSQL
+from harness.users import user_without_rights
 
 GROUPS = "django_celery_results_groupresult"
 

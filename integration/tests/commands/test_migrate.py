@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -16,11 +15,12 @@ from harness import results
 from harness.broker import Broker
 from harness.catalogs import APP, RECORDS, TABLES, catalog, recorded
 from harness.command import celeriac, fail, succeed
-from harness.daemon import REPOSITORY, Daemon, binary
+from harness.daemon import Daemon, binary
 from harness.database import TABLE, Database, Databases
 from harness.pipeline import Pipeline
 from harness.project import Project, clean_environment
-from harness.services import MariaDB, PostgreSQL, RabbitMQ, unique_name
+from harness.services import MariaDB, PostgreSQL, RabbitMQ
+from harness.users import user_without_rights
 
 MADE = "The tables of django-celery-results 2.6 were made and their migrations recorded.\n"
 RECORDED = "The tables were there, and their migrations were recorded.\n"
@@ -352,37 +352,6 @@ def test_a_later_version_is_used_as_it_is(engine: str, djangos: Database) -> Non
     )
     if engine != "sqlite":
         assert "tenant" in refused(djangos)
-
-
-@contextmanager
-def user_without_rights(
-    database: Database, postgresql: PostgreSQL, mariadb: MariaDB
-) -> Iterator[str]:
-    """The URL for somebody who may read and write rows, and nothing else."""
-    user, name = unique_name(), urlsplit(database.url).path[1:]
-    parts = urlsplit(database.url)
-    host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
-    url = urlunsplit(parts._replace(netloc=f"{user}:secret@{host}"))
-    if database.engine == "postgresql":
-        postgresql.sql(f"create role {user} login password 'secret'")
-        for statement in (
-            "revoke create on schema public from public",
-            f"grant select, insert, update on all tables in schema public to {user}",
-            f"grant usage on all sequences in schema public to {user}",
-        ):
-            database.execute(statement)
-        try:
-            yield url
-        finally:
-            database.execute(f"drop owned by {user}")
-            postgresql.sql(f"drop role {user}")
-    else:
-        mariadb.sql(f"create user {user} identified by 'secret'")
-        mariadb.sql(f"grant select, insert, update on {name}.* to {user}")
-        try:
-            yield url
-        finally:
-            mariadb.sql(f"drop user {user}")
 
 
 @pytest.mark.parametrize("engine", ["postgresql", "mariadb"])

@@ -22,18 +22,9 @@ from harness.database import Database, Databases
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.services import MariaDB, PostgreSQL, RabbitMQ, unique_name
+from harness.users import ADVICE, with_login
 
 SECURITY = (REPOSITORY / "docs" / "security.md").read_text()
-
-ADVICE = "give the user the permissions that docs/security.md lists"
-
-
-def with_login(url: str, user: str, password: str = "") -> str:
-    parts = urlsplit(url)
-    address = parts.netloc.rpartition("@")[2]
-    login = f"{user}:{password}" if password else user
-    return parts._replace(netloc=f"{login}@{address}").geturl()
-
 
 # The broker ---------------------------------------------------------------------------------
 

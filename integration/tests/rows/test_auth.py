@@ -18,7 +18,7 @@ from celery.security.serialization import SecureSerializer
 
 from harness import events, results
 from harness.broker import DEAD, EVENTS, Broker, Message
-from harness.daemon import REPOSITORY, Daemon, binary
+from harness.daemon import CONSUMING, REPOSITORY, Daemon, binary
 from harness.database import Databases
 from harness.pipeline import Pipeline
 from harness.processes import wait_until

@@ -12,7 +12,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from test_rights import ADVICE, with_login
 
 from harness import results
 from harness.broker import RESULTS, Broker
@@ -21,6 +20,7 @@ from harness.daemon import Daemon
 from harness.database import TABLE, Database, Databases
 from harness.processes import wait_until
 from harness.services import HOST, MariaDB, PostgreSQL, RabbitMQ, unique_name
+from harness.users import ADVICE, with_login
 
 SECRET = "hunter2"
 
@@ -68,7 +68,7 @@ def test_the_broker(rabbitmq: RabbitMQ, good_database: str, says: Callable[..., 
             with_login(url, user, SECRET): ["Login was refused", "check the user and the password"],
             with_login(rabbitmq.url_of("celeriac_test_none"), user, "right"): [
                 "vhost celeriac_test_none not found",
-                "correct the virtual host in the broker URL, or make it",
+                "correct the virtual host in the broker URL, or create it",
             ],
             theirs: ["access to vhost", f"refused for user '{user}'", "docs/security.md"],
             f"amqp://u:{SECRET}@nowhere.invalid//": ["nowhere.invalid", "check the host in the URL"],
@@ -166,7 +166,7 @@ def test_sqlite(
     empty.touch()
     for path, words in {
         Path("/nowhere/at/all"): ["there is no file /nowhere/at/all", "check the path"],
-        tmp_path: [str(tmp_path), "let the user who runs Celeriac write the file and its folder"],
+        tmp_path: [str(tmp_path), "give the user who runs Celeriac write access to the file and to its folder"],
         no_database: [str(no_database), "write the path of Django's database"],
         empty: ["the table", "does not exist", "celeriac migrate"],
     }.items():

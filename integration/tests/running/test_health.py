@@ -113,12 +113,14 @@ def http(status: str, body: str) -> bytes:
     [
         (b"", "no answer from"),
         (b"SSH-2.0-OpenSSH\r\n", "does not answer as the daemon does"),
-        (http("200 OK", "hello"), "is not a daemon's: its /ready says 200 OK"),
+        (http("200 OK", "hello"), "is not a daemon's: its /ready answers 200 OK"),
         (http("200 OK", '{"ready": false}'), "is not a daemon's"),
-        (http("404 Not Found", ""), "is not a daemon's: its /ready says 404"),
+        (http("404 Not Found", ""), "is not a daemon's: its /ready answers 404"),
         (http("503 Service Unavailable", '{"ready": false, "reason": "\\u001b[2J"}'), "\ufffd[2J"),
         (http("200 OK", " " * (2 << 20)), "does not answer as the daemon does: length limit"),
     ],
+    # An id is in the environment of the daemon, which has a limit.
+    ids=["nothing", "ssh", "a text", "an object", "404", "control characters", "2 MiB"],
 )
 def test_others_who_listen_are_told_apart(answer: bytes, expected: str) -> None:
     with answering(answer) as address:

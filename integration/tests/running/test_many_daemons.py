@@ -131,7 +131,7 @@ def test_killed_daemons_write_the_rows_of_one(
             return False
 
         worker.wait_while_alive(lambda: calm.database.count() > 50, "first rows", 60)
-        wait_until(kill_one, "all tasks to end", 120, 0.4)
+        wait_until(kill_one, "all tasks to end", 300, 0.4)
         worker.stop()
     assert kills >= 5
     events.wait_until_handled(

@@ -8,6 +8,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from .cases import NO_ROW, SEEN, called, echo, simple
 
+#: Seconds. A task has to be at its `sleep` before, also on a busy machine.
+SOFT_LIMIT, HARD_LIMIT = 2, 3
+
 
 @shared_task(bind=True)
 def sleep_until_terminated(self, signal_name):
@@ -16,7 +19,7 @@ def sleep_until_terminated(self, signal_name):
     time.sleep(60)
 
 
-@shared_task(soft_time_limit=0.5)
+@shared_task(soft_time_limit=SOFT_LIMIT)
 def sleep_softly(caught):
     try:
         time.sleep(30)
@@ -26,7 +29,7 @@ def sleep_softly(caught):
         return "cleaned up"
 
 
-@shared_task(time_limit=1)
+@shared_task(time_limit=HARD_LIMIT)
 def sleep_too_long():
     time.sleep(30)
 
@@ -36,18 +39,18 @@ def sleep(seconds):
     time.sleep(seconds)
 
 
-@shared_task(bind=True, time_limit=1)
+@shared_task(bind=True, time_limit=HARD_LIMIT)
 def tell_and_sleep_too_long(self):
     self.update_state(state="PROGRESS", meta={"soon": "out of time"})
     time.sleep(30)
 
 
-@shared_task(ignore_result=True, time_limit=1)
+@shared_task(ignore_result=True, time_limit=HARD_LIMIT)
 def sleep_unwanted():
     time.sleep(30)
 
 
-@shared_task(acks_late=True, time_limit=1)
+@shared_task(acks_late=True, time_limit=HARD_LIMIT)
 def sleep_late():
     time.sleep(30)
 
@@ -120,8 +123,8 @@ CASES = {
     "time_limit.hard_told": simple(tell_and_sleep_too_long, "FAILURE"),
     "time_limit.hard_late": simple(sleep_late, "FAILURE"),
     "time_limit.hard_unwanted": simple(sleep_unwanted, NO_ROW),
-    "time_limit.by_call": called(sleep, "FAILURE", (30,), time_limit=1),
-    "time_limit.soft_by_call": called(sleep, "FAILURE", (30,), soft_time_limit=0.5),
+    "time_limit.by_call": called(sleep, "FAILURE", (30,), time_limit=HARD_LIMIT),
+    "time_limit.soft_by_call": called(sleep, "FAILURE", (30,), soft_time_limit=SOFT_LIMIT),
     "revoked.waiting": publish_revoked_waiting,
     "revoked.running": simple(revoke_running, SEEN),
     "revoked.unwanted": publish_revoked_unwanted,
