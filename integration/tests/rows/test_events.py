@@ -392,7 +392,7 @@ def test_results_stand_above_events(watched: Watched) -> None:
     assert by_events == {"success.unwanted", "failure.unwanted"}
     assert result_of(watched.row("success")) == [[1, "two", None], {"three": [3.5]}]
     assert result_of(watched.row("failure"))["exc_message"] == ["bad value"]
-    assert result_of(watched.row("time_limit"))["exc_message"] == [1]
+    assert result_of(watched.row("time_limit"))["exc_message"] == [3]
     assert len(result_of(watched.row("success.long"))[0][0]) == 5000
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness import events
 from harness.broker import DEAD, EVENT_EXCHANGE, EVENTS, EXCHANGE, QUEUES, RESULTS, Broker
 from harness.daemon import Daemon
@@ -71,6 +73,7 @@ class Side:
         return rows
 
 
+@pytest.mark.full
 def test_killed_daemons_write_the_rows_of_one(
     python: dict[str, Path],
     rabbitmq: RabbitMQ,

@@ -2,7 +2,7 @@
 
 import random
 
-from celery import shared_task
+from celery import current_app, shared_task
 from celery.utils import uuid
 
 SEED = 20240610
@@ -33,6 +33,8 @@ def work_unwanted(self, number):
 
 def publish(tasks):
     """Every tenth result is wanted by nobody. The ids are those whose states are final one day."""
+    # RabbitMQ can drop what a process sent in the moment before it ended, unless it is confirmed.
+    current_app.conf.broker_transport_options = {"confirm_publish": True}
     ids = []
     for number in range(tasks):
         task = work_unwanted if number % 10 == 9 else work
