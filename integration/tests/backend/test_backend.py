@@ -398,7 +398,7 @@ def test_a_user_who_may_not_write(rabbitmq: RabbitMQ, broker: Broker) -> None:
         started = time.monotonic()
         with pytest.raises(RefusedError, match="ACCESS_REFUSED.*permission to write"):
             make_backend(url).store_result("t1", 1, "SUCCESS")
-    assert time.monotonic() - started < 5, "it was tried again in vain"
+    assert time.monotonic() - started < 20, "it was tried again in vain"
 
 
 def test_a_wrong_password_is_told_and_not_shown(broker: Broker) -> None:
