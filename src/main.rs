@@ -183,12 +183,18 @@ fn main() -> ExitCode {
         let _ =
             restarted.args(std::env::args_os().skip(1)).env("RUST_MIN_STACK", STACK_BYTES).exec();
     }
-    let matches = command_line().get_matches();
-    let command_line_with_file = match SettingsArgs::with_defaults(command_line(), &matches) {
-        Ok(command_line) => command_line,
+    // Parsed twice: first to find the settings file, then with its settings as defaults.
+    let line = command_line();
+    let matches = line.clone().get_matches();
+    let line = match SettingsArgs::with_defaults(line, &matches) {
+        Ok(line) => line,
+        // Docker reserves 2 in health checks.
+        Err(error) if matches.subcommand_name() == Some("health") => {
+            return fail(&error, Exit::Failed);
+        }
         Err(error) => return fail(&error, Exit::Usage),
     };
-    let cli = Cli::from_arg_matches(&command_line_with_file.get_matches());
+    let cli = Cli::from_arg_matches(&line.get_matches());
     let Cli { command } = cli.unwrap_or_else(|error| error.exit());
     let done = match command {
         Command::Run { settings } => settings.check().map(run::run),

@@ -249,11 +249,11 @@ async fn list(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let total = queue.remaining();
-    let mut letters_ahead = Letters::begin(queue, shutdown);
+    let mut queue_letters = Letters::begin(queue, shutdown);
     let mut letters = Vec::new();
     let mut failure = None;
     while limit == 0 || letters.len() < limit {
-        let letter = match letters_ahead.next().await {
+        let letter = match queue_letters.next().await {
             Ok(Some((letter, _))) => letter,
             Ok(None) => break,
             Err(error) => {
@@ -261,7 +261,7 @@ async fn list(
                 break;
             }
         };
-        if !selection.matches(&letter, letters_ahead.now) {
+        if !selection.matches(&letter, queue_letters.now) {
             continue;
         }
         if json {
@@ -269,11 +269,11 @@ async fn list(
         }
         letters.push(letter);
     }
-    let unseen = letters_ahead.queue.remaining();
+    let unseen = queue_letters.queue.remaining();
     // A connection that has failed cannot be closed cleanly.
     match failure {
-        Some(_) => letters_ahead.progress.end(),
-        None => letters_ahead.end().await?,
+        Some(_) => queue_letters.progress.end(),
+        None => queue_letters.end().await?,
     }
     if !json {
         letters.sort_by_key(|letter| letter.time);
@@ -329,15 +329,15 @@ async fn show(
     json: bool,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let mut letters_ahead = Letters::begin(queue, shutdown);
+    let mut queue_letters = Letters::begin(queue, shutdown);
     let found = loop {
-        match letters_ahead.next().await? {
+        match queue_letters.next().await? {
             Some((letter, message)) if letter.id == id => break Some((letter, message)),
             Some(_) => {}
             None => break None,
         }
     };
-    letters_ahead.end().await?;
+    queue_letters.end().await?;
     let Some((letter, message)) = found else {
         bail!("no dead letter has the id {id:?}: `celeriac dead list` shows the ids");
     };
@@ -379,7 +379,7 @@ async fn replay(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let mut replayer = Replayer::open(config).await?;
-    let mut letters_ahead = Letters::begin(queue, shutdown);
+    let mut queue_letters = Letters::begin(queue, shutdown);
     let mut chosen = 0;
     let mut replayed = 0;
     let mut without_queue = 0;
@@ -387,10 +387,10 @@ async fn replay(
     let mut waiting = BTreeMap::<String, Vec<Message>>::new();
     let mut waiting_bytes = 0;
     loop {
-        let next = letters_ahead.next().await?;
+        let next = queue_letters.next().await?;
         let is_over = next.is_none();
         if let Some((letter, message)) = next
-            && selection.matches(&letter, letters_ahead.now)
+            && selection.matches(&letter, queue_letters.now)
         {
             chosen += 1;
             match letter.queue {
@@ -412,7 +412,7 @@ async fn replay(
                     Ok(()) => {
                         let tags: Vec<_> =
                             letters.iter().map(|letter| letter.delivery_id).collect();
-                        letters_ahead.queue.remove(&tags).await?;
+                        queue_letters.queue.remove(&tags).await?;
                         replayed += letters.len();
                     }
                     Err(error) if error.class == BrokerErrorClass::Refused => {
@@ -428,7 +428,7 @@ async fn replay(
             break;
         }
     }
-    let ended = letters_ahead.end().await;
+    let ended = queue_letters.end().await;
     say(&format!("{replayed} dead letters were sent back to their queues"));
     for (queue, letters) in &refused {
         say(&format!("{letters} were left: the broker did not take them for the queue {queue}"));
@@ -458,22 +458,22 @@ async fn purge(
         say(&format!("{purged} dead letters were deleted"));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut letters_ahead = Letters::begin(queue, shutdown);
+    let mut queue_letters = Letters::begin(queue, shutdown);
     let mut chosen = Vec::new();
-    while let Some((letter, message)) = letters_ahead.next().await? {
-        if selection.matches(&letter, letters_ahead.now) {
+    while let Some((letter, message)) = queue_letters.next().await? {
+        if selection.matches(&letter, queue_letters.now) {
             chosen.push(message.delivery_id);
         }
     }
     if shutdown.is_cancelled() {
-        return letters_ahead.end().await.map(|()| ExitCode::FAILURE);
+        return queue_letters.end().await.map(|()| ExitCode::FAILURE);
     }
-    letters_ahead.progress.end();
+    queue_letters.progress.end();
     selection.require_found(chosen.len())?;
     let question = format!("Delete {} of the {total} dead letters?", chosen.len());
     confirm(yes, &question, shutdown).await?;
-    letters_ahead.queue.remove(&chosen).await?;
-    letters_ahead.end().await?;
+    queue_letters.queue.remove(&chosen).await?;
+    queue_letters.end().await?;
     say(&format!("{} dead letters were deleted", chosen.len()));
     Ok(ExitCode::SUCCESS)
 }

@@ -182,8 +182,8 @@ fn rank(source: Option<ValueSource>) -> u8 {
 #[cfg(test)]
 pub(super) fn settings_of(toml: &str, variable: impl Fn(&str) -> Option<String>) -> Settings {
     let file = FileSettings::parse(toml).unwrap_or_else(|problem| panic!("{toml}: {problem}"));
-    let command = Command::new("celeriac").mut_args(|argument| argument);
-    let command = with_defaults(LayeredSettings::augment_args(command), &file, variable);
+    let command = LayeredSettings::augment_args(Command::new("celeriac"));
+    let command = with_defaults(command, &file, variable);
     // Ignores the environment of the tests.
     let command = command.mut_args(|argument| argument.env(clap::builder::Resettable::Reset));
     let matches = command.get_matches_from(["celeriac"]);

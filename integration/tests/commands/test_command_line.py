@@ -154,6 +154,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         (["walk"], 2),
         (["run", "--lanes", "0"], 2),
         (["run", "--config", "/nowhere/celeriac.toml"], 2),
+        # Docker reserves 2 in health checks.
+        (["health", "--config", "/nowhere/celeriac.toml"], 1),
         (["dead", "replay"], 2),
         (["dead", "purge", "--all", "--reason", "undecodable"], 2),
         (["capture", "/nowhere/a.jsonl", "--binding", "celeriac"], 2),
