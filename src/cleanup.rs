@@ -17,11 +17,10 @@ use crate::diagnosis::Causes;
 use crate::retry::Backoff;
 use crate::row::expiry::{Expiry, RuleSubject};
 use crate::row::state::State;
-use crate::store::{Cleaner, CleanupStep, Database, ErrorClass, Found, Job, NextStep, StoreError};
+use crate::store::{
+    Action, Cleaner, CleanupStep, Database, Found, Job, MAX_HOLD, NextStep, StoreError,
+};
 use crate::telemetry::{CleanupMetrics, CleanupOutcome, Telemetry};
-
-/// How long a cleanup that has begun retries before it gives up.
-const RETRY_LIMIT: Duration = Duration::from_mins(10);
 
 /// A fraction of the interval between two cleanups. The first cleanup begins within this fraction,
 /// and later ones are early or late by up to this fraction, so that many daemons do not clean up at
@@ -57,7 +56,7 @@ pub fn job(settings: &CleanupConfig) -> Job {
 /// # Errors
 ///
 /// When an error cannot be fixed by retrying, when the database is not available at the beginning,
-/// or when an outage lasts longer than 10 minutes.
+/// or when an outage lasts longer than [`MAX_HOLD`].
 pub async fn run(
     cleaner: &mut dyn Cleaner,
     pause: Duration,
@@ -70,12 +69,12 @@ pub async fn run(
         let step = match cleaner.step().await {
             Ok(step) => step,
             Err(error) => {
-                let can_retry = match error.class {
-                    ErrorClass::Conflict => true,
-                    ErrorClass::Outage => has_begun,
-                    ErrorClass::Poison | ErrorClass::Setup => false,
+                let can_retry = match error.class.action(0) {
+                    Action::RetryAtOnce => true,
+                    Action::RetryLater => has_begun,
+                    Action::Refuse | Action::GiveUp => false,
                 };
-                if !can_retry || backoff.elapsed() > RETRY_LIMIT {
+                if !can_retry || backoff.elapsed() > MAX_HOLD {
                     return Err(error);
                 }
                 if backoff
@@ -183,7 +182,7 @@ async fn clean_up(config: &Config, metrics: &CleanupMetrics, shutdown: &Cancella
         Err(error) => {
             let error_text = Causes(&error).to_string();
             let problem = "expired rows are left for the next time";
-            if error.class == ErrorClass::Setup {
+            if error.class.log_level() == Level::ERROR {
                 tracing::error!(error = error_text, tasks, groups, seconds, "{problem}");
             } else {
                 tracing::warn!(error = error_text, tasks, groups, seconds, "{problem}");

@@ -14,7 +14,7 @@ use celeriac::config::Config;
 use celeriac::message::Message;
 use celeriac::message::capture;
 use celeriac::message::dead_letter;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -119,25 +119,9 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
             () = sleep_until(deadline.into_iter().chain(idle_at).min()) => break None,
             () = shutdown.cancelled() => break None,
         };
-        // Messages that have already arrived are written together.
-        let mut taken = Vec::new();
-        let mut taken_bytes = 0;
-        let mut next = Some(first);
-        let mut failure = None;
-        while let Some(message) = next.take() {
-            match message {
-                Some(Ok(message)) => {
-                    taken_bytes += message.body.len();
-                    taken.push(dead_letter::as_published(message));
-                }
-                Some(Err(error)) => failure = Some(with_advice(error, is_drain)),
-                None => failure = Some(anyhow::anyhow!("the broker cancelled the consumer")),
-            }
-            if failure.is_none() && taken.len() < room && taken_bytes < MAX_UNWRITTEN_BYTES {
-                next = messages.next().now_or_never();
-            }
-        }
+        let (taken, failure) = take_arrived(first, &mut messages, room);
         drop(messages);
+        let mut failure = failure.map(|error| with_advice(error, is_drain));
         if let Some(last) = taken.last() {
             recording.write(&taken)?;
             recorded += taken.len() as u64;
@@ -159,6 +143,35 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         Some(failure) => Err(failure),
         None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Takes messages that have already arrived, so that they are written together: at most `room` of
+/// them. Also returns the error with which the stream ended, if it did.
+fn take_arrived(
+    first: Option<Result<Message, BrokerError>>,
+    messages: &mut (impl Stream<Item = Result<Message, BrokerError>> + Unpin),
+    room: usize,
+) -> (Vec<Message>, Option<BrokerError>) {
+    let mut taken = Vec::new();
+    let mut taken_bytes = 0;
+    let mut next = Some(first);
+    while let Some(message) = next {
+        match message {
+            Some(Ok(message)) => {
+                taken_bytes += message.body.len();
+                taken.push(dead_letter::as_published(message));
+            }
+            Some(Err(error)) => return (taken, Some(error)),
+            None => {
+                let message = "the broker cancelled the consumer";
+                let error = BrokerError::new(BrokerErrorClass::Unavailable, message);
+                return (taken, Some(error));
+            }
+        }
+        let has_room = taken.len() < room && taken_bytes < MAX_UNWRITTEN_BYTES;
+        next = has_room.then(|| messages.next().now_or_never()).flatten();
+    }
+    (taken, None)
 }
 
 /// Adds what to do, if a message that cannot be read has closed the connection.

@@ -378,14 +378,9 @@ async fn replay(
     selection: &Selection,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let mut replayer = Replayer::open(config).await?;
     let mut queue_letters = Letters::begin(queue, shutdown);
+    let mut replay = Replay::begin(config).await?;
     let mut chosen = 0;
-    let mut replayed = 0;
-    let mut without_queue = 0;
-    let mut refused = BTreeMap::<String, usize>::new();
-    let mut waiting = BTreeMap::<String, Vec<Message>>::new();
-    let mut waiting_bytes = 0;
     loop {
         let next = queue_letters.next().await?;
         let is_over = next.is_none();
@@ -393,53 +388,101 @@ async fn replay(
             && selection.matches(&letter, queue_letters.now)
         {
             chosen += 1;
-            match letter.queue {
-                Some(queue) if refused.contains_key(&queue) => {
-                    *refused.entry(queue).or_default() += 1;
-                }
-                Some(queue) => {
-                    waiting_bytes += message.body.len();
-                    waiting.entry(queue).or_default().push(message);
-                }
-                None => without_queue += 1,
-            }
+            replay.add(letter.queue, message);
         }
-        let together = waiting.values().map(Vec::len).sum::<usize>();
-        if is_over || together >= MAX_TOGETHER || waiting_bytes >= MAX_TOGETHER_BYTES {
-            waiting_bytes = 0;
-            for (queue, letters) in std::mem::take(&mut waiting) {
-                match replayer.publish(&queue, &letters).await {
-                    Ok(()) => {
-                        let tags: Vec<_> =
-                            letters.iter().map(|letter| letter.delivery_id).collect();
-                        queue_letters.queue.remove(&tags).await?;
-                        replayed += letters.len();
-                    }
-                    Err(error) if error.class == BrokerErrorClass::Refused => {
-                        // A publisher is not used again after an error.
-                        replayer = Replayer::open(config).await?;
-                        refused.insert(queue, letters.len());
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
+        if is_over || replay.is_full() {
+            replay.send(&mut queue_letters.queue, config).await?;
         }
         if is_over {
             break;
         }
     }
     let ended = queue_letters.end().await;
-    say(&format!("{replayed} dead letters were sent back to their queues"));
-    for (queue, letters) in &refused {
-        say(&format!("{letters} were left: the broker did not take them for the queue {queue}"));
-    }
-    if without_queue > 0 {
-        say(&format!("{without_queue} were left: they do not say which queue they came from"));
-    }
+    replay.report();
     ended?;
     selection.require_found(chosen)?;
-    let is_good = without_queue == 0 && refused.is_empty();
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if replay.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Dead letters on their way back to their queues, and how many could not be sent back.
+struct Replay {
+    replayer: Replayer,
+    waiting: BTreeMap<String, Vec<Message>>,
+    waiting_bytes: usize,
+    replayed: usize,
+    /// The letters that the broker did not take, by queue.
+    refused: BTreeMap<String, usize>,
+    without_queue: usize,
+}
+
+impl Replay {
+    async fn begin(config: &Config) -> Result<Self, BrokerError> {
+        Ok(Self {
+            replayer: Replayer::open(config).await?,
+            waiting: BTreeMap::new(),
+            waiting_bytes: 0,
+            replayed: 0,
+            refused: BTreeMap::new(),
+            without_queue: 0,
+        })
+    }
+
+    fn add(&mut self, queue: Option<String>, message: Message) {
+        let Some(queue) = queue else {
+            self.without_queue += 1;
+            return;
+        };
+        if let Some(refused) = self.refused.get_mut(&queue) {
+            *refused += 1;
+            return;
+        }
+        self.waiting_bytes += message.body.len();
+        self.waiting.entry(queue).or_default().push(message);
+    }
+
+    fn is_full(&self) -> bool {
+        let together = self.waiting.values().map(Vec::len).sum::<usize>();
+        together >= MAX_TOGETHER || self.waiting_bytes >= MAX_TOGETHER_BYTES
+    }
+
+    /// Publishes the waiting letters, and removes from the dead-letter queue those that the broker
+    /// has confirmed.
+    async fn send(&mut self, queue: &mut DeadQueue, config: &Config) -> Result<(), BrokerError> {
+        self.waiting_bytes = 0;
+        for (name, letters) in std::mem::take(&mut self.waiting) {
+            match self.replayer.publish(&name, &letters).await {
+                Ok(()) => {
+                    let ids: Vec<_> = letters.iter().map(|letter| letter.delivery_id).collect();
+                    queue.remove(&ids).await?;
+                    self.replayed += letters.len();
+                }
+                Err(error) if error.class == BrokerErrorClass::Refused => {
+                    // A publisher is not used again after an error.
+                    self.replayer = Replayer::open(config).await?;
+                    self.refused.insert(name, letters.len());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self) {
+        say(&format!("{} dead letters were sent back to their queues", self.replayed));
+        for (queue, letters) in &self.refused {
+            say(&format!(
+                "{letters} were left: the broker did not take them for the queue {queue}"
+            ));
+        }
+        if self.without_queue > 0 {
+            let letters = self.without_queue;
+            say(&format!("{letters} were left: they do not say which queue they came from"));
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.without_queue == 0 && self.refused.is_empty()
+    }
 }
 
 async fn purge(

@@ -111,10 +111,9 @@ impl Settings {
         let prefetch = whole("prefetch", self.prefetch.as_deref(), 1..=u16::MAX)?;
         let prefetch = prefetch.unwrap_or_else(|| max_rows.saturating_mul(2));
 
-        let limits = self.wire_limits()?;
-        let results_queue = name("results-queue", self.results_queue, "celeriac.results")?;
-        let exchange = name("exchange", self.exchange, "celeriac")?;
-        let dead_queue = name("dead-queue", self.dead_queue, "celeriac.dead")?;
+        let results_queue = name("results-queue", self.results_queue.take(), "celeriac.results")?;
+        let exchange = name("exchange", self.exchange.take(), "celeriac")?;
+        let dead_queue = name("dead-queue", self.dead_queue.take(), "celeriac.dead")?;
         if results_queue == dead_queue {
             return Err(ConfigError::new(
                 "dead-queue",
@@ -122,37 +121,16 @@ impl Settings {
                  another name",
             ));
         }
-        let event_exchange = name("event-exchange", self.event_exchange, "celeryev")?;
-        let events = Events {
-            queue: name("events-queue", self.events_queue, "celeriac.events")?,
-            max_length: whole(
-                "events-max-length",
-                self.events_max_length.as_deref(),
-                1..=i32::MAX.unsigned_abs(),
-            )?
-            .unwrap_or(100_000),
-            ttl: events_ttl(self.events_ttl.as_deref())?,
-        };
+        let event_exchange = name("event-exchange", self.event_exchange.take(), "celeryev")?;
+        let decoder = self.decoder()?;
+        let has_events = flag("events", self.events.as_deref(), false)?;
+        let events = self.events_queue()?;
         if events.queue == results_queue || events.queue == dead_queue {
             return Err(ConfigError::new(
                 "events-queue",
                 "is the queue of results or of dead letters: write another name",
             ));
         }
-        let decoder = Decoder {
-            accept: accept_content(self.accept_content.as_deref())?,
-            limits,
-            security: security::read(
-                self.security_cert_store.as_deref(),
-                self.security_digest.as_deref(),
-            )?,
-            events: EventPolicy {
-                pending: flag("events-pending", self.events_pending.as_deref(), false)?,
-                arguments: flag("events-arguments", self.events_arguments.as_deref(), false)?,
-                unfinished_only: !flag("events-outcomes", self.events_outcomes.as_deref(), true)?,
-            },
-        };
-        let has_events = flag("events", self.events.as_deref(), false)?;
         Ok(Config {
             brokers,
             database,
@@ -180,6 +158,32 @@ impl Settings {
             log_format: log_format(self.log_format.as_deref())?,
             log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),
             warnings,
+        })
+    }
+
+    fn events_queue(&mut self) -> Result<Events, ConfigError> {
+        let length = self.events_max_length.as_deref();
+        let max_length = whole("events-max-length", length, 1..=i32::MAX.unsigned_abs())?;
+        Ok(Events {
+            queue: name("events-queue", self.events_queue.take(), "celeriac.events")?,
+            max_length: max_length.unwrap_or(100_000),
+            ttl: events_ttl(self.events_ttl.as_deref())?,
+        })
+    }
+
+    fn decoder(&self) -> Result<Decoder, ConfigError> {
+        Ok(Decoder {
+            accept: accept_content(self.accept_content.as_deref())?,
+            limits: self.wire_limits()?,
+            security: security::read(
+                self.security_cert_store.as_deref(),
+                self.security_digest.as_deref(),
+            )?,
+            events: EventPolicy {
+                pending: flag("events-pending", self.events_pending.as_deref(), false)?,
+                arguments: flag("events-arguments", self.events_arguments.as_deref(), false)?,
+                unfinished_only: !flag("events-outcomes", self.events_outcomes.as_deref(), true)?,
+            },
         })
     }
 

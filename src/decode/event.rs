@@ -14,7 +14,7 @@ use std::fmt::Write;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::decode::result_meta::{Text, Value, to_microseconds};
+use crate::decode::result_meta::{Text, WireValue, to_microseconds};
 use crate::decode::{DecodeError, Decoded};
 use crate::message::Message;
 use crate::row::Row;
@@ -66,7 +66,7 @@ pub(super) struct Event<V> {
     expired: Option<V>,
 }
 
-impl<'body, V: Value<'body>> Event<V> {
+impl<'body, V: WireValue<'body>> Event<V> {
     /// Collects the members that are used.
     pub(super) fn collect<'key>(
         members: impl Iterator<Item = Result<(Cow<'key, str>, V), DecodeError>>,
@@ -138,26 +138,7 @@ impl<'body, V: Value<'body>> Event<V> {
         if policy.unfinished_only && status.is_ready() {
             return Ok(None);
         }
-        let text = |value: Option<V>| {
-            let text = value.and_then(V::text)?.text.into_owned();
-            Some(text).filter(|text| !text.is_empty())
-        };
-        let (result, traceback) = match status {
-            State::Success => {
-                (Some(self.result.and_then(V::json).unwrap_or_else(|| "null".to_owned())), None)
-            }
-            State::Failure | State::Retry => {
-                let traceback = text(self.traceback);
-                let exception = text(self.exception).filter(|repr| repr != "None");
-                let result = match exception {
-                    None if status == State::Retry => None,
-                    repr => Some(exception_json(&repr.unwrap_or_default(), traceback.as_deref())),
-                };
-                (result, traceback)
-            }
-            State::Revoked => (Some(self.revocation()), None),
-            _ => (None, None),
-        };
+        let (result, traceback) = self.result_and_traceback(&status);
         // Only these two events contain the name of the task; in an application's own event `name`
         // may be anything.
         let names_the_task = matches!(kind, "sent" | "received");
@@ -189,6 +170,26 @@ impl<'body, V: Value<'body>> Event<V> {
                 by_arrival: false,
             },
         }))
+    }
+
+    /// The columns `result` and `traceback` of an event that reports this state.
+    fn result_and_traceback(&self, status: &State) -> (Option<String>, Option<String>) {
+        match status {
+            State::Success => {
+                (Some(self.result.and_then(V::json).unwrap_or_else(|| "null".to_owned())), None)
+            }
+            State::Failure | State::Retry => {
+                let traceback = text(self.traceback);
+                let exception = text(self.exception).filter(|repr| repr != "None");
+                let result = match exception {
+                    None if *status == State::Retry => None,
+                    repr => Some(exception_json(&repr.unwrap_or_default(), traceback.as_deref())),
+                };
+                (result, traceback)
+            }
+            State::Revoked => (Some(self.revocation()), None),
+            _ => (None, None),
+        }
     }
 
     /// The result of a revoked task (`celery/worker/request.py`, 5.7.0).
@@ -223,8 +224,14 @@ fn state(kind: &str) -> Option<State> {
     })
 }
 
+/// The text of a member, if it is not empty.
+fn text<'body, V: WireValue<'body>>(value: Option<V>) -> Option<String> {
+    let text = value.and_then(V::text)?.text.into_owned();
+    Some(text).filter(|text| !text.is_empty())
+}
+
 /// The text of an identifier: not empty, and without lone surrogates.
-fn key<'body, V: Value<'body>>(value: Option<V>) -> Option<Cow<'body, str>> {
+fn key<'body, V: WireValue<'body>>(value: Option<V>) -> Option<Cow<'body, str>> {
     match value?.text()? {
         Text { is_lossy: true, .. } => None,
         Text { text, .. } => Some(text).filter(|text| !text.is_empty()),

@@ -15,7 +15,7 @@ use crate::row::state::State;
 use crate::row::task_result::{Description, Outcome, TaskResult};
 
 /// The value of a member, still in its serialized form.
-pub(super) trait Value<'body>: Copy {
+pub(super) trait WireValue<'body>: Copy {
     /// The content type of the serializer, for the column `content_type`.
     const CONTENT_TYPE: &'static str;
     /// The content encoding of the serializer, for the column `content_encoding`.
@@ -73,7 +73,7 @@ pub(super) struct ResultMeta<V> {
     worker: Option<V>,
 }
 
-impl<'body, V: Value<'body>> ResultMeta<V> {
+impl<'body, V: WireValue<'body>> ResultMeta<V> {
     /// Collects the members that the row is made from.
     pub(super) fn collect<'key>(
         members: impl Iterator<Item = Result<(Cow<'key, str>, V), DecodeError>>,
@@ -179,7 +179,7 @@ impl<'body, V: Value<'body>> ResultMeta<V> {
 
 /// The text of a required member. Lone surrogates are refused and not replaced, because an id or a
 /// state with a replaced character would be a different one.
-fn key<'body, V: Value<'body>>(
+fn key<'body, V: WireValue<'body>>(
     value: Option<V>,
     problem: &'static str,
 ) -> Result<Cow<'body, str>, DecodeError> {
@@ -194,7 +194,7 @@ fn key<'body, V: Value<'body>>(
 
 /// The traceback as text, with lone surrogates replaced by U+FFFD. A value that is not a string is
 /// stored in its serialized form.
-fn traceback<'body, V: Value<'body>>(value: V) -> Option<String> {
+fn traceback<'body, V: WireValue<'body>>(value: V) -> Option<String> {
     match value.text() {
         Some(Text { text, .. }) => Some(text.into_owned()).filter(|text| !text.is_empty()),
         None => Some(value.column()),
@@ -202,7 +202,7 @@ fn traceback<'body, V: Value<'body>>(value: V) -> Option<String> {
 }
 
 /// A name; `None` if the value is empty or not a string.
-fn name<'body, V: Value<'body>>(value: V) -> Option<String> {
+fn name<'body, V: WireValue<'body>>(value: V) -> Option<String> {
     value.text().map(|text| text.text.into_owned()).filter(|text| !text.is_empty())
 }
 
@@ -219,7 +219,7 @@ pub(super) fn is_storable(time: &DateTime<Utc>) -> bool {
 
 /// The time in a string in the format of Python's `datetime.isoformat()`. A time without an offset
 /// is in UTC.
-fn timestamp<'body, V: Value<'body>>(value: V) -> Option<DateTime<Utc>> {
+fn timestamp<'body, V: WireValue<'body>>(value: V) -> Option<DateTime<Utc>> {
     let text = value.text()?.text;
     DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc()).ok().or_else(|| {
         NaiveDateTime::parse_from_str(&text, "%Y-%m-%dT%H:%M:%S%.f").map(|time| time.and_utc()).ok()

@@ -114,25 +114,20 @@ pub async fn run<S: Store, A: Acknowledge>(
                 written_at = Some(Instant::now());
             }
             message = messages.next(), if !messages_ended && !batch.is_full(policy.limits) => {
-                // Messages that have already arrived are taken before a write begins.
+                begun_at.get_or_insert_with(Instant::now);
                 let mut next = Some(message);
+                // Messages that have already arrived are taken before a write begins.
                 while let Some(message) = next {
                     match message {
-                        Some(Ok(message)) => {
-                            begun_at.get_or_insert_with(Instant::now);
-                            take(&mut batch, message, reading, &catalog);
-                        }
+                        Some(Ok(message)) => take(&mut batch, message, reading, &catalog),
                         Some(Err(error)) => return End::BrokerLost(error),
                         None => {
                             messages_ended = true;
                             break;
                         }
                     }
-                    next = if batch.is_full(policy.limits) {
-                        None
-                    } else {
-                        messages.next().now_or_never()
-                    };
+                    let has_room = !batch.is_full(policy.limits);
+                    next = has_room.then(|| messages.next().now_or_never()).flatten();
                 }
             }
             () = sleep_until(due_at), if idle.is_some() && !batch.is_empty() => {}

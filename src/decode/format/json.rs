@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use crate::decode::event::{Event, EventPolicy};
 use crate::decode::format::json_text::{self, Elements, Members};
 use crate::decode::limits::Context;
-use crate::decode::result_meta::{ResultMeta, Text, Value};
+use crate::decode::result_meta::{ResultMeta, Text, WireValue};
 use crate::decode::{DecodeError, Decoded, WireLimits};
 use crate::row::task_result::TaskResult;
 
@@ -71,7 +71,7 @@ pub(in crate::decode) fn text(body: &[u8]) -> Result<&str, DecodeError> {
 #[derive(Clone, Copy)]
 struct Json<'body>(&'body str);
 
-impl<'body> Value<'body> for Json<'body> {
+impl<'body> WireValue<'body> for Json<'body> {
     const CONTENT_TYPE: &'static str = "application/json";
     const CONTENT_ENCODING: &'static str = "utf-8";
 

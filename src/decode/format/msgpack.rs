@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::decode::event::{Event, EventPolicy, python_json};
 use crate::decode::limits::Context;
-use crate::decode::result_meta::{ResultMeta, Text, Value};
+use crate::decode::result_meta::{ResultMeta, Text, WireValue};
 use crate::decode::{DecodeError, Decoded};
 use crate::row::task_result::TaskResult;
 
@@ -83,7 +83,7 @@ const EMPTY_ARRAY: [u8; 1] = [0x90];
 #[derive(Clone, Copy)]
 struct Packed<'body>(&'body [u8]);
 
-impl<'body> Value<'body> for Packed<'body> {
+impl<'body> WireValue<'body> for Packed<'body> {
     const CONTENT_TYPE: &'static str = "application/x-msgpack";
     const CONTENT_ENCODING: &'static str = "binary";
 

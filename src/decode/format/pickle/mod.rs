@@ -24,7 +24,7 @@ use self::walk::{Pair, Program, malformed};
 use crate::decode::envelope::accept::PICKLE;
 use crate::decode::event::{Event, EventPolicy, python_json};
 use crate::decode::limits::Context;
-use crate::decode::result_meta::{ResultMeta, Text, Value};
+use crate::decode::result_meta::{ResultMeta, Text, WireValue};
 use crate::decode::{DecodeError, Decoded};
 use crate::row::task_result::TaskResult;
 
@@ -118,7 +118,7 @@ impl<'body> Pickled<'_, 'body> {
     }
 }
 
-impl<'body> Value<'body> for Pickled<'_, 'body> {
+impl<'body> WireValue<'body> for Pickled<'_, 'body> {
     const CONTENT_TYPE: &'static str = PICKLE;
     const CONTENT_ENCODING: &'static str = "binary";
 

@@ -18,7 +18,7 @@ use self::compat::malformed;
 use self::document::{Document, Id, Kind, Node};
 use crate::decode::event::{Event, EventPolicy, python_json};
 use crate::decode::limits::Context;
-use crate::decode::result_meta::{ResultMeta, Text, Value};
+use crate::decode::result_meta::{ResultMeta, Text, WireValue};
 use crate::decode::{DecodeError, Decoded};
 use crate::row::task_result::TaskResult;
 
@@ -129,7 +129,7 @@ impl<'doc> Yaml<'doc> {
     }
 }
 
-impl<'doc> Value<'doc> for Yaml<'doc> {
+impl<'doc> WireValue<'doc> for Yaml<'doc> {
     const CONTENT_TYPE: &'static str = "application/x-yaml";
     const CONTENT_ENCODING: &'static str = "utf-8";
 
