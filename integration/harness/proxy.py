@@ -1,4 +1,4 @@
-"""A TCP proxy that can do to a connection what networks do: cut it, swallow it, refuse it."""
+"""A TCP proxy that simulates network faults: it closes, stalls, drops or refuses connections."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.services import HOST, free_port
 
 
 class Proxy:
-    """Stands between a client and the server of `url`; its acts take effect before they return.
+    """Forwards connections to the server of `url`. Its methods take effect immediately.
 
-    It runs an event loop in a thread of its own, so that tests can stay synchronous.
+    It runs an event loop in its own thread, so that tests can stay synchronous.
     """
 
     def __init__(self, url: str, standard_port: int) -> None:
@@ -22,7 +22,7 @@ class Proxy:
         self._target = (parts.hostname, parts.port or standard_port)
         self.port = free_port()
         credentials = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-        #: The same URL by way of the proxy.
+        #: The same URL, but through the proxy.
         self.url = parts._replace(netloc=f"{credentials}{HOST}:{self.port}").geturl()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -37,35 +37,37 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.refuse()
+        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def cut(self) -> None:
-        """Resets every connection; new ones are served."""
+        """Resets every connection, but accepts new ones."""
         self._call(self._reset())
 
     def refuse(self) -> None:
-        """Resets every connection and takes no new ones until `accept`."""
+        """Resets every connection and accepts no new ones until `accept` is called."""
         self._call(self._close())
 
     def accept(self) -> None:
+        """Accepts connections again."""
         self._call(self._listen())
 
     def stall(self) -> None:
-        """Holds back every byte, both ways, of old and new connections until `flow`."""
+        """Holds back the data of all connections, in both directions, until `flow` is called."""
         self._loop.call_soon_threadsafe(self._flow.clear)
 
     def flow(self) -> None:
+        """Ends `stall`."""
         self._loop.call_soon_threadsafe(self._flow.set)
 
     def swallow(self) -> None:
-        """Loses whatever the present connections still say, without a word; new ones are served."""
+        """Drops all further data of the present connections without closing them."""
         self._call(self._forget())
 
-    def _call(self, act: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(act, self._loop).result(10)
+    def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, HOST, self.port)
@@ -75,6 +77,14 @@ class Proxy:
             self._server.close()
             self._server = None
         await self._reset()
+
+    async def _end(self) -> None:
+        """Ends all tasks: asyncio warns about tasks that are pending when the loop is closed."""
+        await self._close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _reset(self) -> None:
         for writer in list(self._writers):
@@ -87,14 +97,19 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             other_reader, other_writer = await asyncio.open_connection(*self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         self._writers |= {writer, other_writer}
-        await asyncio.gather(self._pump(reader, other_writer), self._pump(other_reader, writer))
+        try:
+            await asyncio.gather(self._pump(reader, other_writer), self._pump(other_reader, writer))
+        except asyncio.CancelledError:
+            # Not raised again: Python 3.11 logs an error for each handler that was cancelled.
+            writer.transport.abort()
+            other_writer.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Copies one direction for as long as the connection counts as one of ours."""
+        """Copies data in one direction, and drops it if `swallow` has forgotten the connection."""
         try:
             while data := await reader.read(65536):
                 await self._flow.wait()
