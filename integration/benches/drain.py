@@ -1,12 +1,12 @@
-"""Drains a backlog of results into each database, beside django-celery-results on the same rows.
+"""Stores a backlog of results in each database, with Celeriac and with django-celery-results.
 
     python -m benches.drain [--rows N] [--peer-rows N] [--lanes N] [--seed N] [ENGINE…]
 
-A backlog of N results of one state each, the same for the same seed, lies in a durable quorum
-queue before `celeriac run` starts. The clock runs from its start to its last row. CPU and memory
-are the daemon's own, read from /proc; the database's and the broker's work is in the rows per
-second. The peer is one process that hands the first of the same results to the `DatabaseBackend`
-of django-celery-results, as a worker process does, against a table that is as empty.
+N results, one for each task, wait in a durable quorum queue before `celeriac run` starts; the same
+seed gives the same results. The time is measured from the start of the daemon to its last row. CPU
+time and memory are those of the daemon, read from /proc. The peer is one process that passes the
+first of the same results to the `DatabaseBackend` of django-celery-results, as a worker process
+does, with an equally empty table.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENGINES = ("postgresql", "mariadb", "sqlite")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
-#: Runs under `manage.py shell`: stores the results on standard input, and says how long it took.
+#: Runs in `manage.py shell`: stores the results of a file and prints how long it took.
 PEER = """
 import json, time
 from celery.app.task import Context
@@ -59,7 +59,8 @@ print(json.dumps({"seconds": time.perf_counter() - clock, "cpu": time.process_ti
 
 
 def bodies(count: int, seed: int) -> list[dict]:
-    """Results of a web shop's tasks: half a kilobyte each on average, no two alike."""
+    """Results of a web shop's tasks, each of about half a kilobyte and different from the others.
+    """
     chance = random.Random(seed)
     made = []
     for number in range(count):
@@ -75,7 +76,7 @@ def bodies(count: int, seed: int) -> list[dict]:
 
 
 def fill(broker: Broker, backlog: list[dict]) -> None:
-    """Publishes without confirms, and then waits until the queue has them all."""
+    """Publishes without confirms, and then waits until all messages are in the queue."""
     broker.declare(RESULTS)
     connection = connect(broker.url, confirm=False)
     channel = open_channel(connection)
@@ -88,7 +89,7 @@ def fill(broker: Broker, backlog: list[dict]) -> None:
 
 
 def drain(broker: Broker, database: Database, log: Path, rows: int, lanes: int) -> dict[str, float]:
-    """Runs the daemon until every row is there, and reads what it used."""
+    """Runs the daemon until all rows are stored, and returns what it used."""
     before = database.count()
     options = () if database.engine == "sqlite" else ("--lanes", str(lanes))
     daemon = Daemon(log, broker.url, database.url, *options)
@@ -140,7 +141,7 @@ def peer(project: Project, backlog: list[dict]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000, help="results in the backlog")
-    parser.add_argument("--peer-rows", type=int, default=5_000, help="of these, for the peer")
+    parser.add_argument("--peer-rows", type=int, default=5_000, help="of them for the peer")
     parser.add_argument("--lanes", type=int, default=1, help="lanes of the daemon")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))

@@ -1,4 +1,4 @@
-"""Draws what `plot_load.py` has read. Needs matplotlib and nothing else of this folder."""
+"""Draws the samples that `plot_load.py` has read. Needs only matplotlib."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 
 def quantile(rank: float, before: dict, after: dict) -> float:
-    """Prometheus' `histogram_quantile` over what came between two samples."""
+    """Prometheus' `histogram_quantile` over the observations between two samples."""
     bounds = sorted(after, key=float)
     counts = [after[bound] - before.get(bound, 0) for bound in bounds]
     if not counts or counts[-1] == 0:

@@ -1,12 +1,12 @@
-"""Drains the same backlog with more and more lanes, and with several daemons, in the same run.
+"""Drains the same backlog with different numbers of lanes and daemons.
 
     python -m benches.lanes [--rows N] [--rounds N] [--seed N] [ENGINE…]
 
-Each round drains a backlog of N results once with each arrangement, into an empty table; what is
-told is the median of the rounds, and the ratio to one lane in the same round. The clock runs from
-the first start to the last row. CPU time is read from /proc, per row: of the daemons, of the
-database server and of RabbitMQ, the latter two by the names of their processes, so nobody else
-should use them meanwhile; a server on another machine shows as 0.
+Each round drains a backlog of N results once with each arrangement, into an empty table. The
+figures are the medians of the rounds, and the ratios to one lane in the same round. The time is
+measured from the first start to the last row. CPU time is read from /proc: that of the daemons, of
+the database server and of RabbitMQ, per row. The servers are found by the names of their processes,
+so nothing else should use them meanwhile; a server on another machine shows as 0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from harness.services import service
 
 ENGINES = ("postgresql", "mariadb")
 
-#: How the processes of a server are called.
+#: The process names of each server.
 SERVERS = {"postgresql": {"postgres"}, "mariadb": {"mariadbd", "mysqld"}, "rabbitmq": {"beam.smp"}}
 
 
@@ -52,7 +52,7 @@ ARRANGEMENTS = (ONE, Arrangement(1, 2), Arrangement(1, 4), Arrangement(2, 1))
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows per second, CPU in µs per row, and the memory of all daemons at its peak, in MiB."""
+    """Rows per second, CPU time in µs per row, and the peak memory of all daemons in MiB."""
 
     rate: float
     daemon_cpu: float
@@ -62,7 +62,7 @@ class Measured:
 
 
 def cpu_seconds(fields: list[str]) -> float:
-    """The CPU time in a line of `/proc/PID/stat`, waited-for children included."""
+    """The CPU time in a line of `/proc/PID/stat`, including that of children that have ended."""
     return sum(map(int, fields[11:15])) / TICKS_PER_SECOND
 
 
@@ -83,7 +83,7 @@ def cpu_of(names: set[str]) -> float:
 def drain(
     broker: Broker, database: Database, folder: Path, rows: int, arrangement: Arrangement
 ) -> Measured:
-    """Runs the daemons until every row is there, and reads what they and the servers used."""
+    """Runs the daemons until all rows are stored, and returns what they and the servers used."""
     servers = (SERVERS[database.engine], SERVERS["rabbitmq"])
     with ExitStack() as stack:
         daemons = []

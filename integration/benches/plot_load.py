@@ -1,10 +1,10 @@
-"""Draws a load as `/metrics` tells it: results come evenly, and the database is gone for a while.
+"""Plots the metrics of a daemon under even load, during which the database is away for a while.
 
     python -m benches.plot_load [--results N] [--seconds S] [--outage S] [--output FILE.png]
 
-Two publishers send N results in S seconds through RabbitMQ; the daemon reaches PostgreSQL through
-a proxy that takes no connections from a third of that time on. Each second the metrics are read.
-matplotlib draws them, in a virtual environment of its own.
+Two publishers send N results in S seconds through RabbitMQ. The daemon connects to PostgreSQL
+through a proxy, which refuses connections for the time of the outage after a third of S. The
+metrics are read each second, and drawn by matplotlib in its own virtual environment.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PUBLISHERS = 2
 
 
 def publish(broker: Broker, count: int, seconds: float, began: float) -> None:
-    """Publishes results evenly, each as if its task had just ended."""
+    """Publishes results at an even rate, each as if its task had just ended."""
     connection = connect(broker.url, confirm=False)
     channel = open_channel(connection)
     for number in range(count):
@@ -49,7 +49,7 @@ def publish(broker: Broker, count: int, seconds: float, began: float) -> None:
 
 
 def read(probe: Probe) -> dict[str, object]:
-    """The samples that are drawn, those of lag by their bounds."""
+    """Returns the samples to draw; those of the lag by bucket."""
     lag = {}
     sample: dict[str, object] = {"lag": lag}
     for (name, pairs), value in probe.samples().items():
@@ -68,8 +68,8 @@ def read(probe: Probe) -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=int, default=50_000)
-    parser.add_argument("--seconds", type=float, default=75, help="how long they take to come")
-    parser.add_argument("--outage", type=float, default=20, help="how long the database is gone")
+    parser.add_argument("--seconds", type=float, default=75, help="how long publishing takes")
+    parser.add_argument("--outage", type=float, default=20, help="length of the outage")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs/images/load.png")
     options = parser.parse_args()
     end_on_terminate()

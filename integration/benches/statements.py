@@ -1,12 +1,11 @@
-"""Counts the statements and the row versions that each way of storing results costs per task.
+"""Counts the SQL statements and row versions per task, for each way of storing results.
 
     python -m benches.statements [--tasks N] [--concurrency N]
 
-A real worker runs tasks that start and succeed, with STARTED stored as well. A private PostgreSQL
-logs every statement by its database, and its statistics tell how many versions of rows were
-written. "live" is a daemon that stores while the worker works, "backlog" one that starts when the
-worker is done. Transactions that a client opens and ends by itself are statements too and are told
-apart.
+A worker runs tasks that start and succeed, and STARTED is stored too. A private PostgreSQL logs
+every statement with its database, and its statistics give the number of row versions written.
+"live" is a daemon that stores while the worker is working, "backlog" one that starts after the
+worker has finished. The statements that begin and end transactions are counted separately.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ TRANSACTION = {"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "START"}
 
 @dataclass(frozen=True)
 class Way:
-    """A result backend, and the daemon's options where it needs one."""
+    """A result backend, and the options of the daemon if it needs one."""
 
     name: str
     backend: str
@@ -64,7 +63,7 @@ class Cost:
 
 
 def cost(server: PrivatePostgreSQL, database: Database) -> Cost:
-    """What has been done in a database until now."""
+    """What has been done in a database so far."""
     name = urlsplit(database.url).path[1:]
     words = [
         word.upper()
@@ -76,7 +75,7 @@ def cost(server: PrivatePostgreSQL, database: Database) -> Cost:
 
 
 def written(database: Database) -> int:
-    """Row versions of the table of tasks."""
+    """The number of row versions that were written to the table of task results."""
     [(versions,)] = database.query(
         f"select n_tup_ins + n_tup_upd from pg_stat_user_tables where relname = '{TABLE}'"
     )
@@ -84,7 +83,7 @@ def written(database: Database) -> int:
 
 
 def wait_for_statistics(database: Database) -> None:
-    """Sessions tell their numbers when they end or rest."""
+    """Waits because sessions report their statistics only when they end or are idle."""
     last = -1
 
     def is_quiet() -> bool:
@@ -105,7 +104,7 @@ def measure(
     python: Path,
     folder: Path,
 ) -> Cost:
-    """Runs the tasks; the count begins when worker and daemon are ready."""
+    """Runs the tasks, counting from when the worker and the daemon are ready."""
     database = databases.migrated("postgresql")
     settings = {"RESULT_BACKEND": way.backend, "TASK_TRACK_STARTED": "on"}
     project = Project(python, database.url, broker.url, settings)
@@ -116,7 +115,7 @@ def measure(
         stack.callback(worker.kill)
         stack.callback(daemon.kill)
         if way.options is not None:
-            # The queues are there before the first message.
+            # The queues must exist before the first message.
             daemon.start()
             daemon.wait_for_consuming(len(queues))
             if way.backlog:
@@ -137,7 +136,7 @@ def measure(
             daemon.stop()
         wait_for_statistics(database)
         after = cost(server, database)
-    # Those of the waits above are ours, and are told apart by their words.
+    # The statements of the waits above are ours and are recognised by their text.
     return Cost(
         after.statements - before.statements - waits(server, database),
         after.transactions - before.transactions,
@@ -146,7 +145,7 @@ def measure(
 
 
 def waits(server: PrivatePostgreSQL, database: Database) -> int:
-    """The statements of this program in a database."""
+    """How many statements of this program were run in a database."""
     name = urlsplit(database.url).path[1:]
     log = server.process.log.read_text(errors="replace")
     return len(

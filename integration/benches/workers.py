@@ -1,12 +1,12 @@
-"""Measures one real worker with each way of storing results, on the same tasks in the same run.
+"""Measures one worker with each way of storing results, on the same tasks in the same run.
 
     python -m benches.workers [--tasks N] [--concurrency N] [--track-started] [BACKEND…]
 
-The tasks lie in a queue before the worker begins to consume it, and return at once: what is
-measured is what storing costs. The clock runs until the last task is over. CPU is that of the
-worker and its pool, read from /proc; PostgreSQL, RabbitMQ and the daemon share the machine, and
-their work is in the tasks per second. With `rpc://` and `celeriac://` a daemon stores the rows on
-PostgreSQL meanwhile; `disabled://` stores nothing and shows what the rest costs.
+The tasks are in a queue before the worker begins to consume it, and return at once, so that the
+cost of storing is measured. The time ends with the last task. CPU time is that of the worker and
+its pool, read from /proc; PostgreSQL, RabbitMQ and the daemon run on the same machine, so their
+work lowers the tasks per second. With `rpc://` and `celeriac://` a daemon stores the rows in
+PostgreSQL meanwhile; `disabled://` stores nothing and shows the cost of everything else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(process: Process) -> float:
-    """What a process and all below it have used, waited-for children included."""
+    """The CPU time of a process and its descendants, including children that have ended."""
     ticks = 0
     for pid in (process.pid, *descendants(process.pid)):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -61,7 +61,7 @@ def publish(app: Celery, queue: str, tasks: int) -> None:
 
 
 class Worker:
-    """One worker that is told when to begin with the tasks."""
+    """One worker, which begins with the tasks when it is told to."""
 
     def __init__(
         self, project: Project, app: Celery, backend: str, concurrency: int, log: Path
@@ -79,7 +79,7 @@ class Worker:
         )
 
     def _done(self) -> int:
-        """How many tasks are over."""
+        """How many tasks have ended."""
         stats = self._control.inspect([NODE], timeout=5).stats()
         active = self._control.inspect([NODE], timeout=5).active()
         if not stats or active is None:
@@ -87,7 +87,7 @@ class Worker:
         return stats[NODE]["total"].get(TASK, 0) - len(active[NODE])
 
     def run(self, tasks: int, warm_up: int) -> tuple[float, float]:
-        """The seconds and the CPU seconds that the tasks take."""
+        """Returns the seconds and the CPU seconds that the tasks take."""
         self.process.start()
         wait_until(lambda: self._control.ping([NODE], timeout=1), "the worker", 60)
         publish(self._app, "warm-up", warm_up)

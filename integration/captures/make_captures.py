@@ -1,24 +1,24 @@
-"""Makes the captures of `tests/data/golden/` anew: what real workers publish, and what
-django-celery-results writes of the same tasks, for each version of Celery and each serializer.
+"""Records the captures in `tests/data/golden/`: what workers publish, and what
+django-celery-results stores for the same tasks, for each version of Celery and each serializer.
 
-    make captures [CAPTURES=NAME…]                      (all of them without a name)
+    make captures [CAPTURES=NAME…]                      (without a name: all of them)
     python -m captures.make_captures [--list] [NAME…]
 
-A part of the zoo runs twice under the same task ids. One worker has `rpc://` and sends events:
-all that it publishes, and the events of its clients, becomes `NAME.messages.jsonl.gz`, a message
-a line and in order of arrival, as `celeriac capture` writes them. The other has `django-db`: its
-rows become `NAME.rows.json.gz`, an object of columns by task id. The id of a case is
+A part of the zoo runs twice with the same task ids. One worker has `rpc://` and sends events: its
+messages and the events of its clients become `NAME.messages.jsonl.gz`, one message per line in the
+order of arrival, in the format of `celeriac capture`. The other has `django-db`: its rows become
+`NAME.rows.json.gz`, an object of columns for each task id. The id of a case is
 `task_id_of("golden", CASE)`; see `zoo/shop/zoo/cases.py`.
 
-Tracebacks tell where files are: a clone in `/srv/celeriac` has nothing to hide. Celery 4.4 needs
-Python 3.9, for these captures only: the one that `--python3.9` names, or one that is in the PATH
-or with pyenv. Celery 5.2 needs one before 3.12, which is that of the environments.
+Tracebacks contain the paths of files, so run this in a clone in `/srv/celeriac`. Celery 4.4 needs
+Python 3.9, for these captures only: the one given with `--python3.9`, or one in PATH or pyenv.
+Celery 5.2 needs the Python of the environments to be older than 3.12.
 
-The messages in `kombu-compression.messages.jsonl.gz` are published by kombu itself: the same
-bodies first without a compression and then with each that it has.
+The messages in `kombu-compression.messages.jsonl.gz` are published by kombu: the same bodies
+without compression and then with each of its compressions.
 
-The key and the certificate of the signed captures are made where they are missing. They are
-worth nothing: both lie next to the captures, and nobody is to trust them.
+The key and the certificate of the signed captures are created if they do not exist. They protect
+nothing, because both are stored next to the captures.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ GOLDEN = REPOSITORY / "tests" / "data" / "golden"
 KEY = GOLDEN / "worthless-test-key.pem"
 CERTIFICATE = GOLDEN / "worthless-test-certificate.pem"
 
-#: The name of the run, from which all task ids follow.
+#: The name of the run; all task ids are derived from it.
 RUN = "golden"
 
-#: How long a worker has nothing to say once all is done; some tasks wait for three seconds.
+#: How long a worker must be silent to count as done. Some tasks wait for three seconds.
 QUIET_SECONDS = 5
 
-#: Environments by the versions of Celery that they have.
+#: The environment of each version of Celery.
 ENVIRONMENTS = {
     "4.4.7": "captures/celery-4.4",
     "5.2.7": "celery-5.2",
@@ -98,18 +98,18 @@ class Capture:
 
     @property
     def cases(self) -> str:
-        """The set of cases that is played; see `zoo/shop/zoo/golden.py`."""
+        """The option that selects the cases to run; see `zoo/shop/zoo/golden.py`."""
         if self.is_signed:
             return "--signed"
         return "--golden" if self.celery == NEWEST and self.extended else "--few"
 
     def settings(self) -> dict[str, str]:
-        """The variables of `zoo/shop/settings.py`, and what kombu and Celery read themselves."""
+        """The variables that `zoo/shop/settings.py`, kombu and Celery read."""
         settings = {
             "RESULT_SERIALIZER": self.serializer,
             "RESULT_EXTENDED": "on" if self.extended else "off",
             "EVENT_SERIALIZER": self.serializer,
-            # In one serializer, as they say little that the worker's events do not.
+            # Only with one serializer, because they add little to the worker's events.
             "TASK_SEND_SENT_EVENT": "on" if self.serializer == "json" else "off",
             "ACCEPT_CONTENT": "json,msgpack,yaml,pickle",
         }
@@ -130,7 +130,7 @@ CAPTURES = [
         Capture(celery, serializer)
         for celery in ENVIRONMENTS
         for serializer in ("json", "msgpack", "yaml", "pickle", "auth")
-        # 5.4 compares the time without a zone of every certificate to one with a zone, and fails.
+        # 5.4 compares a naive time with an aware one for every certificate, which fails.
         if (celery, serializer) != ("5.4.0", "auth")
     ),
     Capture(NEWEST, "pickle", pickle_protocol=2),
@@ -158,7 +158,7 @@ def line_of(message: amqp.Message) -> dict[str, Any]:
 
 
 class Tap:
-    """Takes all results and events of a virtual host out of one queue, as they come."""
+    """Consumes all results and events of a virtual host from one queue."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -183,7 +183,7 @@ class Tap:
             raise self._error
 
     def is_quiet(self) -> bool:
-        """Whether no task has been heard of for a while."""
+        """Whether there have been no messages about tasks for a while."""
         return time.monotonic() - self._last > QUIET_SECONDS
 
     def _run(self) -> None:
@@ -193,7 +193,7 @@ class Tap:
             while not self._stop.is_set():
                 drain(connection, seconds=0.1)
             connection.close()
-        except BaseException as error:  # handed to whoever leaves the block
+        except BaseException as error:  # raised again in `__exit__`
             self._error = error
 
     def _take(self, message: amqp.Message) -> None:
@@ -207,7 +207,7 @@ class Tap:
 
 
 def write(name: str, text: str) -> None:
-    """The same text gives the same file."""
+    """Compresses without a timestamp, so that the same text gives the same file."""
     (GOLDEN / f"{name}.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
@@ -225,7 +225,7 @@ def write_rows(name: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def make_certificate() -> None:
-    """A key, and a certificate for a hundred years that it has signed itself."""
+    """Creates a key and a self-signed certificate that is valid for a hundred years."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name(
         [
@@ -266,12 +266,12 @@ class Maker:
     logs: Path
 
     def make(self, capture: Capture) -> str:
-        """Makes one capture and tells what is in it."""
+        """Makes one capture and describes it."""
         python, settings = self.pythons[capture.celery], capture.settings()
         database = Database(self.postgresql.copy(self.templates[capture.celery]))
         truth = Project(python, database.url, self.rabbitmq.create(), settings)
         broker = Broker(self.rabbitmq.create())
-        # The caller keeps its result backend, as a Django project would; only the worker has rpc.
+        # Clients use the project's result backend, as in production; only the worker has `rpc://`.
         stock = Project(python, database.url, broker.url, settings)
         side = Side(truth, database, self.logs / f"{capture.name} django-db.log")
         with ThreadPoolExecutor() as other, Tap(broker) as tap:
@@ -286,7 +286,7 @@ class Maker:
     def _publish_over_rpc(
         self, capture: Capture, stock: Project, tap: Tap, is_over: Callable[[], bool]
     ) -> None:
-        """Runs the worker until there is nothing more to come of it, and of the other neither."""
+        """Runs the worker until neither it nor the other worker has anything left to do."""
         worker = stock.worker(
             self.logs / f"{capture.name} rpc.log",
             *("--queues", "celery,other", "--concurrency", str(PROCESSES), "--task-events"),
@@ -311,7 +311,7 @@ def report(
     lines: list[dict[str, Any]],
     rows: Mapping[str, object],
 ) -> str:
-    """The tasks that have a row, but no message under their id, are told by their cases."""
+    """Describes a capture, and names the cases whose tasks have a row but no message."""
     told = {line["properties"]["correlation_id"] for line in lines if not line["exchange"]}
     named = {task_id: case for case, ends in cases.items() for task_id in ends}
     silent = sorted(named.get(task_id, task_id) for task_id in rows if task_id not in told)
@@ -325,7 +325,7 @@ def report(
 
 
 def make_compressed(broker: Broker) -> str:
-    """The same messages with every compression, after those without one."""
+    """Publishes the same messages without compression and then with each compression."""
     task_id = "5a2b8f54-3c0f-4c53-9d0e-0f4f6d1f7c11"
     bodies = [
         (results.body(task_id), "json"),
@@ -349,11 +349,11 @@ def make_compressed(broker: Broker) -> str:
 
 
 def find_old_python() -> Path:
-    """A Python that Celery 4.4 runs on, and that has the time zones of the zoo."""
+    """Finds a Python that Celery 4.4 runs on and that has the `zoneinfo` module."""
     of_pyenv = Path.home().glob(".pyenv/versions/3.9.*/bin/python")
     for candidate in (shutil.which("python3.9"), *of_pyenv):
         command = [candidate, "-c", ""]
-        # A shim of pyenv may be there and not run.
+        # pyenv can have a shim for a Python that is not installed.
         if candidate and subprocess.run(command, capture_output=True, check=False).returncode == 0:
             return Path(candidate)
     raise Failure("Celery 4.4 needs Python 3.9: install it, or name it with `--python3.9`")
@@ -381,7 +381,7 @@ def make_all(captures: Iterable[Capture], old_python: Path | None, with_compress
             Project(python, templates[celery], "amqp://nobody").migrate()
         logs = Path(tempfile.mkdtemp(prefix="celeriac_captures_"))
         maker = Maker(rabbitmq, postgresql, pythons, templates, logs)
-        # Much of a run is waiting.
+        # A run spends much of its time waiting.
         with ThreadPoolExecutor(max_workers=2) as two:
             try:
                 for told in two.map(maker.make, captures):
@@ -394,8 +394,8 @@ def make_all(captures: Iterable[Capture], old_python: Path | None, with_compress
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Makes captures of real workers anew.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="those to make (default: all)")
+    parser = argparse.ArgumentParser(description="Records the captures of real workers again.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="captures (default: all)")
     parser.add_argument("--list", action="store_true", help="print their names")
     parser.add_argument("--python3.9", type=Path, dest="old_python", metavar="PATH")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
 """Checks with PyYAML that the columns Celeriac writes for YAML results hold the right values.
 
-`tests/data/yaml-pairs.json` holds bodies, as PyYAML writes them for whole results, and the columns
-that `tests/yaml.rs` expects for each. The bodies are random, from a seed, with values of the kinds
-that a serializer gets wrong, and those of the results in the captures of real workers.
+`tests/data/yaml-pairs.json` has message bodies, as PyYAML writes them, and the columns that
+`tests/yaml.rs` expects for each. The bodies are random values from a seed, of kinds that a
+serializer can get wrong, and the results in the captures of real workers.
 
-After a change to the columns, write and check the file anew:
+After a change to the columns, write and check the file again:
 
     export PYTHONPATH=integration PYTHONHASHSEED=0 CELERIAC_YAML_PAIRS=$PWD/tests/data/yaml-pairs.json
     python -m captures.yaml_pairs make > $CELERIAC_YAML_PAIRS
@@ -35,7 +35,7 @@ WORDS = [
     *["\t", "\n", "\n\n", "\r", "\0", "\a", "\x1b", "\x7f", "\x85", "\xa0", "\u2028", "\u2029"],
     *["\ufeff", "\ud800", "\udfff", "\ud83d\ude00", "\ufffd", "\uffff", "\U0010ffff", "  ", "\n "],
 ]
-# What looks like something else, or nearly so.
+# Texts that look like another type, or almost.
 LOOKS = [
     *"null Null NULL nULL ~ yes No ON off y n true FALSE tRue 0 00 07 08 0o7 0x1F 0xg 0b101".split(),
     *"1_000 _1 +1 -1 + - . .. ... --- 1. 1.0 .5 ._5 -.5 +.5 1e5 1e+5 1.0e5 1.0e+5 .inf -.Inf".split(),
@@ -100,7 +100,7 @@ def value(r, depth, shared):
         made = {key(r, shared) for _ in range(count)}
     elif kind > 0.6:
         made = {}
-        # It may come to hold itself.
+        # It can contain itself.
         shared += [made] * (r.random() < 0.3)
         make_key = r.choice([lambda: text(r), lambda: key(r, shared)])
         made.update((make_key(), value(r, depth - 1, shared)) for _ in range(count))
@@ -122,7 +122,7 @@ def body(r):
 
 
 def captured():
-    """The bodies of results in the captures of real workers, of every version of Celery."""
+    """The bodies of results in the captures of all versions of Celery."""
     for path in sorted(DATA.glob("golden/celery-*-yaml.messages.jsonl.gz")):
         with gzip.open(path, "rt") as lines:
             messages = [json.loads(line) for line in lines]
@@ -135,14 +135,15 @@ def make(pairs=PAIRS, seed=SEED):
     bodies = [body(random.Random(f"{seed} {number}")) for number in range(int(pairs))]
     bodies = [body for body in bodies if is_read(body)]
     bodies += captured() if seed == SEED else []
-    # One pair a line.
+    # One pair per line.
     pairs = (json.dumps({"body": body}) for body in bodies)
     sys.stdout.write("[\n" + ",\n".join(pairs) + "\n]\n")
 
 
 def is_read(body):
-    """Whether PyYAML can read a body that it wrote. It cannot where escapes make a key longer than
-    1,024 characters."""
+    """Whether PyYAML can read a body that it wrote. It cannot if escapes make a key longer than
+    1,024 characters.
+    """
     try:
         return yaml.compose(body) is not None
     except yaml.YAMLError:
@@ -150,11 +151,11 @@ def is_read(body):
 
 
 def tree(text, *names):
-    """The value of a document, or of a member in it, as a tree that can be compared.
+    """The value of a document, or of one of its members, as a tree that can be compared.
 
     Each node is its tag and its value. A node that contains itself is replaced there by the number
-    of levels up to it. Collections are not constructed, because `safe_load` refuses those with
-    keys such as lists, which `safe_dump` writes.
+    of levels up to it. Collections are not constructed, because `safe_load` refuses those with keys
+    such as lists, which `safe_dump` writes.
     """
     loader = yaml.SafeLoader(text)
     node = loader.get_single_node()
@@ -168,7 +169,7 @@ def tree(text, *names):
         if node in above:
             return "level", len(above) - above.index(node)
         if isinstance(node, yaml.ScalarNode):
-            # `repr` is equal for NaN, and differs for 1 and True.
+            # `repr` is equal for two NaNs, and different for 1 and True.
             return node.tag, repr(loader.construct_object(node))
         above = [*above, node]
         if isinstance(node, yaml.MappingNode):

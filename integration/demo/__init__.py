@@ -1,1 +1,1 @@
-"""What `make demo` runs. As a Django app of the shop it also brings the task that is measured."""
+"""The demo, `make demo`. It is also a Django app, which has the task that is measured."""

@@ -1,12 +1,12 @@
-"""Shows what Celeriac gains and what it survives, on a real worker: `make demo`.
+"""Compares Celeriac with django-db on a real worker, and kills the daemon: `make demo`.
 
     python -m demo.demo
 
-Every number is measured in the run. Both ways of storing results have the same server, the same
-tasks and a worker with the same settings: those that Celery has by default, and `result_extended`.
-PostgreSQL is a private one with its default durability; it logs every statement and keeps the time
-of every commit. Without PostgreSQL it is SQLite, which tells neither. `KEEP=1` leaves Django's
-admin open.
+Every number is measured in this run. Both ways of storing results have the same server, the same
+tasks and the same worker settings: Celery's defaults, with `result_extended`. PostgreSQL is private
+and has its default durability; it logs every statement and records the time of every commit. If it
+is not installed, SQLite is used, and these two are not measured. With `KEEP=1`, Django's admin
+stays open.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from harness.services import (
 WAYS = ("django-db", "celeriac://")
 TASK = "demo.tasks.price"
 CONCURRENCY = 4
-#: How long django-db is to be busy, and the limits of the number of tasks that follows from it.
+#: How long django-db is to be busy, which determines the number of tasks, within these limits.
 SECONDS = 20
 FEWEST, MOST = 300, 5_000
-#: That of the virtual environment, which the worker has too.
+#: The Python of the virtual environment, which runs the worker too.
 PYTHON = Path(sys.executable)
-#: The name that `Project.worker` gives its node.
+#: The node name that `Project.worker` sets.
 NODE = "worker@test"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: How long nothing may happen, on a slow machine too.
+#: How long to wait for progress; slow machines need a while.
 PATIENCE_SECONDS = 90
 
 
@@ -69,7 +69,7 @@ def step(text: str) -> None:
 
 
 class Progress:
-    """A line that is rewritten on a terminal, and a new line now and then elsewhere."""
+    """A line that is rewritten on a terminal, and otherwise printed now and then."""
 
     def __init__(self) -> None:
         self._rewrites = sys.stdout.isatty()
@@ -91,7 +91,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a way of storing results costs; nothing stands for what was not measured."""
+    """The cost of a way of storing results; None for what was not measured."""
 
     rows_per_second: float
     worker_cpu_seconds: float
@@ -102,7 +102,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Shop:
-    """A Django project with a worker that runs, and the daemon if results go through it."""
+    """A Django project with a running worker, and the daemon if results go through it."""
 
     project: Project
     database: Database
@@ -113,7 +113,7 @@ class Shop:
     server: PrivatePostgreSQL | None
 
     def send(self, queue: str, tasks: int) -> dict[str, str]:
-        """Sends tasks to a queue that nobody consumes yet; returns their articles by task id."""
+        """Sends tasks to a queue that has no consumer yet; returns their articles by task id."""
         sent = {uuid(): f"article {number}" for number in range(tasks)}
         with self.app.connection_for_write() as connection:
             with self.app.amqp.Producer(connection) as producer:
@@ -129,11 +129,11 @@ class Shop:
         return sent
 
     def consume(self, queue: str) -> None:
-        """Has the worker begin with the tasks in a queue."""
+        """Makes the worker consume a queue."""
         self.app.control.add_consumer(queue, destination=[NODE])
 
     def wait_for_rows(self, before: int, rows: int, of: int) -> None:
-        """Waits for so many more rows than `before`, and shows how many of `of` there are."""
+        """Waits for this many rows more than `before`, and shows the progress as a part of `of`."""
         progress = Progress()
         stored = 0
         with self.database.connect() as connection:
@@ -156,7 +156,9 @@ class Shop:
         progress.end()
 
     def statements(self) -> int | None:
-        """How many statements PostgreSQL has got until now, without those of the waiting."""
+        """How many statements PostgreSQL has received so far, without those of this program's
+        waits.
+        """
         if self.server is None:
             return None
         done = cost(self.server, self.database)
@@ -177,7 +179,7 @@ class Shop:
         )
 
     def warm_up(self) -> float:
-        """Runs the first tasks and returns how many a second."""
+        """Runs the first tasks and returns the number per second."""
         tasks = 15 * CONCURRENCY
         self.send("warm-up", tasks)
         began = time.perf_counter()
@@ -186,7 +188,7 @@ class Shop:
         return tasks / (time.perf_counter() - began)
 
     def measure(self, tasks: int) -> Figures:
-        """Runs so many tasks, all of which lie in a queue before the first one begins."""
+        """Runs this many tasks, all of which are in a queue before the first one begins."""
         before = self.database.count()
         sent = self.send("measured", tasks)
         processes = [process for process in (self.worker, self.daemon) if process]
@@ -207,7 +209,7 @@ class Shop:
         )
 
     def survive(self, tasks: int) -> None:
-        """Kills the daemon among the tasks, starts it again, and checks every row."""
+        """Kills the daemon while tasks are running, starts it again, and checks every row."""
         assert self.daemon
         before = self.database.count()
         sent = self.send("killed", tasks)
@@ -235,7 +237,7 @@ class Shop:
         self.check(sent)
 
     def check(self, sent: dict[str, str]) -> None:
-        """Compares the rows with what was sent."""
+        """Compares the rows with the tasks that were sent."""
         rows = [
             row
             for row in self.database.query(f"select task_id, status, result from {TABLE}")
@@ -272,7 +274,7 @@ class Shop:
         self.project.manage("send_demo")
         step("sent a few more: a failure, retries, a custom state, a chain, a group and a chord")
         address = f"{HOST}:{free_port()}"
-        # Without DEBUG, runserver needs to be told to serve the style sheets.
+        # Without DEBUG, runserver serves style sheets only with this option.
         command = ["manage.py", "runserver", "--insecure", "--noreload", address]
         site = Process(
             "Django",
@@ -311,7 +313,7 @@ def open_shop(
     databases: Databases,
     folder: Path,
 ) -> Iterator[Shop]:
-    """A shop on a database and a virtual host of its own."""
+    """Sets up a shop with its own database and virtual host."""
     step(f"{way}: a new database, and a worker of {CONCURRENCY} processes")
     database = databases.migrated("postgresql" if server else "sqlite")
     broker = Broker(rabbitmq.create())
@@ -362,7 +364,7 @@ def show(tasks: int, figures: list[Figures]) -> None:
 
 
 def run(folder: Path) -> None:
-    """The demo, and after it the end of everything, which no signal cuts short."""
+    """Runs the demo and then cleans up, which no signal interrupts."""
     with ExitStack() as stack:
         try:
             show_all(folder, stack)
@@ -410,7 +412,7 @@ def show_all(folder: Path, stack: ExitStack) -> None:
 
 
 def end_in_order() -> None:
-    """Lets a signal to end unwind the stack, unless we were started to ignore it."""
+    """Makes signals raise KeyboardInterrupt, except those that we were started to ignore."""
 
     def unwind(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt

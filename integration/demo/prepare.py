@@ -1,6 +1,6 @@
-"""Says what `make demo` does and how long it takes, and gets ready what it needs before the build.
+"""Explains `make demo`, and prepares what it needs before the build.
 
-Standard library only. What is missing is reported here, and not after a build of several minutes.
+Standard library only. It reports here what is missing, and not after a build of several minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The task that the demo sends by the thousand."""
+"""The task that the demo sends thousands of times."""
 
 import time
 
@@ -7,5 +7,5 @@ from celery import shared_task
 
 @shared_task
 def price(article):
-    """Does nothing but tell when it ended, in seconds since the epoch."""
+    """Returns the time at which it ended, in seconds since the epoch."""
     return {"article": article, "ended": time.time()}

@@ -1,1 +1,1 @@
-"""What tests, benches, captures and the demo share: servers, projects, daemons and messages."""
+"""Shared by tests, benches, captures and the demo: servers, projects, daemons and messages."""

@@ -1,4 +1,4 @@
-"""A virtual host seen from outside: publishing results by hand, counting, taking messages out."""
+"""Clients of a virtual host: they publish, count and take messages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RESULTS = "celeriac.results"
 DEAD = "celeriac.dead"
 EVENTS = "celeriac.events"
 
-#: What workers publish to with `celeriac://`, and what they send events to.
+#: The exchanges that workers with `celeriac://` publish results and events to.
 EXCHANGE = "celeriac"
 EVENT_EXCHANGE = "celeryev"
 
-#: How the daemon declares its queues.
+#: The arguments with which the daemon declares its queues.
 QUEUES = {
     RESULTS: {
         "x-queue-type": "quorum",
@@ -41,7 +41,7 @@ QUEUES = {
 
 @dataclass(frozen=True)
 class Message:
-    """A message as RabbitMQ gives it, without what belongs to one delivery."""
+    """A message of RabbitMQ without its delivery information."""
 
     body: bytes
     properties: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Message:
 
 
 class Raw(str):
-    """A text that a client sends as these bytes, whatever they are."""
+    """A string that is sent as these bytes, even if they are not valid UTF-8."""
 
     bytes: bytes
 
@@ -71,7 +71,7 @@ class Raw(str):
         return self.bytes
 
 
-#: A property that is no text, which hardly any client can read.
+#: A property that is not valid UTF-8, which most clients cannot read.
 UNREADABLE = {"content_type": Raw(b"\xff\xfe/json")}
 
 
@@ -92,14 +92,16 @@ def connect(url: str, *, confirm: bool = True) -> amqp.Connection:
 
 
 def open_channel(connection: amqp.Connection) -> amqp.Channel:
-    """A channel that leaves bodies as they are; the client would decode them by their label."""
+    """Opens a channel that does not decode bodies, which py-amqp would do by their content
+    encoding.
+    """
     channel = connection.channel()
     channel.auto_decode = False
     return channel
 
 
 class Broker:
-    """One virtual host by its URL; every act has a connection of its own and leaves none behind."""
+    """One virtual host. Each method opens its own connection and closes it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -113,7 +115,7 @@ class Broker:
             connection.close()
 
     def declare(self, queue: str, arguments: Mapping[str, Any] | None = None) -> None:
-        """As the daemon declares it, where nothing else is said."""
+        """Declares a queue, with the daemon's arguments unless others are given."""
         if arguments is None:
             arguments = QUEUES[queue]
         with self.channel() as channel:
@@ -135,12 +137,12 @@ class Broker:
         return True
 
     def depth(self, queue: str) -> int:
-        """Messages that nobody has been handed; those in a consumer's hands do not count."""
+        """The number of messages that are ready; unacknowledged ones do not count."""
         with self.channel() as channel:
             return channel.queue_declare(queue, passive=True).message_count
 
     def publish(self, *messages: Message, queue: str = RESULTS) -> None:
-        """Publishes and waits for the broker's word; a queue that is missing is an error."""
+        """Publishes and waits for the confirms; a queue that does not exist is an error."""
         returned: list[object] = []
         with self.channel() as channel:
             channel.events["basic_return"].add(lambda *details: returned.append(details))
@@ -149,7 +151,7 @@ class Broker:
         assert not returned, f"the queue {queue} is missing"
 
     def publish_many(self, messages: Iterable[tuple[str, Message]]) -> None:
-        """Publishes to queues by their names, and waits only at the end for the broker's word."""
+        """Publishes to the queues with these names, and waits for the confirms only at the end."""
         connection = connect(self.url, confirm=False)
         channel = open_channel(connection)
         channel.confirm_select()
@@ -177,10 +179,10 @@ class Broker:
 
 
 class Forwarder:
-    """Hands every message of one queue on, as it is and as it comes, to the queues of others.
+    """Copies every message of one queue to the results queues of several virtual hosts.
 
-    A stock worker can name one reply queue only; with this one run of the tasks feeds the
-    daemons of all three databases with the same bytes at the same time.
+    A worker with `rpc://` can name only one reply queue. With this, one run of the tasks supplies
+    the daemons of all three databases with the same messages at the same time.
     """
 
     def __init__(self, source: str, targets: list[str]) -> None:
@@ -204,7 +206,7 @@ class Forwarder:
     def _run(self) -> None:
         try:
             self._forward()
-        except BaseException as error:  # handed to whoever leaves the block
+        except BaseException as error:  # raised again in `__exit__`
             self._error = error
 
     def _forward(self) -> None:
@@ -226,7 +228,7 @@ class Forwarder:
 
 
 def drain(connection: amqp.Connection, seconds: float) -> None:
-    """Handles what arrives within a moment."""
+    """Handles the messages that arrive within this time."""
     try:
         connection.drain_events(timeout=seconds)
     except TimeoutError:

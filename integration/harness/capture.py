@@ -1,8 +1,8 @@
-"""Messages of real workers, kept in `captures/`, to be published again in another order.
+"""Recorded messages of real workers in `captures/`, which tests publish in other orders.
 
-A line is one message: the `queue` it was taken from (`results` or `events`), its labels, and its
-body as `text` or in `base64`. They are the results and the events of a worker with `rpc://` that
-ran a zoo of tasks, with their times moved to June 2024, and without what is very long.
+A line is one message: the `queue` it came from (`results` or `events`), its content type and
+encoding, and its body as `text` or in `base64`. They are the results and events of a worker with
+`rpc://` that ran the zoo. Their times were moved to June 2024, and very long messages were removed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ CAPTURES = Path(__file__).resolve().parent.parent / "captures"
 
 @dataclass(frozen=True)
 class Captured:
-    """One message. Those with the same `follows`, which is the id of a task, say nothing of when
-    they were published and have to come in that order."""
+    """One message. Messages with the same `follows`, the id of a task, do not contain the time at
+    which they were published, so they must be published in their original order.
+    """
 
     message: Message
     is_event: bool
@@ -50,8 +51,9 @@ def _captured(line: dict[str, Any]) -> Captured:
 def shuffled(captured: Sequence[Captured], seed: int) -> Iterator[Captured]:
     """All messages in another order, most of them twice.
 
-    What follows something else is shuffled with the rest, and then dealt out anew to the places
-    that it has come to. When it comes twice, it does so at once, as the broker would deliver it.
+    Messages with the same `follows` keep their order among themselves: they are shuffled with the
+    others, and then their places are filled in the original order. A duplicate of such a message
+    follows immediately, as when the broker delivers it again.
     """
     chance = random.Random(seed)
     twice = [one for one in captured for _ in range(chance.choice((1, 2, 2)))]

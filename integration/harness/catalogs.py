@@ -1,4 +1,4 @@
-"""What a database's catalog says of the tables of django-celery-results, down to the last name."""
+"""The tables of django-celery-results as the database's catalog describes them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ POSTGRESQL = {
 
 
 def catalog(database: Database, *more: str) -> dict[str, Any]:
-    """Everything that makes the tables that are there what they are, and of `more`."""
+    """Everything that the catalog says about these tables and those in `more`, as far as they
+    exist.
+    """
     tables = (*TABLES, *more)
     if database.engine == "postgresql":
         names = "array['" + "','".join(tables) + "']"
@@ -45,7 +47,7 @@ def catalog(database: Database, *more: str) -> dict[str, Any]:
         }
     if database.engine == "sqlite":
         names = "'" + "','".join(tables) + "'"
-        # The text itself: Django reads it too.
+        # The SQL text itself, because Django reads it too.
         query = f"select type, name, sql from sqlite_master where tbl_name in ({names})"
         return {name: (kind, sql) for kind, name, sql in database.query(query)}
     there = {name for (name,) in database.query("show tables")}
@@ -54,6 +56,6 @@ def catalog(database: Database, *more: str) -> dict[str, Any]:
 
 
 def recorded(database: Database) -> list[str]:
-    """The migrations that are recorded, in order."""
+    """The names of the recorded migrations, in order."""
     query = f"select name from {RECORDS} where app = '{APP}' order by id"
     return [name for (name,) in database.query(query)]

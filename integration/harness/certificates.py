@@ -1,4 +1,4 @@
-"""Real certificates for a test: authorities, and what they sign."""
+"""Certificate authorities and the certificates that they issue, for tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-#: How a private key may be written into its file.
+#: The formats of a private key in its file.
 PKCS8 = serialization.PrivateFormat.PKCS8
 #: `BEGIN RSA PRIVATE KEY` (PKCS #1) and `BEGIN EC PRIVATE KEY` (SEC 1).
 TRADITIONAL = serialization.PrivateFormat.TraditionalOpenSSL
 
 
 class Authority:
-    """One that signs certificates, which it puts with their keys into a folder."""
+    """A certificate authority that writes certificates and their keys to a folder."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -59,9 +59,10 @@ class Authority:
         password: bytes | None = None,
         file: str | None = None,
     ) -> tuple[Path, Path]:
-        """The files of a certificate for a common name, and of its key.
+        """Issues a certificate for a common name, and returns its file and that of its key.
 
-        A server's has the `host` that clients look for; a negative number of days has passed.
+        `host` is the server's name that clients verify. A certificate with negative `days` has
+        expired.
         """
         if kind == "rsa":
             key = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -10,15 +10,15 @@ from harness.project import clean_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
-#: The documentation that comes with the program.
+#: The user documentation of the program.
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
-#: The message of the log line that tells that results are being taken from the queue.
+#: The message that is logged when a lane begins to consume.
 CONSUMING = "consuming"
 
 
 def binary() -> Path:
-    """`CELERIAC_BIN`, or the newest that Cargo has built."""
+    """The path in `CELERIAC_BIN`, or the newest build of Cargo."""
     if named := os.environ.get("CELERIAC_BIN"):
         path = Path(named).resolve()
         if not path.exists():
@@ -32,7 +32,7 @@ def binary() -> Path:
 
 
 class Daemon(Process):
-    """Settings are given as flags; its log is JSON lines."""
+    """A daemon whose settings are given as flags and whose log is JSON lines."""
 
     def __init__(self, log: Path, broker: str, database: str, *options: str) -> None:
         command = [binary(), "run", "--broker", broker, "--database", database]

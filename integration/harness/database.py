@@ -1,6 +1,6 @@
-"""A database with Django's tables in it, read and disturbed with plain SQL.
+"""A database with Django's tables, used with plain SQL.
 
-SQL rather than Django where a test only waits or counts: it needs no new process each time.
+SQL is faster than Django for waiting and counting, because it needs no new process each time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TABLE = "django_celery_results_taskresult"
 
 
 class Database:
-    """One database by its URL."""
+    """One database, given by its URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -35,7 +35,7 @@ class Database:
         )
 
     def connect(self) -> AbstractContextManager[Any]:
-        """A connection in autocommit that is closed at the end of a `with` block."""
+        """An autocommit connection that is closed at the end of the `with` block."""
         parts = urlsplit(self.url)
         name = unquote(parts.path[1:])
         if self.engine == "sqlite":
@@ -64,7 +64,7 @@ class Database:
             connection.cursor().execute(sql)
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """All rows by their task ids, each by its column names and without its number."""
+        """All rows by task id, as columns by name, without the primary key."""
         with self.connect() as connection:
             cursor = connection.cursor()
             cursor.execute(f"select * from {TABLE}")
@@ -87,7 +87,7 @@ class Database:
             connection.cursor().execute(f"delete from {TABLE} where task_id = {mark}", (task_id,))
 
     def row(self, task_id: str) -> dict[str, Any] | None:
-        """One row by its column names, or None, also where the database cannot hold such an id."""
+        """One row as columns by name, or None, also if the database cannot store such an id."""
         mark = "?" if self.engine == "sqlite" else "%s"
         with self.connect() as connection:
             cursor = connection.cursor()
@@ -100,7 +100,7 @@ class Database:
         return dict(zip(names, values, strict=True)) if values else None
 
     def lock(self, connection: Any) -> None:
-        """Keeps everybody else from writing until `connection` is closed."""
+        """Blocks all other writers until `connection` is closed."""
         statements = {
             "postgresql": ["begin", f"lock table {TABLE} in access exclusive mode"],
             "mariadb": [f"lock tables {TABLE} write"],
@@ -112,9 +112,9 @@ class Database:
 
 
 class Databases:
-    """Fresh databases with Django's tables, copied from one that was migrated once per engine.
+    """New databases with Django's tables, copied from one that is migrated once for each engine.
 
-    `templates` are the URLs of databases that somebody else has migrated, by engine.
+    `templates` are the URLs of databases that are already migrated, by engine.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Databases:
         self._templates = dict(templates or {})
 
     def empty(self, engine: str) -> Database:
-        """A database without a single table."""
+        """A database without tables."""
         if engine == "sqlite":
             return Database(f"sqlite:///{self._folder / unique_name()}.sqlite3")
         return Database(self._servers[engine].create())
@@ -140,7 +140,7 @@ class Databases:
         Project(python or self._python, database.url, "amqp://nobody").migrate()
 
     def templates(self) -> dict[str, str]:
-        """The databases of all engines that others may copy, by URL."""
+        """The URLs of the migrated databases, by engine."""
         with ThreadPoolExecutor() as all_at_once:
             return dict(zip(ENGINES, all_at_once.map(self._template, ENGINES), strict=True))
 

@@ -1,4 +1,4 @@
-"""Task events made by hand, as the event dispatcher of Celery 5.7 publishes them."""
+"""Task events in the format of Celery 5.7's event dispatcher."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from harness import results
 from harness.broker import EVENTS, RESULTS, Message
 from harness.pipeline import STANDARD_SECONDS, Pipeline
 
-#: When the events happen, where nothing else is said: 2024-06-10T06:15:50.273175+00:00.
+#: The default time of the events: 2024-06-10T06:15:50.273175+00:00.
 TIMESTAMP = 1718000150.273175
 
 
 def time(timestamp: float) -> datetime.datetime:
-    """A timestamp as a time in UTC without a zone, as `stream.utc` gives those of rows."""
-    # Halves, which are common in floats of this size, go up.
+    """A timestamp as a naive time in UTC, in the form of `stream.utc`."""
+    # Halves are common in floats of this size, and are rounded up.
     since = datetime.timedelta(microseconds=math.floor(timestamp * 1e6 + 0.5))
     return datetime.datetime(1970, 1, 1) + since
 
 
 def event(kind: str, task_id: object, **fields: Any) -> dict[str, Any]:
-    """One event; `fields` change its members or add to them, and `...` takes one out."""
+    """One event. `fields` replaces or adds members; the value `...` removes one."""
     members = {
         "hostname": "worker@test",
         "utcoffset": 0.0,
@@ -39,7 +39,7 @@ def event(kind: str, task_id: object, **fields: Any) -> dict[str, Any]:
 
 
 def sent(task_id: str, **fields: Any) -> dict[str, Any]:
-    """The first event of a task, of its client."""
+    """The event `task-sent` of a client."""
     members = {
         "type": "task-sent",
         "queue": "celery",
@@ -51,7 +51,7 @@ def sent(task_id: str, **fields: Any) -> dict[str, Any]:
 
 
 def received(task_id: str, **fields: Any) -> dict[str, Any]:
-    """The first event of a worker."""
+    """The event `task-received` of a worker."""
     members = {
         "name": "shop.zoo.echo",
         "args": "(1, 'two')",
@@ -66,7 +66,8 @@ def received(task_id: str, **fields: Any) -> dict[str, Any]:
 
 
 def raw(data: bytes, **changes: Any) -> Message:
-    """Any bytes under the properties of an event, which `changes` may alter."""
+    """A message with any body and the properties of an event, some of them replaced by `changes`.
+    """
     properties = {
         "content_type": "application/json",
         "content_encoding": "utf-8",
@@ -77,7 +78,7 @@ def raw(data: bytes, **changes: Any) -> Message:
 
 
 def message(event: object) -> Message:
-    """A message with one event, or with the list of them that a worker gathers."""
+    """A message with one event, or with a list of events as a worker sends it."""
     return raw(json.dumps(event).encode())
 
 
@@ -88,9 +89,7 @@ def wait_until_handled(
     results_queue: str = RESULTS,
     events_queue: str | None = EVENTS,
 ) -> None:
-    """Waits until all results and all events that were published before now are dealt with, and
-    leaves nothing of its own.
-    """
+    """Waits until all results and events published so far are handled, and deletes its own rows."""
     result_id, event_id = results.new_id(), results.new_id()
     wanted = {result_id: "SUCCESS"}
     pipeline.broker.publish(results.result(result_id), queue=results_queue)
@@ -103,6 +102,6 @@ def wait_until_handled(
 
 
 def split(events: Iterable[Any], size: int) -> list[list[Any]]:
-    """Lists of so many events at most."""
+    """Splits events into lists of at most this size."""
     rest = list(events)
     return [rest[start : start + size] for start in range(0, len(rest), size)]

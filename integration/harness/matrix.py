@@ -1,4 +1,4 @@
-"""Which of many combinations `make test` runs, and which are left to `make test-full`."""
+"""Selects the combinations that `make test` runs; `make test-full` runs all."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def full(*values: object, marks: Iterable[pytest.MarkDecorator] = (), **options:
 
 
 def full_except(usual: str, engines: Iterable[str] = ENGINES) -> list[object]:
-    """Database engines as parameters, of which `make test` runs the usual one only."""
+    """Parameters for all engines, of which `make test` runs only `usual`."""
     return [engine if engine == usual else full(engine) for engine in engines]
 
 
 def one_by_one(group: str, *values: object, is_full: bool = False) -> list[object]:
-    """Parameters of an expensive fixture, which is made once for each, and not in each process.
+    """Parameters of an expensive fixture, which is created once in total and not in each process.
 
-    Those of one group come one after the other, so that the number of groups says how much goes
-    on at the same time: Celery workers are many processes.
+    The parameters of a group run one after another, so the number of groups limits how many run at
+    the same time: a Celery worker has many processes.
     """
     marks = [pytest.mark.full] if is_full else []
     return [pytest.param(value, marks=[pytest.mark.xdist_group(group), *marks]) for value in values]

@@ -1,4 +1,4 @@
-"""Two runs of the zoo under the same ids, and the rules by which their rows are compared."""
+"""Two runs of the zoo with the same ids, and the rules for comparing their rows."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from harness.database import Database
 from harness.processes import Failure, Process
 from harness.project import Project
 
-#: A case's task ids, and the status that each row is to end with, as the zoo tells it.
+#: The task ids of a case, and the status that each row must have in the end.
 Ends = dict[str, str | None]
 
 FINAL = ("REVOKED", "FAILURE", "SUCCESS")
 
-#: How long a run may take, and how long nothing may happen for it to be over.
+#: The time limit of a run, and how long nothing may change before it counts as over or stuck.
 RUN_SECONDS = 600
 QUIET_SECONDS = 1.5
 STUCK_SECONDS = 120
 
 
-#: Of a worker: some of them sleep.
+#: The number of processes of a worker; some tasks sleep.
 PROCESSES = 4
 
 
 def is_settled(wanted: str | None, status: str | None) -> bool:
-    """Whether a row has the status that `shop/zoo/cases.py` has words for."""
+    """Whether a row has the expected status; `shop/zoo/cases.py` has the special values."""
     if wanted in (None, "MAYBE"):
         return True
     if wanted == "SEEN":
@@ -46,14 +46,14 @@ def is_settled(wanted: str | None, status: str | None) -> bool:
 
 @dataclass
 class Side:
-    """A worker of one project, and the database where its rows come to be."""
+    """A worker of one project, and the database that has its rows."""
 
     project: Project
     database: Database
     log: Path
 
     def play(self, run: str, *options: str) -> dict[str, Ends]:
-        """Publishes the zoo, waits until its rows are there and at rest, and stops the worker."""
+        """Publishes the zoo, waits until its rows no longer change, and stops the worker."""
         worker = self.project.worker(
             self.log, "--queues", "celery,other", "--concurrency", str(PROCESSES)
         )
@@ -85,22 +85,23 @@ class Side:
             if now != seen:
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > STUCK_SECONDS:
-                raise Failure("nothing has happened any more")
+                raise Failure(f"nothing has changed for {STUCK_SECONDS} s")
             return time.monotonic() - since > QUIET_SECONDS and not missing()
 
         try:
             worker.wait_while_alive(is_over, "end of the zoo", RUN_SECONDS)
         except Failure as failure:
             lacking = missing()
-            failure.add_note(f"{len(lacking)} rows are missing or other:")
+            failure.add_note(f"{len(lacking)} rows are missing or wrong:")
             failure.add_note("\n".join(lacking[:20]))
             raise
 
 
 class Fan:
-    """A broker whose results reach the daemons of several databases, and are kept to be read.
+    """A broker that delivers the same results to the daemons of several databases.
 
-    Workers publish to an exchange, to which more queues than one can be bound.
+    Workers publish to an exchange, to which several queues are bound. One more queue keeps the
+    messages for the tests.
     """
 
     TAP = "tap"
@@ -108,7 +109,7 @@ class Fan:
     def __init__(self, broker: Broker, databases: Mapping[str, Database], logs: Path) -> None:
         self.broker = broker
         self.databases = databases
-        # The first has the queue that the workers know of.
+        # The first queue has the name that workers declare.
         self.queues = {
             engine: f"{RESULTS}.{engine}" if number else RESULTS
             for number, engine in enumerate(databases)
@@ -134,7 +135,7 @@ class Fan:
             self.broker.bind(queue, "celeriac", RESULTS)
 
     def wait_until_stored(self) -> None:
-        """Waits until everything published before now is stored, by one more that comes last."""
+        """Waits until everything published so far is stored, by publishing one more result."""
         last = results.new_id()
         for engine, queue in self.queues.items():
             self.broker.publish(results.result(last), queue=queue)
@@ -145,7 +146,7 @@ class Fan:
             stored.forget(last)
 
     def sent(self) -> dict[str, list[dict[str, Any]]]:
-        """What the workers have published, by the id of the task or the group."""
+        """The messages that the workers published, by the id of the task or the group."""
         sent: dict[str, list[dict[str, Any]]] = {}
         for message in self.broker.take(self.TAP):
             body = json.loads(message.body)
@@ -153,7 +154,7 @@ class Fan:
         return sent
 
     def dead(self) -> list[tuple[object, bytes]]:
-        """What could not be stored, with the reasons."""
+        """The messages that could not be stored, with the reasons."""
         return [(message.headers, message.body[:500]) for message in self.broker.take(DEAD)]
 
     def kill(self) -> None:
@@ -163,7 +164,7 @@ class Fan:
 
 @dataclass
 class Parity:
-    """What became of one run: the cases, the true tables, ours by engine, and the messages."""
+    """The results of one run: cases, the tables of both sides, messages and dead letters."""
 
     cases: dict[str, Ends]
     truth: dict[str, Any]
@@ -173,7 +174,7 @@ class Parity:
 
 
 def play(run: str, truth: Side, ours: Side, fan: Fan, *options: str) -> Parity:
-    """Both sides at the same time, then all tables."""
+    """Runs both sides at the same time, and then reads all tables."""
     try:
         fan.start()
         with ThreadPoolExecutor() as both:
@@ -197,7 +198,7 @@ def play(run: str, truth: Side, ours: Side, fan: Fan, *options: str) -> Parity:
         if dead := fan.dead():
             failure.add_note(f"{len(dead)} dead letters: {dead[:3]}")
         for engine, daemon in fan.daemons.items():
-            failure.add_note(f"the daemon of {engine} had to say:\n{daemon.last_words(5)}")
+            failure.add_note(f"last log lines for {engine}:\n{daemon.last_words(5)}")
         raise
     finally:
         fan.kill()
@@ -205,29 +206,29 @@ def play(run: str, truth: Side, ours: Side, fan: Fan, *options: str) -> Parity:
 
 # Rules ---------------------------------------------------------------------------------------
 
-#: In what two runs of the same tasks differ, whoever stores them.
+#: Texts that differ between two runs of the same tasks, however they are stored.
 CHANGING = (
-    # Processes, and the jobs of a pool
+    # Process ids, and the job numbers of a pool
     (re.compile(r"(\bpid['\"]?: )\d+"), r"\1PID"),
     (re.compile(r"(Job: )\d+"), r"\1JOB"),
-    # How deep a stack is that calls a task
+    # The depth of the stack that calls a task
     (re.compile(r"(\[Previous line repeated )\d+"), r"\1N"),
-    # Objects by their address
+    # Addresses of objects
     (re.compile(r"\b0x[0-9a-f]{6,}"), "ADDRESS"),
 )
 
 UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 
-#: One frame of a traceback, with the lines of code and of marks below it.
+#: One frame of a traceback, with the source lines and markers below it.
 FRAME = re.compile(r'^(?P<indent> +)File "(?P<file>[^"]*)", line .*\n(?:(?P=indent) .*\n)*', re.M)
 
-#: The frames of a result backend, between those of Celery that call it and those of the encoder.
+#: The frames of a result backend, between Celery's frames and those of the encoder.
 BACKENDS = ("/django_celery_results/", "/celeriac/")
 
 
 @dataclass
 class Rules:
-    """Compares texts of two runs; `named` are the ids that the zoo has chosen."""
+    """Compares the texts of two runs. `named` are the ids that the zoo has chosen."""
 
     named: frozenset[str] = field(default_factory=frozenset)
 
@@ -239,7 +240,7 @@ class Rules:
         return UUID.sub(lambda found: found[0] if found[0] in self.named else "ID", text)
 
     def traceback(self, text: str | None) -> str | None:
-        """Without the frames of whichever backend stored the result."""
+        """A traceback without the frames of the result backend."""
         if text is None:
             return None
 
@@ -249,7 +250,7 @@ class Rules:
         return self.normalised(FRAME.sub(shown, text))
 
     def same_column(self, column: str, true: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-        """To the letter, but for what changes between runs; base64 has that in its values."""
+        """Whether a column is equal except for what changes between runs, also within base64."""
         left, right = true["row"][column], ours["row"][column]
         if left == right or self.normalised(left) == self.normalised(right):
             return True

@@ -1,4 +1,4 @@
-"""One virtual host, one database with Django's tables, and the daemon between them."""
+"""A virtual host, a database with Django's tables, and the daemon between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pipeline:
     def wait_for_rows(
         self, wanted: dict[str, str], timeout_seconds: float = STANDARD_SECONDS
     ) -> None:
-        """Waits until each task id has the status it is to end with."""
+        """Waits until each task id has its expected status."""
 
         def missing() -> dict[str, str]:
             statuses = self.database.statuses()
@@ -36,20 +36,20 @@ class Pipeline:
         except Exception as error:
             lacking = missing()
             some = dict(list(lacking.items())[:10])
-            error.add_note(f"{len(lacking)} of {len(wanted)} rows are missing or other: {some}")
+            error.add_note(f"{len(lacking)} of {len(wanted)} rows are missing or wrong: {some}")
             raise
 
     def wait_until_handled(self) -> None:
-        """Waits until everything that was published before now has been dealt with.
+        """Waits until all results published so far are handled.
 
-        A lane stores in the order of arrival, so a result that is published now comes last.
+        A lane stores results in the order of arrival, so one that is published now is stored last.
         """
         last = results.new_id()
         self.broker.publish(results.result(last))
         self.wait_for_rows({last: "SUCCESS"})
 
     def stop_and_check_queues(self) -> None:
-        """Stops the daemon; whatever it had not acknowledged would be back in the queue."""
+        """Stops the daemon; messages that it has not acknowledged would be back in the queue."""
         exit_code = self.daemon.stop()
         assert exit_code == 0, f"the daemon ended with {exit_code}:\n{self.daemon.last_words()}"
         assert self.broker.depth(RESULTS) == 0

@@ -1,4 +1,4 @@
-"""What a daemon tells over HTTP, asked as Prometheus and Kubernetes ask."""
+"""Reads a daemon's metrics and health over HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.services import HOST, free_port
 
 
 class Probe:
-    """The listener of one daemon, which is started with `options`."""
+    """A client of one daemon, which must be started with `options`."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -34,11 +34,11 @@ class Probe:
         return self.ask("/ready")[0] == 200
 
     def lanes(self) -> list[dict[str, Any]]:
-        """How the lanes are, as `/ready` tells it."""
+        """The state of each lane in `/ready`."""
         return json.loads(self.ask("/ready")[2])["lanes"]
 
     def samples(self) -> dict[tuple[str, frozenset], float]:
-        """Every sample by its name and labels; fails where the text is not OpenMetrics."""
+        """All samples by name and labels; fails if the text is not valid OpenMetrics."""
         status, headers, body = self.ask("/metrics")
         assert status == 200
         assert headers["content-type"].startswith("application/openmetrics-text")
@@ -49,5 +49,5 @@ class Probe:
         }
 
     def value(self, name: str, **labels: str) -> float | None:
-        """One sample of `celeriac_…`; nothing where there is none with exactly these labels."""
+        """The sample of `celeriac_…` with exactly these labels, or None."""
         return self.samples().get((f"celeriac_{name}", frozenset(labels.items())))

@@ -1,7 +1,7 @@
-"""Starting, watching and ending child processes. Standard library only.
+"""Starts, watches and ends child processes. Standard library only.
 
-Every child runs in a session of its own, so that Ctrl-C reaches us first and we can end
-things in the right order, and so that a whole worker with its pool can be killed at once.
+Each child runs in its own session, so that Ctrl-C reaches only us and we can end the children in
+the right order, and so that a worker can be killed together with its pool.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class Failure(Exception):
-    """Something that the person at the keyboard has to know, in one sentence."""
+    """An error whose message is shown to the user without a traceback."""
 
 
 def wait_until(
@@ -25,7 +25,7 @@ def wait_until(
     timeout_seconds: float,
     interval_seconds: float = 0.05,
 ) -> None:
-    """Polls `condition` until it is true; `what` names it when it never becomes so."""
+    """Polls `condition` until it is true; `what` is named in the error if it never is."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -34,7 +34,7 @@ def wait_until(
 
 
 def end_on_terminate() -> None:
-    """Lets SIGTERM unwind the stack as Ctrl-C does, so that every clean-up runs."""
+    """Makes SIGTERM unwind the stack as Ctrl-C does, so that everything is cleaned up."""
 
     def unwind(_signal_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -43,10 +43,11 @@ def end_on_terminate() -> None:
 
 
 def let_children_have_signals() -> None:
-    """Gives children the default disposition of signals that this process was started to ignore.
+    """Gives children the default action of signals that this process was started to ignore.
 
-    A process under `nohup` ignores SIGHUP, one in the background of a script SIGINT and SIGQUIT,
-    and so does every program that it starts. A handler is not inherited: this one does nothing.
+    A process under `nohup` ignores SIGHUP, and one in the background of a script SIGINT and
+    SIGQUIT, and so do their children. Handlers are not inherited, so these signals get one that
+    does nothing.
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -54,7 +55,7 @@ def let_children_have_signals() -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """The live processes below `pid`: servers put their children in sessions of their own."""
+    """The running descendants of `pid`, including those in other sessions."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -72,7 +73,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process lives; a zombie that nobody reaped yet does not."""
+    """Whether the process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -80,7 +81,7 @@ def is_running(pid: int) -> bool:
 
 
 class Process:
-    """One child whose output goes to a log file that tests can wait on and quote."""
+    """A child process whose output goes to a log file, for which tests can wait."""
 
     def __init__(
         self,
@@ -132,26 +133,26 @@ class Process:
         return None if self._child is None else self._child.poll()
 
     def output(self) -> str:
-        """What was logged since the last start."""
+        """The output since the last start."""
         with self.log.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
 
     def wait_for(self, text: str, timeout_seconds: float = 120) -> None:
-        """Waits until `text` is logged; says what was logged instead when it never is."""
+        """Waits until `text` is logged; if it never is, the error shows the log."""
         self.wait_while_alive(lambda: text in self.output(), f"`{text}`", timeout_seconds)
 
     def wait_while_alive(
         self, condition: Callable[[], object], what: str, timeout_seconds: float
     ) -> None:
-        """Waits for a sign of this process and gives up as soon as it is dead."""
+        """Waits until `condition` is true, and fails as soon as the process has ended."""
         deadline = time.monotonic() + timeout_seconds
         while not condition():
             dead = not self.is_alive()
             if dead or time.monotonic() > deadline:
                 reason = f"ended with {self.exit_code}" if dead else f"{timeout_seconds:.0f} s over"
                 raise Failure(
-                    f"{self.name}: no {what} ({reason}); its last words:\n{self.last_words()}"
+                    f"{self.name}: no {what} ({reason}); its log ends with:\n{self.last_words()}"
                 )
             time.sleep(0.05)
 
@@ -159,12 +160,12 @@ class Process:
         return "\n".join(self.output().splitlines()[-lines:])
 
     def terminate(self, signal_number: int = signal.SIGTERM) -> None:
-        """Asks for the end without waiting for it."""
+        """Sends a signal without waiting for the process to end."""
         if self.is_alive():
             os.kill(self.pid, signal_number)
 
     def stop(self, timeout_seconds: float = 20, signal_number: int = signal.SIGTERM) -> int | None:
-        """Asks the process to end, kills it when it does not, and returns its exit code."""
+        """Asks the process to end, kills it if it does not, and returns its exit code."""
         with self._lock:
             if self._child is None:
                 return None
@@ -175,14 +176,14 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._kill(below)
                 raise Failure(
-                    f"{self.name} did not end within {timeout_seconds:.0f} s of being asked; "
-                    f"its last words:\n{self.last_words()}"
+                    f"{self.name} did not end within {timeout_seconds:.0f} s of the signal; "
+                    f"its log ends with:\n{self.last_words()}"
                 ) from None
             self._kill(below)
             return self._child.returncode
 
     def kill(self) -> None:
-        """Kills the process and all below it, as a power cut would."""
+        """Kills the process and its descendants."""
         with self._lock:
             if self._child is not None and self.is_alive():
                 self._kill([self.pid, *descendants(self.pid)])

@@ -1,4 +1,4 @@
-"""The Django project in `zoo/` on one database and one broker: its commands and workers."""
+"""The Django project in `zoo/` with a database and a broker: its commands and workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.processes import Failure, Process
 
 SITE = Path(__file__).resolve().parent.parent / "zoo"
 
-#: What would otherwise leak from the caller's shell into the project or the daemon.
+#: Prefixes of variables that the project and the daemon must not inherit from the caller.
 FOREIGN = (
     "ACCEPT_CONTENT",
     "CELERY_",
@@ -36,7 +36,7 @@ def clean_environment() -> dict[str, str]:
 
 
 class Project:
-    """`settings` are the variables that `zoo/shop/settings.py` reads."""
+    """A Django project; `settings` are the variables that `zoo/shop/settings.py` reads."""
 
     def __init__(
         self, python: Path, database: str, broker: str, settings: Mapping[str, str] | None = None
@@ -46,9 +46,9 @@ class Project:
         self.env = clean_environment() | {
             "DATABASE_URL": database,
             "CELERY_BROKER_URL": broker,
-            # A site package compiled by several Pythons at once is no place for stale caches.
+            # Several versions of Python import the same files.
             "PYTHONDONTWRITEBYTECODE": "1",
-            # Workers may run as root here, also where they accept pickle.
+            # Tests can run as root, which Celery refuses if workers accept pickle.
             "C_FORCE_ROOT": "1",
             **self.settings,
         }
@@ -72,11 +72,11 @@ class Project:
         self.manage("migrate", "--verbosity", "0")
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Every result through the ORM and through `AsyncResult`, by task id."""
+        """Every result as the ORM and as `AsyncResult` return it, by task id."""
         return json.loads(self.manage("rows"))
 
     def tables(self) -> dict[str, Any]:
-        """The rows of all three tables and what reading them through Celery gives."""
+        """The rows of all three tables, and what Celery's result classes read from them."""
         return json.loads(self.manage("tables"))
 
     def daemon(self, log: Path, *options: str) -> Process:
@@ -87,7 +87,8 @@ class Project:
     def worker(
         self, log: Path, *more_options: str, result_backend: str | None = None
     ) -> Process:
-        """A stock worker, not yet started; without a result backend it has the project's own."""
+        """A Celery worker, not yet started, with the project's result backend if no other is given.
+        """
         celery = self.python.parent / "celery"
         backend = ["--result-backend", result_backend] if result_backend else []
         options = ["--concurrency", "2", "--hostname", "worker@test", "--loglevel", "INFO"]

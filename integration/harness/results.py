@@ -1,6 +1,4 @@
-"""Messages made by hand: as a worker of Celery 5.7 on `rpc://` publishes them, and as one on
-`celeriac://` does.
-"""
+"""Result messages in the formats of `rpc://` in Celery 5.7 and of `celeriac://`."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ def properties(task_id: str) -> dict[str, Any]:
 
 
 def body(task_id: str, **fields: Any) -> dict[str, Any]:
-    """The members in Celery's order; `fields` change them or add to them."""
+    """The members in Celery's order; `fields` replaces or adds members."""
     return {
         "status": "SUCCESS",
         "result": 42,
@@ -49,12 +47,13 @@ def result(task_id: str, **fields: Any) -> Message:
 
 
 def raw(task_id: str, data: bytes, **changes: Any) -> Message:
-    """Any bytes under the properties of an ordinary result, which `changes` may alter."""
+    """A message with any body and the properties of a result, some of them replaced by `changes`.
+    """
     return Message(data, properties(task_id) | changes)
 
 
 def columns(task_id: str, /, **fields: Any) -> dict[str, Any]:
-    """The body of a state of a task; see `docs/message-format.md`."""
+    """The body of a task's state; see `docs/message-format.md`."""
     return {
         "version": 1,
         "task_id": task_id,
@@ -88,7 +87,7 @@ def group_columns(group_id: str, /, **fields: Any) -> dict[str, Any]:
 
 
 def row(body: dict[str, Any]) -> Message:
-    """A message of `celeriac://` with the columns of a task or of a group."""
+    """A message of `celeriac://` with the columns of a task or a group."""
     kind, key = ("task", "task_id") if "task_id" in body else ("group", "group_id")
     content_type = f"application/vnd.celeriac.{kind}-result+json"
     correlation_id = str(body[key] or "none")

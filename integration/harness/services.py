@@ -1,15 +1,15 @@
 """Finds or starts the servers that the tests and the demo need. Standard library only.
 
-A server is found when it answers at its standard address, or at the one that
-`CELERIAC_TEST_BROKER`, `CELERIAC_TEST_POSTGRES` or `CELERIAC_TEST_MYSQL` names, and lets us
-create a virtual host or a database of our own there. Otherwise a private one is started in a
-temporary folder on a free port. Whatever is created is called `celeriac_test_…` and removed at
-the end; only processes that were started here are stopped.
+A running server is used if it answers at its standard address, or at the one in
+`CELERIAC_TEST_BROKER`, `CELERIAC_TEST_POSTGRES` or `CELERIAC_TEST_MYSQL`, and lets us create a
+virtual host or a database. Otherwise a private server is started in a temporary folder on a free
+port. Everything created is called `celeriac_test_…` and removed at the end; only processes that
+were started here are stopped.
 
     python -m harness.services run [--private] [--only rabbitmq,postgresql,mariadb] -- CMD…
 
-runs CMD with those three variables set to a fresh virtual host and fresh databases.
-`CELERIAC_TEST_PRIVATE=1` does what `--private` does: it does not look for running servers.
+runs CMD with those three variables set to a new virtual host and new databases. Like `--private`,
+`CELERIAC_TEST_PRIVATE=1` does not look for running servers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def say(line: str) -> None:
 
 
 def run(command: Sequence[str | Path], **options: object) -> str:
-    """Runs a command to its end and returns its output; a failure quotes what it said."""
+    """Runs a command to its end and returns its output; if it fails, the error quotes its output.
+    """
     try:
         done = subprocess.run(
             [str(part) for part in command],
@@ -72,7 +73,7 @@ def run(command: Sequence[str | Path], **options: object) -> str:
 
 
 def root_command() -> list[str] | None:
-    """What to put before a command to run it as root, or None when we may not."""
+    """The prefix that runs a command as root, or None if that is not possible."""
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")
@@ -85,14 +86,14 @@ def root_command() -> list[str] | None:
 
 
 def install(package: str) -> None:
-    """Installs a Debian package, or says that somebody has to."""
+    """Installs a Debian package, or asks the user to do it."""
     root = root_command()
     apt_get = shutil.which("apt-get")
     if root is None or apt_get is None:
         raise Failure(
             f"`{package}` is missing: install it (`apt-get install {package}`) and try again"
         )
-    say(f"installing {package} with apt-get, as it is missing here")
+    say(f"installing {package} with apt-get, because it is missing")
     quiet = [*root, "env", "DEBIAN_FRONTEND=noninteractive", apt_get, "-qq"]
     command = [*quiet, "install", "--yes", "--no-install-recommends", package]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
@@ -101,7 +102,7 @@ def install(package: str) -> None:
 
 
 def executable(name: str, package: str, folders: Sequence[str] = ()) -> str:
-    """The path of a server's program, which is installed when it is missing."""
+    """The path of a server's program, which is installed if it is missing."""
     for attempt in ("look", "install"):
         for folder in folders:
             for path in sorted(Path("/").glob(folder.lstrip("/")), reverse=True):
@@ -111,11 +112,11 @@ def executable(name: str, package: str, folders: Sequence[str] = ()) -> str:
             return found
         if attempt == "look":
             install(package)
-    raise Failure(f"`{package}` is installed but `{name}` is nowhere to be found")
+    raise Failure(f"`{package}` is installed, but `{name}` was not found")
 
 
 def server_user(name: str) -> str | None:
-    """The account a server has to run under when we are root, which some servers refuse."""
+    """The account for a server if we are root, because some servers refuse to run as root."""
     if os.geteuid() != 0:
         return None
     try:
@@ -126,7 +127,7 @@ def server_user(name: str) -> str | None:
 
 
 class Service:
-    """A server in which we may create things, and the things that we created."""
+    """A server in which we create virtual hosts or databases, and those that we have created."""
 
     name: str
     variable: str
@@ -136,7 +137,7 @@ class Service:
         self._created: list[str] = []
 
     def create(self) -> str:
-        """The URL of a fresh virtual host or database."""
+        """Creates a virtual host or a database and returns its URL."""
         name = unique_name()
         self._created.append(name)
         self._create(name)
@@ -149,7 +150,7 @@ class Service:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Removes what was created; a few that cannot be removed do not keep the others."""
+        """Removes everything created. A failure does not prevent the rest from being removed."""
         failures = []
         while self._created:
             some, self._created = self._created[:20], self._created[20:]
@@ -161,16 +162,16 @@ class Service:
             raise Failure("could not clean up: " + "; ".join(failures))
 
     def count(self) -> int:
-        """How many things there are that were created and not removed."""
+        """How many virtual hosts or databases were created and not yet removed."""
         return len(self._created)
 
     def remove_since(self, count: int) -> None:
-        """Removes what was created when there were more than `count` things."""
+        """Removes everything but the first `count`."""
         self._drop(self._created[count:])
         del self._created[count:]
 
     def environment(self) -> dict[str, str]:
-        """What a child needs to find this very server."""
+        """The variables with which a child process finds this server."""
         return {self.variable: self.create()}
 
     def _create(self, name: str) -> None:
@@ -181,9 +182,9 @@ class Service:
 
 
 class Private:
-    """A server of our own in a temporary folder, which can be stopped, killed and started again.
+    """A server in a temporary folder, which can be stopped, killed and started again.
 
-    Mixed into a `Service`; `start()` returns once the server answers.
+    A mixin for a `Service`; `start()` returns once the server answers.
     """
 
     process: Process
@@ -204,14 +205,15 @@ class Private:
         self.process.kill()
 
     def close(self) -> None:
-        """Nothing to drop one by one: everything goes with the folder."""
+        """Stops the server and removes its folder with everything in it."""
         try:
             self.stop()
         finally:
             shutil.rmtree(self.folder)
 
     def _make_folder(self, user: str | None) -> None:
-        """A short path, since servers put Unix sockets in it, and theirs to write in."""
+        """Creates a folder that the server can write to. Its path is short enough for Unix sockets.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="celeriac_test_"))
         if user:
             shutil.chown(self.folder, user, pwd.getpwnam(user).pw_gid)
@@ -219,15 +221,15 @@ class Private:
 
 # RabbitMQ -----------------------------------------------------------------------------------
 
-#: How many virtual hosts are made or removed together.
+#: How many virtual hosts are created or removed together.
 AT_ONCE = 3
 
 
 def amqp_opens(url: str) -> bool:
-    """Whether a broker at `url` takes our credentials and opens the virtual host.
+    """Whether a broker at `url` accepts our credentials and opens the virtual host.
 
-    The first four methods of an AMQP 0-9-1 connection, written out because the standard
-    library has no client and a port that accepts connections says little about a broker.
+    These are the first four methods of an AMQP 0-9-1 connection, written out because the standard
+    library has no client. That the port accepts connections is not enough.
     """
     parts = urlsplit(url)
     login = f"\0{unquote(parts.username or 'guest')}\0{unquote(parts.password or 'guest')}"
@@ -265,7 +267,7 @@ def amqp_opens(url: str) -> bool:
 
 
 class RabbitMQ(Service):
-    """Virtual hosts are made with `rabbitmqctl`, the one way that needs no plugin."""
+    """A broker whose virtual hosts are created with `rabbitmqctl`, which needs no plugin."""
 
     name = "rabbitmq"
     variable = "CELERIAC_TEST_BROKER"
@@ -280,7 +282,7 @@ class RabbitMQ(Service):
 
     @classmethod
     def find(cls, url: str) -> RabbitMQ | None:
-        """The broker at `url`, if `rabbitmqctl` speaks to that same broker."""
+        """The broker at `url`, if `rabbitmqctl` controls that same broker."""
         if not amqp_opens(url):
             return None
         described = os.environ.get("CELERIAC_TEST_RABBITMQCTL")
@@ -315,8 +317,8 @@ class RabbitMQ(Service):
             {"CELERIAC_TEST_RABBITMQCTL": described} if described else {}
         )
 
-    # A start of `rabbitmqctl` takes half a second of a processor, which is more than the rest of
-    # many a test. So virtual hosts are made ahead and removed together.
+    # `rabbitmqctl` needs half a second of CPU time, more than the rest of many tests. So virtual
+    # hosts are created in advance and removed together.
 
     def create(self) -> str:
         if not self._spare:
@@ -349,7 +351,7 @@ class RabbitMQ(Service):
         self._unneeded = []
 
     def _for_each(self, names: Sequence[str], code: str) -> None:
-        """Runs code in the broker for every virtual host `V`, with our user as `U`."""
+        """Runs Erlang code in the broker for every virtual host `V`, with our user as `U`."""
         user = unquote(urlsplit(self.url).username or "guest")
         hosts = ", ".join(f'<<"{name}">>' for name in names)
         self.control("eval", f'U = <<"{user}">>, [begin {code} end || V <- [{hosts}]].')
@@ -358,13 +360,13 @@ class RabbitMQ(Service):
 class PrivateRabbitMQ(Private, RabbitMQ):
     """A node with its own name, cookie, data and Erlang port mapper.
 
-    The port mapper (epmd) would otherwise be started by the node as a daemon and outlive it.
+    Otherwise the node would start the port mapper (epmd) as a daemon that outlives it.
     """
 
     def __init__(self, *settings: str) -> None:
-        """`settings` are more lines for its `rabbitmq.conf`."""
-        # Debian's wrapper in PATH switches to the `rabbitmq` user and its home; the script that
-        # it wraps runs as whoever we are.
+        """`settings` are additional lines for its `rabbitmq.conf`."""
+        # Debian's wrapper in PATH switches to the user `rabbitmq`; the script that it calls does
+        # not.
         scripts = ["/usr/lib/rabbitmq/bin", "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"]
         server = executable("rabbitmq-server", "rabbitmq-server", scripts)
         control = executable("rabbitmqctl", "rabbitmq-server", scripts)
@@ -374,7 +376,7 @@ class PrivateRabbitMQ(Private, RabbitMQ):
         for name in ("rabbitmq-env.conf", "rabbitmq.conf", "enabled_plugins"):
             (self.folder / name).touch()
         (self.folder / "enabled_plugins").write_text("[].\n")
-        # A machine that runs the tests may have little free disk; a full one is not the point.
+        # Test machines can have little free disk space.
         lines = ["disk_free_limit.absolute = 50MB", *settings]
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         env = {
@@ -415,13 +417,13 @@ class PrivateRabbitMQ(Private, RabbitMQ):
         super().start()
 
     def close(self) -> None:
-        """Without a shutdown in good order, which a queue in trouble can hold up."""
+        """Kills the node, because a shutdown can hang on a queue in trouble."""
         self.kill()
         self._epmd.kill()
         shutil.rmtree(self.folder)
 
     def environment(self) -> dict[str, str]:
-        """The node's own description too: its virtual hosts are made with its own cookie."""
+        """Adds how to call `rabbitmqctl` for this node, which needs its cookie."""
         described = self.folder / "node.json"
         described.write_text(json.dumps({"control": self._control, "env": self._control_env}))
         return super().environment() | {"CELERIAC_TEST_RABBITMQCTL": str(described)}
@@ -439,7 +441,7 @@ def port_is_open(port: int) -> bool:
 
 
 class SqlService(Service):
-    """A server that takes SQL."""
+    """A server that is used with SQL."""
 
     port: int
 
@@ -482,11 +484,11 @@ class PostgreSQL(SqlService):
         return run(command, env=env)
 
     def _create(self, name: str) -> None:
-        # template0 has no sessions that could be in the way and is UTF-8 whatever the server is.
+        # template0 has no sessions that could block this, and allows UTF-8 on every server.
         self.sql(f"create database {name} template template0 encoding 'UTF8'")
 
     def copy(self, url: str) -> str:
-        """A copy of a database of ours, which nobody may be using."""
+        """Copies one of our databases, which must not be in use."""
         name = unique_name()
         self._created.append(name)
         self.sql(f"create database {name} template {urlsplit(url).path[1:]}")
@@ -497,7 +499,7 @@ class PostgreSQL(SqlService):
 
 
 class PrivatePostgreSQL(Private, PostgreSQL):
-    """Runs as an unprivileged user, because PostgreSQL refuses root."""
+    """A private PostgreSQL. It runs as an unprivileged user, because it refuses root."""
 
     def __init__(self, **more_options: str | Path) -> None:
         folders = ["/usr/lib/postgresql/*/bin"]
@@ -523,7 +525,7 @@ class PrivatePostgreSQL(Private, PostgreSQL):
             **identity,
         )
         PostgreSQL.__init__(self, f"postgres://postgres@{HOST}:{port}/postgres")
-        # fsync protects against power cuts; the tests kill processes, which it does not concern.
+        # fsync protects against power failures. The tests only kill processes.
         options = {
             "port": port,
             "listen_addresses": HOST,
@@ -541,7 +543,7 @@ class PrivatePostgreSQL(Private, PostgreSQL):
         )
 
     def stop(self) -> None:
-        """A fast shutdown: sessions are ended, not waited for."""
+        """Performs a fast shutdown, which ends sessions instead of waiting for them."""
         self.process.stop(60, signal.SIGINT)
 
 
@@ -580,7 +582,7 @@ class MariaDB(SqlService):
         self.sql(f"create database {name} character set utf8mb4")
 
     def copy(self, url: str) -> str:
-        """A copy of a database of ours: MariaDB has no templates, so through a dump."""
+        """Copies one of our databases through a dump, because MariaDB has no templates."""
         fresh = self.create()
         dump = run([*self._command("mariadb-dump"), urlsplit(url).path[1:]], env=self._env())
         command = [*self._command("mariadb"), urlsplit(fresh).path[1:]]
@@ -632,7 +634,7 @@ class PrivateMariaDB(Private, MariaDB):
 
 
 def port_answers(url: str, standard_port: int) -> bool:
-    """Asked before a client program is looked for, which need not be there for a server that is not."""
+    """Checked first, so that a client program is only needed if there is a server."""
     parts = urlsplit(url)
     try:
         socket.create_connection((parts.hostname or HOST, parts.port or standard_port), 5).close()
@@ -652,7 +654,7 @@ KINDS: dict[str, tuple[type[Service], type[Private]]] = {
 
 @contextmanager
 def private(kind: str, *settings: str, **more_settings: str | Path) -> Iterator[Service]:
-    """A private server for as long as the block lasts, with settings of its kind."""
+    """A private server that runs until the end of the block, with settings of its kind."""
     service = KINDS[kind][1](*settings, **more_settings)
     try:
         service.start()
@@ -663,7 +665,7 @@ def private(kind: str, *settings: str, **more_settings: str | Path) -> Iterator[
 
 @contextmanager
 def service(kind: str, *, only_private: bool = False) -> Iterator[Service]:
-    """A server for as long as the block lasts: the one that answers, or a private one."""
+    """A server until the end of the block: a running one, or else a private one."""
     found_class, _ = KINDS[kind]
     named = os.environ.get(found_class.variable)
     only_private = only_private or os.environ.get("CELERIAC_TEST_PRIVATE") == "1"
@@ -672,8 +674,8 @@ def service(kind: str, *, only_private: bool = False) -> Iterator[Service]:
         found = found_class.find(named or found_class.standard)
     if named and found is None:
         raise Failure(
-            f"{found_class.variable} names a server that does not answer or lets us create nothing: "
-            "correct it, or unset it to have a private server started"
+            f"{found_class.variable} names a server that does not answer or does not let us create "
+            "anything: correct it, or unset it to have a private server started"
         )
     if found is None:
         say(f"starting a private {kind}")
@@ -687,7 +689,7 @@ def service(kind: str, *, only_private: bool = False) -> Iterator[Service]:
 
 
 def run_to_the_end(command: Sequence[str], env: Mapping[str, str]) -> int:
-    """Runs a command and returns its exit status; its servers stay until it has cleaned up."""
+    """Runs a command and returns its exit status. A signal ends the command, not this program."""
     try:
         child = subprocess.Popen(command, env=env)
     except OSError as error:
@@ -697,7 +699,7 @@ def run_to_the_end(command: Sequence[str], env: Mapping[str, str]) -> int:
         try:
             return child.wait()
         except KeyboardInterrupt:
-            # The terminal has interrupted the command too.
+            # Ctrl-C has interrupted the command too.
             continue
 
 
@@ -706,7 +708,7 @@ def main() -> int:
     actions = parser.add_subparsers(dest="action", required=True)
     run_action = actions.add_parser("run", help="run a command and pass on its exit status")
     run_action.add_argument(
-        "--private", action="store_true", help="use no server that runs already"
+        "--private", action="store_true", help="do not use running servers"
     )
     run_action.add_argument(
         "--only", default=",".join(KINDS), help="servers to provide, comma-separated"

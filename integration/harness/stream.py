@@ -1,4 +1,4 @@
-"""A stream of results that is published while things go wrong, and what has to come of it."""
+"""A stream of results that is published while faults occur, and the outcome that it must have."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from harness.database import TABLE, Database
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 
-#: When the first task was done, by its own account; the next one a second later, and so on.
+#: The `date_done` of the first task; each later one is a second later.
 FIRST = datetime.datetime(2026, 3, 4, 5, 6, 7, 1)
 
-#: How many tasks are at work at the same time.
+#: How many tasks run at the same time.
 CHUNK = 20
 
 
@@ -38,13 +38,12 @@ class Outcome:
 
 
 class Stream:
-    """Publishes several messages per task from a thread, confirmed, as fast as the broker takes them.
+    """Publishes several messages per task from a thread, confirmed, as fast as the broker allows.
 
-    A stream of so many tasks ends by itself; one without a number goes on for as long as the
-    `with` block does, so that whatever happens in the block happens under load. Messages of
-    neighbouring tasks are shuffled, so that a task's STARTED may come after its end, and some
-    come twice. Whatever the broker does not confirm is published again. The same seed gives the
-    same stream.
+    A stream with a number of tasks ends by itself; one without ends with the `with` block, so that
+    everything in the block happens under load. Messages of neighbouring tasks are shuffled, so a
+    task's STARTED can come after its final state, and some messages come twice. Messages that the
+    broker does not confirm are published again. The same seed gives the same stream.
     """
 
     def __init__(
@@ -61,9 +60,9 @@ class Stream:
         self._connection: amqp.Connection | None = None
         self._channel: amqp.Channel | None = None
         self.published = 0
-        #: What the rows have to be in the end.
+        #: The rows that must be stored in the end.
         self.outcomes: dict[str, Outcome] = {}
-        #: The correlation ids of those that can only become dead letters.
+        #: The correlation ids of messages that must become dead letters.
         self.bad: set[str] = set()
 
     @property
@@ -89,19 +88,19 @@ class Stream:
         wait_until(lambda: self.is_over, "the stream to end", 120)
 
     def publish(self) -> Stream:
-        """Publishes all of it before anything else happens."""
+        """Publishes the whole stream."""
         with self:
             self.wait()
         return self
 
     def check(self, pipeline: Pipeline, timeout_seconds: float = 60) -> None:
-        """Every task has its row, every bad message is a dead letter, and the queue is empty."""
+        """Checks all rows and dead letters, and that the queue is empty."""
         wanted = {task_id: outcome.status for task_id, outcome in self.outcomes.items()}
         pipeline.wait_for_rows(wanted, timeout_seconds)
         wait_until(lambda: pipeline.broker.depth(RESULTS) == 0, "the queue to be empty", 30)
         exit_code = pipeline.daemon.stop()
         assert exit_code == 0, f"the daemon ended with {exit_code}"
-        # What the daemon had not acknowledged would be back in the queue now.
+        # Messages that the daemon has not acknowledged would be back in the queue now.
         assert pipeline.broker.depth(RESULTS) == 0
         rows = outcomes(pipeline.database)
         different = {
@@ -142,7 +141,7 @@ class Stream:
         return [*messages, final, *([final] if self._random.random() < 0.1 else [])]
 
     def _chunks(self) -> Iterator[list[Message]]:
-        """Some tasks at a time, as workers mix their tasks but do not wait for ever."""
+        """The messages of a few tasks at a time, shuffled."""
         for first in itertools.count(0, CHUNK):
             numbers = range(first, min(first + CHUNK, self._tasks or first + CHUNK))
             if not numbers or (self._tasks is None and self._left.is_set()):
@@ -155,13 +154,13 @@ class Stream:
         try:
             for chunk in self._chunks():
                 self._publish(chunk)
-        except BaseException as error:  # handed to whoever leaves the block
+        except BaseException as error:  # raised again in `__exit__`
             self._error = error
         finally:
             self._disconnect()
 
     def _publish(self, messages: list[Message]) -> None:
-        """A broker that went away is expected; it comes back, or the test's wait runs out."""
+        """Publishes messages, and connects again if the broker has closed the connection."""
         for message in messages:
             while not self._failed.is_set():
                 try:
@@ -187,7 +186,7 @@ class Stream:
 
 
 def outcomes(database: Database) -> dict[str, Outcome]:
-    """The rows by plain SQL, times without a zone and in UTC."""
+    """All rows, with naive times in UTC."""
     rows = database.query(f"select task_id, status, result, traceback, date_done from {TABLE}")
     return {task_id: Outcome(*values, utc(date_done)) for task_id, *values, date_done in rows}
 

@@ -1,4 +1,4 @@
-"""Users of RabbitMQ and of databases with fewer permissions than the one that the tests run as."""
+"""Users of RabbitMQ and of databases who have fewer permissions than the tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from harness.broker import Broker
 from harness.database import Database
 from harness.services import MariaDB, PostgreSQL, RabbitMQ, unique_name
 
-#: What the program says where a permission is missing.
+#: The program's advice if a permission is missing.
 ADVICE = "give the user the permissions that docs/security.md lists"
 
 
 @contextmanager
 def another_user(rabbitmq: RabbitMQ, broker: Broker, *permissions: str) -> Iterator[str]:
-    """The URL of a user who has these permissions in the virtual host: configure, write, read."""
+    """The URL of a user with these configure, write and read permissions in the virtual host."""
     name = f"celeriac_test_{os.getpid()}"
     vhost = broker.url.rpartition("/")[2]
     rabbitmq.control("add_user", name, "pass@word")
@@ -40,7 +40,7 @@ def with_login(url: str, user: str, password: str = "") -> str:
 def user_without_rights(
     database: Database, postgresql: PostgreSQL, mariadb: MariaDB
 ) -> Iterator[str]:
-    """The URL for somebody who may read and write rows, and nothing else."""
+    """The URL of a user who may only read and write rows."""
     user, name = unique_name(), urlsplit(database.url).path[1:]
     parts = urlsplit(database.url)
     host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname

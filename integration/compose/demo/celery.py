@@ -12,5 +12,5 @@ app.autodiscover_tasks()
 
 @before_task_publish.connect
 def send_results_to_celeriac(properties=None, **kwargs):
-    """Only workers on stock `rpc://` go by it."""
+    """Used only by workers with `rpc://`."""
     properties["reply_to"] = "celeriac.results"

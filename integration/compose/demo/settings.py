@@ -1,4 +1,4 @@
-"""A small Django project. Broker, database and result backend come from the environment."""
+"""A small Django project. Broker, database and result backend are set by the environment."""
 
 import os
 
@@ -7,7 +7,7 @@ import pymysql
 # A MySQL driver that needs no compiler.
 pymysql.install_as_MySQLdb()
 
-# Good for a demo on this machine, and for nothing else.
+# Only for a demo on your own machine.
 SECRET_KEY = "only for the demo"
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 
@@ -46,7 +46,7 @@ STATIC_URL = "static/"
 USE_TZ = True
 TIME_ZONE = "UTC"
 
-# DATABASE_ENGINE, DATABASE_NAME and so on.
+# These variables are DATABASE_ENGINE, DATABASE_NAME and so on.
 DATABASES = {
     "default": {
         name: os.environ.get(f"DATABASE_{name}", "")

@@ -1,4 +1,4 @@
-"""What a shop does in the background, once for each way in which a task can go."""
+"""The background tasks of a shop, one for each way in which a task can end."""
 
 import time
 
@@ -29,7 +29,7 @@ def charge_card(self, card):
 
 @shared_task(bind=True)
 def import_catalogue(self, pages):
-    """Tells how far it is."""
+    """Reports its progress."""
     for page in range(pages):
         self.update_state(state="PROGRESS", meta={"done": page, "of": pages})
         time.sleep(1)

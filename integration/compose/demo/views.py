@@ -8,7 +8,7 @@ from django_celery_results.models import TaskResult
 
 from . import tasks
 
-#: What the buttons send.
+#: The task that each button sends.
 KINDS = {
     "success": tasks.price.s("celeriac", quantity=3),
     "failure": tasks.reserve.s("celeriac"),
@@ -16,7 +16,7 @@ KINDS = {
     "progress": tasks.import_catalogue.s(8),
     "500 tasks": group(tasks.add.s(n, 1) for n in range(500)),
 }
-# Workers on stock `rpc://` cannot run it.
+# Workers with `rpc://` cannot run chords.
 if settings.CELERY_RESULT_BACKEND == "celeriac://":
     KINDS["chord"] = chord([tasks.add.s(n, n) for n in range(3)], tasks.total.s())
 
@@ -28,7 +28,7 @@ def index(request):
 
 @require_safe
 def rows(request):
-    """The part of the page that is fetched again and again."""
+    """The part of the page that is refreshed every second."""
     return render(request, "rows.html", context())
 
 

@@ -1,4 +1,5 @@
-"""The Celery application, and the three lines that send results to Celeriac."""
+"""The Celery application, with the three lines that make `rpc://` workers send results to Celeriac.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Tasks by the thousand that end in many ways, each as its number says."""
+"""Thousands of tasks; the number of each determines how it ends."""
 
 import random
 
@@ -9,7 +9,7 @@ SEED = 20240610
 
 
 def course(number):
-    """How often a task is tried in vain, and how it ends."""
+    """How many attempts of a task fail first, and how it ends."""
     chance = random.Random(SEED + number)
     retries = chance.choice((0, 0, 0, 0, 1, 1, 2))
     return retries, chance.choices(("succeed", "fail"), (5, 1))[0]
@@ -32,8 +32,8 @@ def work_unwanted(self, number):
 
 
 def publish(tasks):
-    """Every tenth result is wanted by nobody. The ids are those whose states are final one day."""
-    # RabbitMQ can drop what a process sent in the moment before it ended, unless it is confirmed.
+    """Publishes tasks, and returns their ids. The result of every tenth is ignored."""
+    # Without confirms RabbitMQ can drop what a process published just before it ended.
     current_app.conf.broker_transport_options = {"confirm_publish": True}
     ids = []
     for number in range(tasks):

@@ -1,4 +1,4 @@
-"""An ordinary Django project; what the tests vary comes from the environment."""
+"""An ordinary Django project; the settings that the tests vary come from the environment."""
 
 import os
 from pathlib import Path
@@ -88,8 +88,7 @@ TIME_ZONE = os.environ.get("TIME_ZONE", "UTC")
 if length := os.environ.get("DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH"):
     DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH = int(length)
 
-# Where Django reads results. The workers may be given another, as `--result-backend rpc://`, which
-# wins.
+# Where Django reads results. A worker's `--result-backend` takes precedence over it.
 CELERY_RESULT_BACKEND = os.environ.get("RESULT_BACKEND", "django-db")
 CELERY_RESULT_EXTENDED = flag("RESULT_EXTENDED", "on")
 CELERY_RESULT_SERIALIZER = os.environ.get("RESULT_SERIALIZER", "json")
@@ -99,7 +98,7 @@ CELERY_TASK_TRACK_STARTED = flag("TASK_TRACK_STARTED", "on")
 CELERY_TASK_SEND_SENT_EVENT = flag("TASK_SEND_SENT_EVENT", "off")
 CELERY_EVENT_SERIALIZER = os.environ.get("EVENT_SERIALIZER", "json")
 CELERY_TASK_SERIALIZER = os.environ.get("TASK_SERIALIZER", "json")
-# For messages that are signed; see `app.setup_security`.
+# For signed messages; see `app.setup_security`.
 CELERY_SECURITY_KEY = os.environ.get("SECURITY_KEY")
 CELERY_SECURITY_CERTIFICATE = CELERY_SECURITY_CERT_STORE = os.environ.get("SECURITY_CERTIFICATE")
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "amqp://guest:guest@localhost:5672//")

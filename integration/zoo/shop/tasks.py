@@ -1,4 +1,4 @@
-"""What a shop does in the background: the tasks of the demo."""
+"""The tasks of the demo: a shop's background work."""
 
 import time
 
@@ -39,7 +39,7 @@ def charge_card(self, card):
 
 @shared_task(bind=True)
 def import_catalogue(self, seconds):
-    """Tells how far it is, and stays there long enough for somebody to look."""
+    """Reports its progress, and then waits so that you can see it."""
     self.update_state(state="PROGRESS", meta={"done": 50, "of": 100})
     time.sleep(seconds)
     return {"done": 100, "of": 100}

@@ -1,6 +1,6 @@
-"""Tasks that are watched through their events, and how they are to end where nothing else is known.
+"""Tasks for the tests of events, with the status of each if only its events are known.
 
-Not a part of the zoo, because they need two workers, and some wait for a file.
+They are not part of the zoo, because they need two workers, and some wait for a file.
 """
 
 import time
@@ -14,7 +14,7 @@ from .zoo.cases import break_down, called, echo, simple, task_id_of
 
 @shared_task(bind=True)
 def tell_by_event(self, path):
-    """An event of the application's own, and then a rest until there is such a file."""
+    """Sends an event of the application, and waits until the file exists."""
     self.send_event("task-progress", done=50, of=100, name="a name of its own")
     wait_for_file(path)
     return "told"
@@ -37,8 +37,9 @@ def wait_for_file(path):
 
 
 def publish_held(run, path):
-    """Two tasks for the two processes of a worker, one that has to wait for them, and one that
-    nobody takes."""
+    """Two tasks for the two processes of a worker, one that has to wait for them, and one in a
+    queue without a consumer.
+    """
     ids = {name: task_id_of(run, name) for name in ("told", "held", "waiting", "nobody's")}
     tell_by_event.apply_async((path,), task_id=ids["told"])
     hold.apply_async((path,), task_id=ids["held"])

@@ -1,12 +1,11 @@
-"""One task for every way in which a task can end, and what becomes of its row.
+"""One task for every way in which a task can end, to compare the rows that it leaves.
 
-Each module has a part of the `CASES`. A case publishes under task ids that follow from the name
-of a run, so that the same run on two workers gives rows that can be laid side by side; it tells
-how each of its ids is to end.
+Each module has a part of the `CASES`. A case publishes tasks whose ids are derived from the name of
+a run, so that the rows of the same run on two workers can be compared. It returns the status that
+each of them must have in the end.
 
-`STOCK` are those that a stock worker with `rpc://` is measured by: no chords, and nothing that
-only a result backend of our own can know. `LATE` are those in which a state comes after a final
-one.
+`STOCK` are the cases for a worker with `rpc://`: no chords, and nothing that only our own result
+backend can store. In the `LATE` cases another state follows a final one.
 """
 
 from . import arguments, canvas, chords, ends, failures, requests, states, values
@@ -35,12 +34,12 @@ _ALL = {
     **canvas.CASES,
     **LATE,
 }
-#: What the worker has to take before it expires is published first.
+#: Published first, because the worker must receive these before they expire.
 _FIRST = ["expired", "chord.header_expires", "chain.expires", "meta.header_revoked"]
 CASES = {name: _ALL[name] for name in _FIRST} | _ALL
 
-#: These depend neither on the serializer nor on `result_extended`, and take long: they sleep, or
-#: kill a process of the pool, or wait for others.
+#: These depend neither on the serializer nor on `result_extended`, and are slow: they sleep, kill a
+#: process of the pool, or wait for others.
 _ALIKE = ("dies.", "terminated", "time_limit.", "errback.", "handled.", "unwanted", "links")
 _CANVAS = ("chain", "chord", "replaced", "group")
 _BRIEF_CANVAS = (
@@ -73,5 +72,5 @@ SETS = {
 
 
 def publish_all(run, cases):
-    """Publishes the cases; tells which task ids each has and how they are to end."""
+    """Publishes the cases; returns the task ids of each with the status that they must end with."""
     return {name: publish(task_id_of(run, name)) for name, publish in cases.items()}

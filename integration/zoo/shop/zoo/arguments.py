@@ -1,4 +1,4 @@
-"""Arguments: the texts that the message's headers have for them, or they themselves."""
+"""Arguments: as texts in the headers of the message, or as values in its body."""
 
 import datetime
 import decimal
@@ -21,7 +21,7 @@ class Unprintable:
 
 @shared_task
 def count_arguments(*args, **kwargs):
-    """For arguments that not every serializer of results can give back."""
+    """For arguments that not every result serializer can encode."""
     return [len(args), sorted(kwargs)]
 
 
@@ -48,7 +48,7 @@ def echoed(args, kwargs, **options):
 
 
 def publish_protocol_1(task_id):
-    """The arguments have no text of their own in such a message."""
+    """Such a message has no `argsrepr` and `kwargsrepr`."""
     message = current_app.amqp.as_task_v1(
         task_id, count_arguments.name, args=(1, "two"), kwargs={"three": [3]}
     )
@@ -57,14 +57,14 @@ def publish_protocol_1(task_id):
 
 
 def publish_without_reprs(task_id):
-    """As a producer in another language might."""
+    """A message as a client in another language might send it."""
     headers = {"lang": "js", "task": count_arguments.name, "id": task_id, "root_id": task_id}
     send_body(task_id, [[5, {"deep": ["x"]}], {"k": "v"}, {}], headers)
     return {task_id: "SUCCESS"}
 
 
 def publish_with_odd_reprs(task_id):
-    """Reprs that are no text."""
+    """`argsrepr` and `kwargsrepr` that are not strings."""
     headers = {
         "lang": "js",
         "task": count_arguments.name,
@@ -78,7 +78,7 @@ def publish_with_odd_reprs(task_id):
 
 
 def publish_too_few(task_id):
-    """A caller that does not have the task cannot check its arguments."""
+    """`send_task` does not check arguments, because the client does not know the task."""
     current_app.send_task(exactly_two_untyped.name, (1,), task_id=task_id)
     return {task_id: "FAILURE"}
 
@@ -99,7 +99,7 @@ CASES = {
     "args.types": called(
         echo, ENDS, (datetime.date(2026, 1, 2), decimal.Decimal("1.50"), ZOO), {"raw": b"\xff\x00"}
     ),
-    # msgpack has no room for half a surrogate pair, and neither backend gets a row.
+    # msgpack cannot encode a lone surrogate, and then neither backend stores a row.
     "args.odd_text": called(echo, MAYBE, ("\0", "\ud800", "🥬", "'\"")),
     "args.none": given(),
     "args.one": given("alone"),

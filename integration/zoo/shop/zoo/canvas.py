@@ -1,4 +1,4 @@
-"""Tasks that lead to other tasks: children, chains, groups, links, replacements."""
+"""Tasks that start other tasks: children, chains, groups, links, replacements."""
 
 import celery
 from celery import chain, group, shared_task, signature
@@ -18,13 +18,13 @@ from .cases import (
 
 
 def named(task_id, **signatures):
-    """The signatures under ids of their own."""
+    """Gives the signatures ids derived from their names."""
     return [part.set(task_id=child_id_of(task_id, name)) for name, part in signatures.items()]
 
 
 @shared_task(bind=True)
 def spawn(self, names):
-    """Its children stand in the row's `meta`."""
+    """Starts children, which the row lists in `meta`."""
     for name in names:
         echo.apply_async((name,), task_id=child_id_of(self.request.id, name))
     return len(names)
@@ -50,7 +50,7 @@ def spawn_and_fail(self):
 
 @shared_task(bind=True)
 def spawn_and_retry(self):
-    """The children of an attempt are not those of the next."""
+    """Each attempt has its own children."""
     name = f"child {self.request.retries}"
     echo.apply_async((name,), task_id=child_id_of(self.request.id, name))
     if not self.request.retries:
@@ -75,7 +75,7 @@ def spawn_untrailed(self):
 
 @shared_task(bind=True)
 def call_directly(self):
-    """No message and no row for what is a mere function call, or applied on the spot."""
+    """Function calls and `apply` send no message, so they have no row."""
     return [echo("direct"), echo.apply(("applied",)).get(disable_sync_subtasks=False)]
 
 
@@ -115,7 +115,7 @@ def replace_after_progress(self):
     raise self.replace(echo.s("after"))
 
 
-# Callbacks of errors: those that take a request are called in place, the others are tasks.
+# Error callbacks: the worker calls those that take a request directly; the others are tasks.
 
 
 @shared_task
@@ -152,8 +152,7 @@ def publish_chain(task_id):
 
 
 def publish_chain_that_fails(task_id):
-    """Celery stores the failure for the elements that never run, too: the last, here. 4.4 does
-    not."""
+    """Celery also stores FAILURE for the tasks of the chain that never run, except in 4.4."""
     first, second = children_of(task_id, "first", "second")
     chain(
         add.s(1, 2).set(task_id=first),
@@ -165,7 +164,7 @@ def publish_chain_that_fails(task_id):
 
 
 def publish_chain_that_fails_early(task_id):
-    """Three that never run, one of them with arguments by keyword and a callback for errors."""
+    """Three tasks never run. One of them has keyword arguments, and one an error callback."""
     first, second, third = children_of(task_id, "first", "second", "third")
     errback = child_id_of(task_id, "errback")
     chain(
@@ -184,7 +183,7 @@ def publish_chain_that_fails_early(task_id):
 
 
 def publish_chain_revoked(task_id):
-    """What follows a task that expires."""
+    """The task after one that expires."""
     (first,) = children_of(task_id, "first")
     chain(
         echo.s(1).set(task_id=first, countdown=4, expires=3),
@@ -262,7 +261,7 @@ def publish_chain_stamped(task_id):
 
 
 def members_of(task_id, *signatures):
-    """Signatures under the ids of numbered children, and these ids."""
+    """Gives the signatures ids derived from their positions; returns both."""
     ids = [child_id_of(task_id, str(number)) for number in range(len(signatures))]
     return [part.set(task_id=id) for part, id in zip(signatures, ids)], ids
 
@@ -302,7 +301,7 @@ def publish_group_of_chains(task_id):
 
 
 def publish_group_linked(task_id):
-    """A link of a group goes to its first member, and one for errors to all of them."""
+    """The link of a group goes to its first member, and the error link to all members."""
     members, ids = members_of(task_id, add.s(1, 1), fail_with.s("in a group"))
     linked, errback = children_of(task_id, "linked", "errback")
     both = group(members)
@@ -313,7 +312,7 @@ def publish_group_linked(task_id):
 
 
 def publish_chain_of_groups(task_id):
-    """Groups that end a chain, which need no chord."""
+    """A group at the end of a chain, which needs no chord."""
     first = child_id_of(task_id, "first")
     members, ids = members_of(task_id, add.s(1), add.s(2))
     members = group(members).set(task_id=child_id_of(task_id, "group"))
@@ -322,7 +321,7 @@ def publish_chain_of_groups(task_id):
 
 
 def publish_chain_of_groups_that_fails(task_id):
-    """The members of a group that never run."""
+    """The members of the group never run."""
     first = child_id_of(task_id, "first")
     members, ids = members_of(task_id, add.s(1), add.s(2))
     chain(fail_with.s("before a group").set(task_id=first), group(members)).apply_async()
@@ -347,7 +346,7 @@ def publish_chunks(task_id):
 
 
 def publish_signature(task_id):
-    """By name and from a dictionary, as it may come out of a database."""
+    """A signature by name and from a dictionary, as an application might store it in a database."""
     stored = dict(signature(add.name, args=(1,), kwargs={"right": 2}, options={"priority": 3}))
     signature(stored).apply_async(task_id=task_id)
     return {task_id: "SUCCESS"}
@@ -365,7 +364,7 @@ def publish_link(task_id):
 
 
 def publish_links(task_id):
-    """Several, one of them with a link of its own, and a group."""
+    """Several links: one has a link of its own, and one is a group."""
     one, two, deeper = named(task_id, one=echo.s(1), two=echo.si(2), deeper=echo.s(3))
     members, ids = members_of(task_id, echo.s("a"), echo.s("b"))
     one.link(deeper)
@@ -395,7 +394,7 @@ def publish_errbacks(task_id):
 
 
 def publish_errback_by_name(task_id):
-    """The worker does not know it."""
+    """An error callback that the worker does not know."""
     errback = child_id_of(task_id, "errback")
     fail_with.apply_async(
         ("unknown errback",),

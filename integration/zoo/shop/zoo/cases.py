@@ -1,4 +1,4 @@
-"""What the cases are made of: ids that follow from a run's name, and the ways to publish."""
+"""Used by all cases: ids derived from the name of a run, and ways to publish."""
 
 import datetime
 import uuid
@@ -7,16 +7,16 @@ from celery import current_app, shared_task
 
 ZOO = uuid.UUID("5a2b8f54-3c0f-4c53-9d0e-0f4f6d1f7c11")
 
-#: What stands for the last status of a task that leaves no row at all.
+#: The task has no row.
 NO_ROW = None
 
-#: A final state, which the serializer or the version of Celery decides.
+#: Any final state; which one depends on the serializer or on the version of Celery.
 ENDS = "ENDS"
 
-#: Some state, final or not, which the version of Celery decides.
+#: Any state; which one depends on the version of Celery.
 SEEN = "SEEN"
 
-#: A row or none.
+#: The task may have a row.
 MAYBE = "MAYBE"
 
 
@@ -33,7 +33,7 @@ def children_of(parent_id, *names):
 
 
 def simple(task, status, *args, **options):
-    """A case of one task that is published once."""
+    """A case with one task that is published once."""
 
     def publish(task_id):
         task.apply_async(args, task_id=task_id, **options)
@@ -43,7 +43,7 @@ def simple(task, status, *args, **options):
 
 
 def called(task, status, args=(), kwargs=None, **options):
-    """The same for a task with keyword arguments, or with arguments by the dozen."""
+    """The same with keyword arguments, or with a sequence of arguments."""
 
     def publish(task_id):
         task.apply_async(args, kwargs, task_id=task_id, **options)
@@ -53,7 +53,7 @@ def called(task, status, args=(), kwargs=None, **options):
 
 
 def spawning(task, names, status="SUCCESS", *args):
-    """A task that publishes children under ids of its own, which end well."""
+    """A task that starts successful children with derived ids."""
 
     def publish(task_id):
         task.apply_async(args, task_id=task_id)
@@ -64,7 +64,7 @@ def spawning(task, names, status="SUCCESS", *args):
 
 
 def send_body(task_id, body, headers):
-    """A message made by hand, as a producer that is not Celery sends it."""
+    """Publishes a message as a client other than Celery would."""
     with current_app.producer_or_acquire() as producer:
         producer.publish(
             body,

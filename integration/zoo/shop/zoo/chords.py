@@ -1,4 +1,5 @@
-"""Chords, which a stock `rpc://` worker refuses, and what becomes one: groups within chains."""
+"""Chords, also those that Celery makes of groups in chains. A worker with `rpc://` refuses chords.
+"""
 
 from celery import chain, chord, group, shared_task
 
@@ -31,7 +32,7 @@ from .values import give
 
 
 def header_and_body(header, body, *statuses, **body_options):
-    """A chord whose body has the case's own id; the last status is the body's."""
+    """A chord whose body has the id of the case; the last status is that of the body."""
 
     def publish(task_id):
         members, ids = members_of(task_id, *header())
@@ -63,7 +64,7 @@ def replace_with_chord(self):
 
 @shared_task(bind=True)
 def add_member(self):
-    """Joins the chord it belongs to, where the backend can do that."""
+    """Adds a member to its chord if the backend supports it."""
     other = echo.s("added").set(task_id=child_id_of(self.request.id, "added"))
     try:
         self.add_to_chord(other)
@@ -80,7 +81,7 @@ def fail_at_first(self):
 
 
 def publish_errback(errback, status):
-    """The body's callback for errors, for an error of the header."""
+    """An error callback of the body, for an error in the header."""
 
     def publish(task_id):
         members, ids = members_of(task_id, *one_fails())
@@ -123,7 +124,7 @@ def publish_with_chord_for_body(task_id):
 
 
 def publish_nested(task_id):
-    """A chord within a header."""
+    """A chord in the header of another."""
     inner = named(task_id, left=add.s(1, 1), right=add.s(2, 2))
     inner_body = total.s().set(task_id=child_id_of(task_id, "inner"))
     other = add.s(5, 5).set(task_id=child_id_of(task_id, "other"))
@@ -148,7 +149,7 @@ def publish_of_chains(task_id):
 
 
 def publish_of_chains_that_fail(task_id):
-    """The first step of one chain, so that the second never runs."""
+    """The first task of a chain fails, so the second never runs."""
     a, b, c, d = named(task_id, a=add.s(1, 1), b=add.s(1), c=fail_with.si("first step"), d=add.s(2))
     chord([chain(a, b), chain(c, d)])(total.s().set(task_id=task_id))
     a, b, c, d = children_of(task_id, "a", "b", "c", "d")
@@ -156,7 +157,7 @@ def publish_of_chains_that_fail(task_id):
 
 
 def publish_group_in_chain(task_id):
-    """What a chain makes a chord of."""
+    """A chain turns this group into a chord."""
     first, last = children_of(task_id, "first", "last")
     members, ids = members_of(task_id, add.s(1), add.s(2))
     chain(
@@ -193,7 +194,7 @@ def publish_group_in_chain_never_reached(task_id):
 
 
 def publish_groups_in_chain(task_id):
-    """One chord after the other."""
+    """Two chords in a row."""
     one, ids = members_of(child_id_of(task_id, "one"), add.s(1, 1), add.s(2, 2))
     two, more_ids = members_of(child_id_of(task_id, "two"), echo.s("a"), echo.s("b"))
     chain(group(one), group(two), echo.s("end").set(task_id=task_id)).apply_async()
@@ -210,7 +211,7 @@ def publish_linked(task_id):
 
 
 def publish_with_members_children(task_id):
-    """The children of a member, and callbacks of its own."""
+    """One member has a link, and one has a child."""
     members, ids = members_of(task_id, add.s(1, 1), spawn.s(["left"]))
     linked = child_id_of(task_id, "linked")
     members[0].link(echo.s("linked").set(task_id=linked))
@@ -225,7 +226,7 @@ def publish_empty(task_id):
 
 
 def publish_saved(task_id):
-    """The header's group, saved by the caller."""
+    """The caller saves the group of the header."""
     members, ids = members_of(task_id, *two())
     result = chord(members)(total.s().set(task_id=task_id))
     result.parent.save()

@@ -1,4 +1,4 @@
-"""Ends that a task does not choose: revoked, terminated, expired, out of time."""
+"""Tasks that are ended from outside: revoked, terminated, expired, or by a time limit."""
 
 import time
 
@@ -8,13 +8,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from .cases import NO_ROW, SEEN, called, echo, simple
 
-#: Seconds. A task has to be at its `sleep` before, also on a busy machine.
+#: In seconds. A task must have reached its `sleep` before, even on a busy machine.
 SOFT_LIMIT, HARD_LIMIT = 2, 3
 
 
 @shared_task(bind=True)
 def sleep_until_terminated(self, signal_name):
-    """Has itself terminated, so that nobody needs to find out when it runs."""
+    """Terminates itself, which happens while it is running."""
     current_app.control.revoke(self.request.id, terminate=True, signal=signal_name)
     time.sleep(60)
 
@@ -57,7 +57,7 @@ def sleep_late():
 
 @shared_task(bind=True)
 def revoke_running(self):
-    """Does not stop what runs already."""
+    """Revoking a task does not stop it if it is running."""
     current_app.control.revoke(self.request.id)
     time.sleep(0.3)
     return "unimpressed"
@@ -71,18 +71,18 @@ def retry_once_revoked(self):
 
 
 def revoke(task_id, **options):
-    """Waits until the one worker has heard of it."""
+    """Revokes a task, and waits until the one worker has replied."""
     current_app.control.revoke(task_id, reply=True, limit=1, **options)
 
 
 def publish_expired(task_id):
-    """The worker holds the message until its countdown is over, which is past its expiry."""
+    """The worker holds the message until its countdown ends; by then it has expired."""
     echo.apply_async(("late",), task_id=task_id, countdown=3, expires=2)
     return {task_id: "REVOKED"}
 
 
 def publish_revoked(task_id):
-    """The worker knows before the task arrives."""
+    """The worker learns of this before the task arrives."""
     revoke(task_id)
     echo.apply_async(("revoked",), task_id=task_id)
     return {task_id: "REVOKED"}
@@ -129,7 +129,7 @@ CASES = {
     "revoked.running": simple(revoke_running, SEEN),
     "revoked.unwanted": publish_revoked_unwanted,
 }
-#: The worker's main process may hear of the next attempt before the state RETRY is stored.
+#: The worker's main process can receive the next attempt before the state RETRY is stored.
 LATE = {"late.revoked_retrying": simple(retry_once_revoked, SEEN)}
 if celery.VERSION >= (5, 3):
     CASES["revoked.stamped"] = publish_revoked_stamped

@@ -1,4 +1,4 @@
-"""Exceptions: what is kept of them, and what becomes of those that cannot be kept as they are."""
+"""Exceptions: what is stored of them, also of those that cannot be stored as they are."""
 
 import builtins
 import errno
@@ -24,18 +24,18 @@ from .cases import ENDS, SEEN, simple
 
 class Shop:
     class Closed(Exception):
-        """Its qualified name has a dot in it."""
+        """Its qualified name contains a dot."""
 
 
 class Strict(Exception):
-    """Cannot be pickled: its constructor wants a keyword."""
+    """Cannot be unpickled, because its constructor requires a keyword argument."""
 
     def __init__(self, *, code):
         super().__init__("strict", code)
 
 
 class Formatted(Exception):
-    """Its constructor makes one argument of two, so that the pickled one cannot be called."""
+    """Cannot be unpickled, because its constructor turns two arguments into one."""
 
     def __init__(self, article, missing):
         super().__init__(f"{missing} of {article} are missing")
@@ -43,7 +43,7 @@ class Formatted(Exception):
 
 
 class Rich(Exception):
-    """Has more to it than its arguments."""
+    """Has more attributes than its arguments."""
 
     def __init__(self, code, **details):
         super().__init__(code)
@@ -75,7 +75,7 @@ class Custom(BaseException):
 
 
 class Refused(ValueError):
-    """Has a class of its own for a parent."""
+    """Its parent is not `Exception`."""
 
 
 Renamed = type("Renamed", (Exception,), {"__module__": "a.module.that.is.not.there"})
@@ -167,7 +167,7 @@ STOCK_FAILURES = {
 }
 
 MORE_FAILURES = {
-    # How they came about
+    # How they were raised
     "in_handler": raise_in_handler,
     "suppressed": raise_suppressed,
     "long_chain": raise_long_chain,
@@ -175,7 +175,7 @@ MORE_FAILURES = {
     "made_up_code": raise_from_made_up_code,
     "assertion": lambda: raise_(AssertionError(("a", "tuple"))),
     "stop_iteration": lambda: next(iter(())),
-    # What they hold
+    # What they contain
     "empty_text": lambda: raise_(ValueError("")),
     "none_in_args": lambda: raise_(ValueError(None)),
     "bytes_in_args": lambda: raise_(ValueError(b"\xff\x00", b"plain")),
@@ -215,13 +215,13 @@ if hasattr(builtins, "ExceptionGroup"):
     MORE_FAILURES["group"] = raise_group
     MORE_FAILURES["noted"] = raise_noted
 
-#: What PostgreSQL or UTF-8 has no room for, so that django-celery-results fails over them.
+#: Not storable in PostgreSQL or not valid UTF-8, so that django-celery-results fails.
 UNSTORABLE_FAILURES = {
     "nul": lambda: raise_(ValueError("a\0b")),
     "surrogate": lambda: raise_(ValueError("half \ud800 of it")),
 }
 
-#: These end the process of the pool, as far as the version of Celery lets them.
+#: These end the process of the pool, depending on the version of Celery.
 DEADLY_FAILURES = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(7),
@@ -229,7 +229,7 @@ DEADLY_FAILURES = {
     "generator_exit": lambda: raise_(GeneratorExit("closed")),
     "base_exception": lambda: raise_(Custom("not an exception")),
 }
-# From 5.4 to 5.6 nothing ever comes of it, and the worker waits for it at its own end.
+# From 5.4 to 5.6 such a task never ends, and the worker waits for it when it shuts down.
 if not (5, 4) <= celery.VERSION < (5, 7):
     DEADLY_FAILURES["system_exit"] = lambda: raise_(SystemExit(3))
 
@@ -248,7 +248,7 @@ def fail_as_expected():
 
 @shared_task(bind=True, acks_late=True, reject_on_worker_lost=True)
 def die_once(self):
-    """The broker delivers it again, and then all is well."""
+    """Succeeds when the broker delivers it again."""
     if not self.request.delivery_info["redelivered"]:
         os.kill(os.getpid(), signal.SIGKILL)
     return "survived"

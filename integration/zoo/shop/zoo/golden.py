@@ -1,10 +1,10 @@
-"""The cases that are kept as captures, which are not to be large: one of each kind.
+"""The cases that are kept as captures: one of each kind, to keep the captures small.
 
-All of them over `rpc://`, so without chords; and where a message says it, so without `meta` and
-names of periodic tasks.
+All of them work with `rpc://`, so there are no chords; and what its messages do not contain, `meta`
+and the names of periodic tasks, is left out.
 """
 
-#: One by one, because signatures do not compress.
+#: Few, because signatures do not compress.
 SIGNED = (
     "revoked",
     "give.nan",
@@ -16,7 +16,7 @@ SIGNED = (
     "children",
 )
 
-#: What may differ by the version of Celery.
+#: Cases whose messages can differ between versions of Celery.
 FEW = (
     "expired",
     "revoked",

@@ -1,4 +1,4 @@
-"""What a message says besides its arguments: `meta`, periodic tasks, names, stamps, headers."""
+"""The other contents of a message: `meta`, periodic tasks, names, stamps, headers."""
 
 import zlib
 
@@ -57,7 +57,7 @@ def set_meta_and_spawn(self):
 
 
 class Recorder(Task):
-    """A task by class, with state of its own."""
+    """A task class that has a state."""
 
     name = "shop.recorder"
     abstract = False
@@ -108,7 +108,7 @@ def look_at_request(self):
 
 @shared_task(result_serializer="pickle", serializer="json")
 def give_with_options():
-    """Options of these names are the task's own business: the backend has its one serializer."""
+    """These options belong to the task; the backend uses its own serializer."""
     return "options"
 
 
@@ -117,7 +117,7 @@ def with_headers(**headers):
 
 
 def publish_from_beat(task_id):
-    """Through the very scheduler that `celery beat` runs, with the header of django-celery-beat."""
+    """Uses the scheduler of `celery beat`, with the header of django-celery-beat."""
     entry = ScheduleEntry(
         name="every-morning",
         task=echo.name,
@@ -173,7 +173,7 @@ def publish_stamped(task_id):
 
 
 def publish_stamped_much(task_id):
-    """Stamps of several kinds, some of them called like what a result has."""
+    """Stamps of several types, some with the names of result members."""
     signature = echo.s("stamped")
     signature.stamp(customer=["c-1", "c-2"], status="stamped", result=7, meta={"a": 1}, worker="w")
     signature.apply_async(task_id=task_id)
@@ -198,7 +198,7 @@ def publish_with_id(make_id):
 
 
 def publish_again(first, second, status):
-    """The same id for two tasks, one after the other: linked, so that none overtakes."""
+    """Two tasks with the same id. They are linked, so they run one after the other."""
 
     def publish(task_id):
         (task, *args), (next_task, *next_args) = first, second
@@ -276,7 +276,7 @@ CASES = {
     "unregistered.in_full": publish_unregistered_in_full,
     "again.success": publish_again((set_meta, "plain", "done"), (echo, "again"), "SUCCESS"),
 }
-#: A second failure of a task that has succeeded.
+#: A task that has succeeded fails when it runs again.
 LATE = {"late.again_failure": publish_again((echo, "first"), (break_down,), SEEN)}
 if celery.VERSION >= (5, 3):
     CASES["stamped.much"] = publish_stamped_much

@@ -1,4 +1,4 @@
-"""Tasks that tell their story in several messages: retries, own states, Ignore and Reject."""
+"""Tasks with several states: retries, custom states, Ignore and Reject."""
 
 import celery
 from celery import Task, current_app, shared_task
@@ -21,7 +21,7 @@ def retry_for_ever(self, with_error):
 
 @shared_task(bind=True)
 def retry_with_other_args(self, number):
-    """The row's arguments are those of the last attempt."""
+    """The row has the arguments of the last attempt."""
     if number < 2:
         raise self.retry(args=(number + 1,), countdown=0)
     return number
@@ -39,7 +39,7 @@ def autoretry_with_backoff():
 
 @shared_task(bind=True, max_retries=None)
 def retry_in_handler(self, kind):
-    """The current error becomes the reason."""
+    """The current exception becomes the reason of the retry."""
     if self.request.retries:
         return "handled"
     try:
@@ -54,7 +54,7 @@ def retry_in_handler(self, kind):
 
 @shared_task(bind=True)
 def retry_waiting(self, reason):
-    """Its row tells of the retry that nobody lives to see."""
+    """The row shows a retry that happens only after the test."""
     reasons = {"error": ValueError("later", {"a": 1}), "none": None, "set": ValueError({1})}
     raise self.retry(exc=reasons[reason], countdown=3600)
 
@@ -88,13 +88,13 @@ def retry_with_keywords(self, number=0, **others):
 
 @shared_task
 def raise_retry():
-    """Nothing is sent, but the state is told."""
+    """Stores the state RETRY, but sends no message."""
     raise Retry("by hand", exc=ValueError("reason"), when=5)
 
 
 @shared_task(bind=True)
 def progress(self, state, meta, end):
-    """Tells a state of its own, and then ends as told or leaves it at that."""
+    """Sets a custom state, and then ends as `end` says or keeps that state."""
     self.update_state(state=state, meta=meta)
     if end == "ignore":
         raise Ignore()
@@ -152,7 +152,7 @@ def tell_of_another(self, other_id):
 
 @shared_task(bind=True)
 def tell_to_backend(self, other_ids):
-    """What code does that talks to the backend itself."""
+    """Code can call the backend directly."""
     backend = self.backend
     stored, failed, done, started, extended = other_ids
     backend.store_result(stored, {"stored": 1}, "STORED", traceback="a text of its own")
@@ -193,7 +193,7 @@ def late():
     return "acknowledged late"
 
 
-# Results that nobody wants -------------------------------------------------------------------
+# Ignored results ---------------------------------------------------------------------------
 
 
 @shared_task(ignore_result=True)
@@ -230,7 +230,7 @@ def unwanted_retry_but_errors(self):
 
 
 class Handled(Task):
-    """Its handlers do what its first argument says."""
+    """Its handlers do what the arguments of the task say."""
 
     abstract = True
 
@@ -298,7 +298,7 @@ def publish_to_backend(task_id):
 
 
 def publish_from_caller(task_id):
-    """Without a worker or a request."""
+    """Stores a result without a worker and without a request."""
     current_app.backend.store_result(task_id, {"from": "the caller"}, "SUCCESS")
     return {task_id: "SUCCESS"}
 
@@ -309,7 +309,7 @@ def publish_failure_from_caller(task_id):
     return {task_id: "FAILURE"}
 
 
-# Up to 5.5 the row stays STARTED, and 4.4 does not know the option
+# Up to 5.5 the row stays STARTED, and 4.4 does not know the option.
 IGNORED_BY_CALL = NO_ROW if celery.VERSION >= (5, 6) else "STARTED"
 if celery.VERSION < (5,):
     IGNORED_BY_CALL = "SUCCESS"
@@ -381,7 +381,7 @@ CASES = {
     "handled.return_spawns": handles("return", "spawn", "SUCCESS"),
 }
 
-#: A state that comes after a final one, which django-celery-results lets overwrite it.
+#: A state after a final one, which django-celery-results lets overwrite it.
 LATE = {
     "late.success_tells": handles("success", "tell"),
     "late.success_raises": handles("success", "raise"),

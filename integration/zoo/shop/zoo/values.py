@@ -1,4 +1,4 @@
-"""Return values: what each serializer makes of them, or that it cannot."""
+"""Return values that each serializer encodes or refuses."""
 
 import array
 import collections
@@ -42,7 +42,7 @@ class Article:
 
 
 class Price:
-    """Knows how to become JSON."""
+    """Has a method that returns its JSON form."""
 
     def __json__(self):
         return {"amount": "9.99", "currency": "EUR"}
@@ -57,7 +57,7 @@ class Basket(dict):
 
 
 class Shelf:
-    """Has no dictionary to put its state into."""
+    """Has no `__dict__`."""
 
     __slots__ = ("name", "place")
 
@@ -67,7 +67,7 @@ class Shelf:
 
 
 class Label(str):
-    """Is made by keyword."""
+    """Its constructor has a keyword argument."""
 
     def __new__(cls, text, *, colour="green"):
         label = super().__new__(cls, text)
@@ -110,7 +110,7 @@ def twice_the_same_scalars():
 
 
 def shared_widely():
-    """Each part is in the next one twice, so that it is many when it is written out."""
+    """Contains each part twice in the next one, so that it is large when it is written out."""
     part = ["the innermost"]
     for _ in range(5):
         part = [part, {"again": part}]
@@ -118,7 +118,7 @@ def shared_widely():
 
 
 def many_lists():
-    """More than a byte can number, and the last of them twice."""
+    """More than 256 lists, the last of them twice."""
     value = [[number] for number in range(300)]
     return [*value, value[-1]]
 
@@ -178,7 +178,7 @@ STOCK_VALUES = {
     "megabyte": lambda: "0123456789abcdef" * 65536,
 }
 
-#: These need not be within the reach of every serializer; where one cannot, the task fails.
+#: Not every serializer can encode these; if it cannot, the task fails.
 MORE_VALUES = {
     # Numbers at the edges of 32 and 64 bits
     "int_63_bits": lambda: [2**63 - 1, -(2**63)],
@@ -191,7 +191,7 @@ MORE_VALUES = {
     "complex": lambda: 3 + 4j,
     "fraction": lambda: fractions.Fraction(1, 3),
     "decimals": lambda: [decimal.Decimal("NaN"), decimal.Decimal("-0.00"), decimal.Decimal("1E+9")],
-    # Text that a format might take for something else
+    # Text that looks like another type
     "text_newlines": lambda: "one\ntwo\r\nthree\n",
     "text_spaces": lambda: "  padded  ",
     "text_long_line": lambda: "a text of many words that a writer of lines may fold " * 8,
@@ -330,7 +330,7 @@ def give_group_result(self):
 
 @shared_task(bind=True)
 def give_async_results(self):
-    """Results among other things; only a result by itself becomes a tuple."""
+    """Results within a dictionary; only a result by itself is stored as a tuple."""
     child = echo.apply_async(("child",), task_id=child_id_of(self.request.id, "child"))
     return {"child": child.id, "state": [child]}
 

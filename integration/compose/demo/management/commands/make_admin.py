@@ -1,4 +1,4 @@
-"""Makes the user of the admin, once; `createsuperuser` fails where there is one."""
+"""Creates the admin's user if it does not exist; `createsuperuser` would fail if it does."""
 
 import os
 
@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Make a superuser of ADMIN_USER and ADMIN_PASSWORD, unless there is one of that name."
+    help = "Create a superuser from ADMIN_USER and ADMIN_PASSWORD if that user does not exist."
 
     def handle(self, *args, **options):
         users, name = get_user_model().objects, os.environ["ADMIN_USER"]

@@ -1,4 +1,4 @@
-"""Publishes tasks by the thousand."""
+"""Publishes thousands of tasks."""
 
 import json
 
@@ -8,7 +8,7 @@ from shop import load
 
 
 class Command(BaseCommand):
-    help = "Publish so many tasks and print their ids."
+    help = "Publish this many tasks and print their ids."
 
     def add_arguments(self, parser):
         parser.add_argument("tasks", type=int)

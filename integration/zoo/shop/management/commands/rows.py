@@ -1,4 +1,4 @@
-"""Every stored result as the ORM gives it, next to what Celery's `AsyncResult` says."""
+"""Every stored result as the ORM and as Celery's `AsyncResult` return it."""
 
 import datetime
 import json
@@ -20,7 +20,7 @@ def columns(instance):
 
 
 def async_result(task_id):
-    """What a caller sees; a row that cannot be read is told as such, so that tests can compare."""
+    """What a caller gets; the error if the row cannot be read, so that tests can compare it."""
     try:
         result = AsyncResult(task_id)
         return {

@@ -10,7 +10,7 @@ from shop.tasks import OutOfStock, add, charge_card, import_catalogue, price, re
 
 
 class Command(BaseCommand):
-    help = "Send one task of each kind and print their ids with what is to come of them."
+    help = "Send one task of each kind and print their ids, each with its expected outcome."
 
     def handle(self, *args, **options):
         sent = {}

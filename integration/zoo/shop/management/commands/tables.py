@@ -1,4 +1,4 @@
-"""All that the result tables hold, and all that Celery's result classes make of it."""
+"""The contents of the result tables, and what Celery's result classes return for them."""
 
 import json
 import traceback
@@ -14,7 +14,9 @@ from .rows import column, columns
 
 
 def attempt(read):
-    """What `read` gives, or what it raises, as text; results can be a KeyboardInterrupt."""
+    """The value that `read` returns or the error that it raises, as text. A stored result can be a
+    KeyboardInterrupt.
+    """
     try:
         return repr(read())
     except BaseException as error:
@@ -22,7 +24,8 @@ def attempt(read):
 
 
 def decoded(row):
-    """The columns that a serializer wrote, as values: two runs' bytes differ by process ids."""
+    """The serialized columns as values, because their bytes contain process ids and differ by run.
+    """
     backend = DatabaseBackend(app=current_app)
     return {
         name: attempt(lambda name=name: backend.decode_content(row, getattr(row, name)))
@@ -50,7 +53,7 @@ def task_view(task_id):
             "parent",
         )
     }
-    # Waiting for one that is not there would take its time.
+    # Waiting for a result that does not exist would take until the timeout.
     views["got"] = attempt(lambda: result.ready() and result.get(timeout=1))
     views["date_done"] = attempt(lambda: column(result.date_done))
     return views
@@ -65,7 +68,7 @@ def group_view(group_id):
 
 
 class Command(BaseCommand):
-    help = "Print the rows of all three tables, and what reading them through Celery gives."
+    help = "Print the rows of all three tables, and what Celery's result classes read from them."
 
     def handle(self, *args, **options):
         tasks = {

@@ -1,4 +1,4 @@
-"""Publishes the tasks that are watched through their events."""
+"""Publishes the tasks of `shop/watched.py`."""
 
 import json
 
@@ -8,7 +8,7 @@ from shop import watched
 
 
 class Command(BaseCommand):
-    help = "Publish tasks and print their ids with how each is to end."
+    help = "Publish tasks and print their ids, each with the status that it must end with."
 
     def add_arguments(self, parser):
         parser.add_argument("run", help="a name from which all task ids follow")
