@@ -32,7 +32,7 @@ pub(crate) enum Action {
         #[command(flatten)]
         selection: Selection,
 
-        /// The most letters to list; 0 lists all.
+        /// The maximum number of letters to list; 0 lists all.
         #[arg(long, value_name = "NUMBER", default_value_t = 100)]
         limit: usize,
 
@@ -58,7 +58,7 @@ pub(crate) enum Action {
     /// Sends dead letters back to the queues they came from.
     ///
     /// A letter is removed only after the broker has confirmed that it is in its original queue, so
-    /// nothing is lost if the command is interrupted. A letter that is sent twice changes nothing.
+    /// nothing is lost if the command is interrupted. Sending a letter twice changes nothing.
     /// A message that still cannot be stored becomes a dead letter again.
     Replay {
         #[command(flatten)]

@@ -98,7 +98,7 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", env = "CELERIAC_EVENT_EXCHANGE")]
     pub(super) event_exchange: Option<String>,
 
-    /// The most messages in the queue for events, 1 to 2147483647. The oldest ones are dropped
+    /// The maximum length of the queue for events, 1 to 2147483647. The oldest messages are dropped
     /// first.
     ///
     /// A worker puts up to 24 events into one message.
@@ -203,13 +203,13 @@ pub struct Settings {
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_COMPRESSION_RATIO")]
     pub(super) max_compression_ratio: Option<String>,
 
-    /// How deep lists and maps may be nested, 1 or more.
+    /// How deeply lists and maps may be nested, 1 or more.
     ///
     /// Default: 10000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_DEPTH")]
     pub(super) max_depth: Option<String>,
 
-    /// The most events in one message, 1 or more.
+    /// The maximum number of events in one message, 1 or more.
     ///
     /// Default: 10000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_EVENTS")]
@@ -231,13 +231,13 @@ pub struct Settings {
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_LANES")]
     pub(super) lanes: Option<String>,
 
-    /// The most messages in one write, 1 to 65535.
+    /// The maximum number of messages in one write, 1 to 65535.
     ///
     /// Default: 1000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_MAX_ROWS")]
     pub(super) max_rows: Option<String>,
 
-    /// The most bytes of messages in one write, such as 512KiB or 4MiB.
+    /// The maximum size of the messages in one write, such as 512KiB or 4MiB.
     ///
     /// A compressed body counts with its decompressed size. A single message may be larger; it ends
     /// the batch.
@@ -255,7 +255,7 @@ pub struct Settings {
     #[arg(long, value_name = "DURATION", env = "CELERIAC_MAX_WAIT")]
     pub(super) max_wait: Option<String>,
 
-    /// The most unacknowledged messages of a lane, 1 to 65535.
+    /// The maximum number of unacknowledged messages of a lane, 1 to 65535.
     ///
     /// Together with the size of the messages this limits the memory of a lane: lower it if results
     /// are large.
@@ -284,13 +284,13 @@ pub struct Settings {
     #[arg(long, value_name = "DURATION", env = "CELERIAC_RESULT_EXPIRES")]
     pub(super) result_expires: Option<String>,
 
-    /// Other ages for tasks in some states, separated by commas: FAILURE=30days,STARTED=never.
+    /// Expiry times for tasks in some states, separated by commas: FAILURE=30days,STARTED=never.
     ///
     /// Default: none
     #[arg(long, value_name = "LIST", env = "CELERIAC_RESULT_EXPIRES_BY_STATE")]
     pub(super) result_expires_by_state: Option<String>,
 
-    /// Other ages for some tasks in any state, separated by commas:
+    /// Expiry times for some tasks in any state, separated by commas:
     /// shop.tasks.report=90days,shop.audit.*=never.
     ///
     /// A name takes precedence over a pattern, a longer pattern over a shorter one, and both over
@@ -300,8 +300,7 @@ pub struct Settings {
     #[arg(long, value_name = "LIST", env = "CELERIAC_RESULT_EXPIRES_BY_TASK")]
     pub(super) result_expires_by_task: Option<String>,
 
-    /// How many expired rows are deleted in one batch, 1 to 65535. They are locked while it is
-    /// deleted.
+    /// How many expired rows are deleted in one batch, 1 to 65535. The rows are locked meanwhile.
     ///
     /// Default: 1000
     #[arg(long, value_name = "NUMBER", env = "CELERIAC_CLEANUP_BATCH")]

@@ -25,8 +25,8 @@ pub(super) struct Families {
 impl Families {
     /// Registers the metrics.
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let runs = "Times that expired rows were to be deleted, by what came of it";
-        let last_success = "When the last of them came to its end, since 1970";
+        let runs = "Runs of the cleanup, by outcome";
+        let last_success = "Time of the last successful cleanup, in seconds since 1970";
         Self {
             rows: add(registry, ROWS, "Expired rows deleted, by table"),
             runs: add(registry, RUNS, runs),

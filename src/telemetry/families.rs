@@ -91,39 +91,43 @@ impl Families {
     /// Registers every metric.
     pub(super) fn register(registry: &mut Registry) -> Self {
         let version = Info::new(vec![("version", VERSION), ("commit", COMMIT.unwrap_or_default())]);
-        registry.register(BUILD, "The version of the program, and its commit", version);
+        registry.register(BUILD, "The version and the commit of the program", version);
         Self {
             messages_received: add(
                 registry,
                 MESSAGES_RECEIVED,
-                "Messages taken from the queue, those that came again included",
+                "Messages taken from the queue, including redelivered ones",
             ),
             messages_redelivered: add(
                 registry,
                 MESSAGES_REDELIVERED,
-                "Messages taken that the broker had delivered before, to anybody",
+                "Messages taken that had been delivered before, to this or another consumer",
             ),
             messages_acknowledged: add(
                 registry,
                 MESSAGES_ACKNOWLEDGED,
-                "Messages acknowledged, as rows or as dead letters",
+                "Messages acknowledged, after they were stored or became dead letters",
             ),
-            rows_read: add(registry, ROWS_READ, "Rows that messages spoke of"),
+            rows_read: add(registry, ROWS_READ, "Rows decoded from messages"),
             rows_merged: add(
                 registry,
                 ROWS_MERGED,
-                "Rows merged into another of their batch before it was written",
+                "Rows merged into another row of the same batch before the write",
             ),
-            rows_stored: add(registry, ROWS_STORED, "Rows committed, each time that they were"),
+            rows_stored: add(
+                registry,
+                ROWS_STORED,
+                "Rows committed; a row that is written twice counts twice",
+            ),
             rows_stale: add(
                 registry,
                 ROWS_STALE,
-                "Rows committed that changed nothing; not known of MySQL and MariaDB",
+                "Rows committed that changed nothing; not known for MySQL and MariaDB",
             ),
             events_skipped: add(
                 registry,
                 EVENTS_SKIPPED,
-                "Events left out because they are not what Celery sends",
+                "Events skipped because they are not in Celery's format",
             ),
             dead_letters: add(
                 registry,
@@ -133,61 +137,53 @@ impl Families {
             database_statements: add(
                 registry,
                 DATABASE_STATEMENTS,
-                "Statements that have written rows, by table",
+                "SQL statements that wrote rows, by table",
             ),
-            database_errors: add(
-                registry,
-                DATABASE_ERRORS,
-                "Errors of the database, by what they ask for",
-            ),
+            database_errors: add(registry, DATABASE_ERRORS, "Database errors, by class"),
             broker_sessions: add(
                 registry,
                 BROKER_SESSIONS,
-                "Times that a lane has begun to consume",
+                "Times that a lane has started to consume",
             ),
-            batch_rows: histogram(registry, BATCH_ROWS, "Rows of a batch", || {
+            batch_rows: histogram(registry, BATCH_ROWS, "Rows in a batch", || {
                 Histogram::new(exponential_buckets(1.0, 4.0, 9))
             }),
             batch_size_bytes: histogram(
                 registry,
                 BATCH_SIZE_BYTES,
-                "Bytes of a batch, of each message its body or its rows, whichever are more",
+                "Size of a batch: for each message the larger of its body and its rows",
                 || Histogram::new(exponential_buckets(1024.0, 4.0, 9)),
             ),
             batch_duration_seconds: histogram(
                 registry,
                 BATCH_DURATION_SECONDS,
-                "Time from the end of gathering a batch to its acknowledgement",
+                "Time from when a batch is complete until it is acknowledged",
                 || Histogram::new(SECONDS),
             ),
             write_duration_seconds: histogram(
                 registry,
                 WRITE_DURATION_SECONDS,
-                "Time of one write to the database, whatever came of it",
+                "Duration of one write to the database, successful or not",
                 || Histogram::new(SECONDS),
             ),
             lag_seconds: histogram(
                 registry,
                 LAG_SECONDS,
-                "Time from a state, where its message tells it, to the commit of its row",
+                "Time from a state to the commit of its row, if the message has the time of the state",
                 || Histogram::new(SECONDS.into_iter().chain([900.0, 3_600.0, 21_600.0])),
             ),
             messages_unacknowledged: add(
                 registry,
                 MESSAGES_UNACKNOWLEDGED,
-                "Messages that a lane has taken and not acknowledged",
+                "Messages that a lane has taken and not yet acknowledged",
             ),
-            broker_up: add(registry, BROKER_UP, "Whether a lane consumes its queue"),
+            broker_up: add(registry, BROKER_UP, "1 while a lane consumes its queue, otherwise 0"),
             database_up: add(
                 registry,
                 DATABASE_UP,
-                "Whether the database has answered a lane and taken its last write",
+                "1 while the database accepts the writes of a lane, otherwise 0",
             ),
-            queue_messages: add(
-                registry,
-                QUEUE_MESSAGES,
-                "Messages in the queue that are ready to be delivered",
-            ),
+            queue_messages: add(registry, QUEUE_MESSAGES, "Messages that are ready in the queue"),
             queue_consumers: add(registry, QUEUE_CONSUMERS, "Consumers of the queue"),
         }
     }

@@ -42,10 +42,10 @@ impl Collector for Process {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
-        gauge(START_TIME_SECONDS, "When the process began, since 1970", Some(self.started_at))?;
+        gauge(START_TIME_SECONDS, "Start time of the process since 1970", Some(self.started_at))?;
         gauge(RESIDENT_MEMORY_BYTES, "Memory of the process", resident_bytes())?;
-        gauge(OPEN_FDS, "Files and sockets that the process has open", open_fds())?;
-        gauge(MAX_FDS, "How many of these it may have open", max_fds())
+        gauge(OPEN_FDS, "Open files and sockets of the process", open_fds())?;
+        gauge(MAX_FDS, "Limit of open files and sockets", max_fds())
     }
 }
 
