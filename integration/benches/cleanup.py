@@ -212,8 +212,7 @@ def main() -> int:
             for name in ("ours", "theirs"):
                 database = databases.migrated(engine)
                 if engine == "sqlite":
-                    # Celeriac sets this mode. It is set for both, because otherwise readers would
-                    # wait too.
+                    # Celeriac sets this mode; without it readers would wait too.
                     database.query("pragma journal_mode = wal")
                 fill(database, options.rows)
                 if name == "ours":

@@ -141,9 +141,7 @@ def make(pairs=PAIRS, seed=SEED):
 
 
 def is_read(body):
-    """Whether PyYAML can read a body that it wrote. It cannot if escapes make a key longer than
-    1,024 characters.
-    """
+    """Whether PyYAML can read this: not if escapes make a key longer than 1,024 characters."""
     try:
         return yaml.compose(body) is not None
     except yaml.YAMLError:

@@ -156,9 +156,7 @@ class Shop:
         progress.end()
 
     def statements(self) -> int | None:
-        """How many statements PostgreSQL has received so far, without those of this program's
-        waits.
-        """
+        """How many statements PostgreSQL has received so far, except those of `waits`."""
         if self.server is None:
             return None
         done = cost(self.server, self.database)

@@ -92,9 +92,7 @@ def connect(url: str, *, confirm: bool = True) -> amqp.Connection:
 
 
 def open_channel(connection: amqp.Connection) -> amqp.Channel:
-    """Opens a channel that does not decode bodies, which py-amqp would do by their content
-    encoding.
-    """
+    """Opens a channel that does not decode bodies, as py-amqp does by default."""
     channel = connection.channel()
     channel.auto_decode = False
     return channel

@@ -36,9 +36,7 @@ POSTGRESQL = {
 
 
 def catalog(database: Database, *more: str) -> dict[str, Any]:
-    """Everything that the catalog says about these tables and those in `more`, as far as they
-    exist.
-    """
+    """Everything that the catalog says about these tables and `more`, if they exist."""
     tables = (*TABLES, *more)
     if database.engine == "postgresql":
         names = "array['" + "','".join(tables) + "']"

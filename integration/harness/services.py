@@ -365,8 +365,7 @@ class PrivateRabbitMQ(Private, RabbitMQ):
 
     def __init__(self, *settings: str) -> None:
         """`settings` are additional lines for its `rabbitmq.conf`."""
-        # Debian's wrapper in PATH switches to the user `rabbitmq`; the script that it calls does
-        # not.
+        # Debian's wrapper in PATH switches to the user `rabbitmq`; these scripts do not.
         scripts = ["/usr/lib/rabbitmq/bin", "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"]
         server = executable("rabbitmq-server", "rabbitmq-server", scripts)
         control = executable("rabbitmqctl", "rabbitmq-server", scripts)

@@ -1,7 +1,7 @@
-"""What the tests share: servers, environments, databases and daemons.
+"""Shared fixtures: servers, environments, databases and daemons.
 
-Servers and environments last for the session, which is one worker's with pytest-xdist. So do three
-daemons, one per database, for the tests that only send messages; tests that disturb a daemon, a
+Servers and environments last for the session, which is that of one pytest-xdist worker. So do three
+daemons, one per database, for tests that only send messages; tests that disturb a daemon, a
 database or a broker have their own.
 """
 
@@ -24,7 +24,7 @@ from harness.pipeline import Pipeline
 from harness.processes import end_on_terminate, let_children_have_signals
 from harness.services import KINDS, MariaDB, PostgreSQL, RabbitMQ, service, unique_name
 
-#: Left with a test that failed, for the fixtures that clean up behind it.
+#: Set on a test that has failed, for fixtures that run afterwards.
 FAILED = pytest.StashKey[bool]()
 
 
@@ -33,13 +33,13 @@ def pytest_configure() -> None:
     let_children_have_signals()
 
 
-#: In the process that hands out the tests: what its workers share, and how to end it.
+#: Set in the controller of pytest-xdist: what its workers share, and how to clean it up.
 SHARED = pytest.StashKey[tuple[dict[str, str], ExitStack]]()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Gives all workers of pytest-xdist the same servers, and migrated databases to copy."""
+    """Gives all workers of pytest-xdist the same servers and migrated databases."""
     if SHARED not in node.config.stash:
         stack = ExitStack()
         node.config.stash[SHARED] = {}, stack
@@ -50,13 +50,14 @@ def pytest_configure_node(node: Any) -> None:
         python = environments.python("celery-5.7")
         databases = Databases(python, servers["postgresql"], servers["mariadb"], folder)
         node.config.stash[SHARED] = databases.templates(), stack
-    # Whoever is interrupted removes what it has made, which may take longer than ten seconds.
+    # Workers that are interrupted clean up, which can take longer than the default of ten seconds.
     node.nodemanager.EXIT_TIMEOUT = 60
     node.workerinput["templates"] = node.config.stash[SHARED][0]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fails where pytest-xdist leaves groups apart, whose fixtures would be made in every worker."""
+    """Fails if pytest-xdist ignores groups, whose fixtures would then be created in every worker.
+    """
     if getattr(session.config.option, "loadgroup", False):
         grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
         assert all("@" in item.nodeid for item in grouped), "tests are not grouped"
@@ -81,7 +82,7 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 
 @pytest.fixture(autouse=True)
 def _remove_virtual_hosts(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The virtual hosts of a test go with it: a broker with some hundred of them stalls."""
+    """Removes the virtual hosts of a test. A broker with hundreds of them becomes very slow."""
     if "own_pipeline" not in request.fixturenames and "rabbitmq" not in request.fixturenames:
         yield
         return
@@ -133,7 +134,7 @@ def pipelines(
             broker, database = Broker(rabbitmq.create()), databases.migrated(engine)
             daemon = Daemon(logs / f"celeriac-{engine}.log", broker.url, database.url)
             made[engine] = Pipeline(broker, database, daemon)
-            # Whatever daemon is there at the end, as failures are followed by a new one.
+            # A failed test replaces the daemon, so this kills the current one.
             stack.callback(lambda pipeline=made[engine]: pipeline.daemon.kill())
             daemon.start_consuming()
         yield made
@@ -153,10 +154,10 @@ def pipeline(
     engine: str,
     rabbitmq: RabbitMQ,
 ) -> Iterator[Pipeline]:
-    """The shared daemon of one database, which has to survive the test.
+    """The shared daemon of one database, which must survive the test.
 
-    After a failure the next test gets a new virtual host and a new daemon: one message that the
-    daemon cannot get past should not fail all the tests that come after it.
+    After a failure the next test gets a new virtual host and a new daemon, because one message that
+    stops the daemon should not fail all later tests.
     """
     shared = pipelines[engine]
     yield shared
@@ -171,7 +172,7 @@ def pipeline(
 
 @pytest.fixture
 def make_daemon(logs: Path) -> Iterator[Callable[..., Daemon]]:
-    """Makes daemons, not yet started, that are gone after the test whatever happens."""
+    """Creates daemons that are not yet started; they are killed after the test."""
     with ExitStack() as stack:
 
         def make(broker: str, database: str, *options: str) -> Daemon:
@@ -186,19 +187,19 @@ def make_daemon(logs: Path) -> Iterator[Callable[..., Daemon]]:
 def own_pipeline(
     rabbitmq: RabbitMQ, databases: Databases, engine: str, make_daemon: Callable[..., Daemon]
 ) -> Iterator[Pipeline]:
-    """A broker, a database and a daemon, not yet started, that one test may do anything to."""
+    """A broker, a database and a daemon, not yet started, for one test only."""
     broker, database = Broker(rabbitmq.create()), databases.migrated(engine)
     yield Pipeline(broker, database, make_daemon(broker.url, database.url))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A failure shows what the daemon had to say."""
+    """Adds the end of the daemon's log to a failure."""
     report = yield
     if report.failed:
         item.stash[FAILED] = True
         for value in getattr(item, "funcargs", {}).values():
             daemon = value.daemon if isinstance(value, Pipeline) else value
             if isinstance(daemon, Daemon) and daemon.log.exists():
-                report.sections.append(("celeriac's last words", daemon.last_words()))
+                report.sections.append(("the end of celeriac's log", daemon.last_words()))
     return report

@@ -1,7 +1,7 @@
-"""`celeriac://` as a Celery worker has it, up to RabbitMQ; and what reads the rows in Django.
+"""The result backend `celeriac://` in Celery workers, and reading results in Django.
 
-A worker's process has no Django here: a package of that name which cannot be imported stands
-before the real one in its path.
+The worker processes run without Django: a package of that name which raises ImportError precedes
+the real one in their path.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from harness.users import another_user
 
 EXCHANGE = "celeriac"
 
-#: Gives up at once, where the default goes on for 20 seconds.
+#: Gives up at once instead of after 20 seconds.
 ONE_TRY = {"max_retries": 0}
 
 TASKS = '''
@@ -139,7 +139,7 @@ def statuses(taken: list[dict[str, Any]]) -> dict[str, list[str]]:
 # Messages -------------------------------------------------------------------------------------
 
 
-def test_a_message_is_as_the_document_says(broker: Broker) -> None:
+def test_messages_have_the_documented_format(broker: Broker) -> None:
     backend = make_backend(broker.url, result_extended=True)
     request = Context(
         id="t1",
@@ -184,7 +184,7 @@ def test_a_message_is_as_the_document_says(broker: Broker) -> None:
     }
 
 
-def test_without_extended_results_only_the_traceback_is_more(
+def test_the_traceback_is_sent_without_extended_results(
     broker: Broker, backend: CeleriacBackend
 ) -> None:
     request = Context(id="t1", task="shop.price", args=(), kwargs={}, hostname="w")
@@ -208,7 +208,7 @@ def test_a_binary_serializer_is_sent_in_base64(broker: Broker) -> None:
     )
 
 
-def test_values_are_texts_as_django_would_make_them(broker: Broker) -> None:
+def test_values_become_text_as_in_django(broker: Broker) -> None:
     backend = make_backend(broker.url, result_extended=True)
     request = Context(id=7, task=8, args=(5,), kwargs=None, hostname=9, meta=None)
     backend.store_result(7, 1, "SUCCESS", traceback=10, request=request)
@@ -277,7 +277,7 @@ def test_options(url: str | None, options: Options) -> None:
         ("celeriac://?broker=amqp%3A%2F%2Fa%3Bguest:secret@b", "a scheme: write broker="),
     ],
 )
-def test_options_that_cannot_be(url: str, words: str) -> None:
+def test_invalid_options_are_refused(url: str, words: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=words) as caught:
         Options.parse(url)
     assert "secret" not in str(caught.value)
@@ -299,7 +299,7 @@ def test_a_pickle_has_no_password() -> None:
     backend = make_backend("amqp://", url)
     pickled = pickle.dumps(backend.app.AsyncResult("t1").backend)
     assert b"secret" not in pickled
-    # THEN the app that reads the pickle tells where its own broker is
+    # THEN the app that loads the pickle provides the URL of its own broker
     with current(backend.app):
         assert pickle.loads(pickled).options == backend.options
     with current(make_backend("amqp://", "rpc://").app):
@@ -316,7 +316,7 @@ def current(app: Celery) -> Iterator[None]:
         before.set_current()
 
 
-def test_names_of_ones_own_and_another_broker(broker: Broker) -> None:
+def test_custom_names_and_another_broker(broker: Broker) -> None:
     url = Options("shop", "shop.results", "shop.dead", broker.url).as_uri(include_password=True)
     make_backend("amqp://nobody@127.0.0.1:1//", url).store_result("t1", 1, "SUCCESS")
     assert [body["task_id"] for body in bodies(broker, "shop.results")] == ["t1"]
@@ -335,7 +335,7 @@ def test_everything_is_declared_as_the_daemon_declares_it(
     broker: Broker, backend: CeleriacBackend
 ) -> None:
     backend.store_result("t1", 1, "SUCCESS")
-    # THEN other arguments than these would be an error
+    # THEN the arguments are those of the daemon; others would be an error
     broker.declare(RESULTS)
     broker.declare(DEAD)
     with broker.channel() as channel:
@@ -359,7 +359,7 @@ def test_a_queue_with_other_arguments_is_used_as_it_is(
 
 
 @pytest.mark.parametrize("deleted", ["queue", "exchange", "both"])
-def test_what_was_deleted_meanwhile_is_made_again(
+def test_deleted_queues_and_exchanges_are_declared_again(
     broker: Broker, backend: CeleriacBackend, deleted: str
 ) -> None:
     backend.store_result("t0", 1, "SUCCESS")
@@ -378,11 +378,11 @@ def test_a_user_who_may_only_write(rabbitmq: RabbitMQ, broker: Broker) -> None:
     with another_user(rabbitmq, broker, "^$", ".*", "^$") as url:
         backend = make_backend(url)
         backend.retry_policy = ONE_TRY
-        # WHEN nobody has declared anything
+        # WHEN nothing is declared
         with pytest.raises(PublishError, match="celeriac run.*permission to configure") as caught:
             backend.store_result("t1", 1, "SUCCESS")
         assert "pass" not in str(caught.value).replace("permission", "")
-        # WHEN the daemon has
+        # WHEN the daemon has declared everything
         for queue in QUEUES:
             broker.declare(queue)
         with broker.channel() as channel:
@@ -398,10 +398,10 @@ def test_a_user_who_may_not_write(rabbitmq: RabbitMQ, broker: Broker) -> None:
         started = time.monotonic()
         with pytest.raises(RefusedError, match="ACCESS_REFUSED.*permission to write"):
             make_backend(url).store_result("t1", 1, "SUCCESS")
-    assert time.monotonic() - started < 20, "it was tried again in vain"
+    assert time.monotonic() - started < 20, "it was retried in vain"
 
 
-def test_a_wrong_password_is_told_and_not_shown(broker: Broker) -> None:
+def test_a_wrong_password_is_reported_but_not_shown(broker: Broker) -> None:
     url = f"amqp://guest:wrong-secret@{broker.url.partition('@')[2]}"
     backend = make_backend(url)
     backend.retry_policy = ONE_TRY
@@ -410,7 +410,7 @@ def test_a_wrong_password_is_told_and_not_shown(broker: Broker) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_refusal_that_may_end_is_waited_for(rabbitmq: RabbitMQ, broker: Broker) -> None:
+def test_a_temporary_refusal_is_retried(rabbitmq: RabbitMQ, broker: Broker) -> None:
     vhost = broker.url.rpartition("/")[2]
     rabbitmq.control("set_vhost_limits", "-p", vhost, '{"max-connections": 0}')
     backend = make_backend(broker.url, result_backend_always_retry=True)
@@ -425,13 +425,13 @@ def test_a_refusal_that_may_end_is_waited_for(rabbitmq: RabbitMQ, broker: Broker
 
 
 def fill(broker: Broker) -> None:
-    """Declares a queue for one message, as an operator may with a policy, and fills it."""
+    """Declares a queue with room for one message and fills it."""
     broker.declare(DEAD)
     broker.declare(RESULTS, QUEUES[RESULTS] | {"x-max-length": 1})
     backend = make_backend(broker.url)
     backend.retry_policy = ONE_TRY
     for _ in range(10):
-        # A quorum queue takes a few more than its limit before it refuses.
+        # A quorum queue accepts a few messages more than its limit before it refuses.
         try:
             backend.store_result("filler", 1, "SUCCESS")
         except PublishError:
@@ -439,13 +439,13 @@ def fill(broker: Broker) -> None:
     pytest.fail("the queue does not get full")
 
 
-def test_a_full_queue_is_an_error_that_says_so(broker: Broker, backend: CeleriacBackend) -> None:
+def test_a_full_queue_is_an_error(broker: Broker, backend: CeleriacBackend) -> None:
     fill(broker)
     backend.retry_policy = {"max_retries": 2, "interval_start": 0.1, "interval_max": 0.1}
     with pytest.raises(BackendStoreError, match=f"`{RESULTS}` is full") as caught:
         backend.store_result("t1", 1, "SUCCESS")
     assert (caught.value.task_id, caught.value.state) == ("t1", "SUCCESS")
-    # THEN the connection was not to blame, and is used again
+    # THEN the connection is used again, because it was not the cause
     links = dict(backend.publisher._links)
     assert links
     broker.take(RESULTS)
@@ -454,7 +454,7 @@ def test_a_full_queue_is_an_error_that_says_so(broker: Broker, backend: Celeriac
     assert "t2" in ids(broker)
 
 
-def test_always_retry_waits_for_room_and_keeps_the_time(broker: Broker) -> None:
+def test_always_retry_waits_for_space_and_keeps_the_time(broker: Broker) -> None:
     fill(broker)
     backend = make_backend(
         broker.url,
@@ -473,7 +473,7 @@ def test_always_retry_waits_for_room_and_keeps_the_time(broker: Broker) -> None:
     assert (datetime.fromisoformat(body["date_done"]) - before).total_seconds() < 0.5
 
 
-def test_always_retry_ends_where_celery_says(broker: Broker) -> None:
+def test_always_retry_ends_after_celerys_maximum(broker: Broker) -> None:
     fill(broker)
     backend = make_backend(
         broker.url, result_backend_always_retry=True, result_backend_max_retries=3
@@ -510,7 +510,7 @@ def test_nothing_is_lost_when_connections_are_cut(broker: Broker, proxy: Proxy) 
     assert ids(broker) == {f"t{number}" for number in range(600)}
 
 
-def test_a_broker_that_does_not_confirm_is_not_waited_for_for_ever(
+def test_waiting_for_confirms_has_a_time_limit(
     broker: Broker, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher, "ANSWER_SECONDS", 1.0)
@@ -545,10 +545,10 @@ def test_all_connections_are_busy(
     assert ids(broker) == {"t0", "t1"}
 
 
-def test_declaring_is_not_waited_for_for_ever(
+def test_declaring_has_a_time_limit(
     broker: Broker, backend: CeleriacBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the broker sends nothing but heartbeats."""
+    """The broker sends nothing but heartbeats."""
     open_channel = Link._open
 
     def only_heartbeats(link: Link) -> None:
@@ -565,7 +565,7 @@ def test_declaring_is_not_waited_for_for_ever(
 def test_a_soft_time_limit_at_any_step_loses_nothing(
     broker: Broker, backend: CeleriacBackend
 ) -> None:
-    """A soft time limit raises its exception wherever the task is, here at each line in turn."""
+    """A soft time limit raises its exception at any point of a task; here at each line in turn."""
     publishing, steps = backend.publisher, 0
     lines = Path(publisher.__file__).read_text().splitlines()
     while steps < 1000:
@@ -574,8 +574,8 @@ def test_a_soft_time_limit_at_any_step_loses_nothing(
         def trace(frame: Any, event: str, _: Any) -> Any:
             nonlocal left
             code = frame.f_code
-            # A tracer, unlike a signal, comes between the end of a `with` and its lock, and at
-            # the word `try`, too.
+            # Unlike a signal, a trace function can raise between the end of a `with` block and its
+            # lock, and at `try`.
             if code.co_filename != publisher.__file__ or code.co_name == "publisher":
                 return None
             if event == "line" and lines[frame.f_lineno - 1].strip() != "try:":
@@ -591,7 +591,7 @@ def test_a_soft_time_limit_at_any_step_loses_nothing(
             pass
         finally:
             sys.settrace(None)
-        # THEN the next result is stored all the same, and nothing is left behind
+        # THEN the next result is stored, and no connection is left in use
         assert not publishing._users
         backend.store_result(f"next-{steps}", 1, "SUCCESS")
         assert len(publishing._links) == 1
@@ -602,8 +602,8 @@ def test_a_soft_time_limit_at_any_step_loses_nothing(
     assert ids(broker) - {"t1"} == {f"next-{step}" for step in range(steps)}
 
 
-def test_a_blocked_connection_is_named(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a memory alarm RabbitMQ reads nothing more from whoever publishes."""
+def test_a_memory_alarm_is_named(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a memory alarm, RabbitMQ stops reading from connections that publish."""
     monkeypatch.setattr(publisher, "ANSWER_SECONDS", 1.0)
     with private("rabbitmq") as server:
         assert isinstance(server, PrivateRabbitMQ)
@@ -654,7 +654,7 @@ def test_an_idle_connection_that_the_broker_closed(
         backend.store_result("t2", 1, "SUCCESS")
     assert ids(broker) == {"t1", "t2"}
     told = [record for record in caplog.records if record.name.startswith("celeriac")]
-    assert not told, "which is nothing to worry anybody with"
+    assert not told, "a closed idle connection is no reason to warn"
 
 
 def test_another_broker_of_the_list_is_tried(broker: Broker) -> None:
@@ -662,7 +662,7 @@ def test_another_broker_of_the_list_is_tried(broker: Broker) -> None:
     assert ids(broker) == {"t1"}
 
 
-def test_no_broker_is_an_error_in_the_end() -> None:
+def test_an_unreachable_broker_is_an_error() -> None:
     backend = make_backend("amqp://guest:secret@127.0.0.1:1//")
     backend.retry_policy = ONE_TRY
     with pytest.raises(PublishError, match="127.0.0.1:1.*Connection refused") as caught:
@@ -715,7 +715,7 @@ def test_a_forked_child_has_its_own_connection(broker: Broker) -> None:
 
 @pytest.fixture
 def without_django(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that cannot import Django; `tasks` are there to be imported."""
+    """The environment of a process that cannot import Django, with a module `tasks`."""
     for name in ("django", "django_celery_results"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('not installed here')\n")
@@ -785,7 +785,7 @@ def test_a_worker_without_django(
     assert "process cleanup failed" not in worker.output().lower()
 
 
-def test_children_that_are_replaced_publish_as_well(
+def test_replaced_pool_processes_publish(
     broker: Broker, start_worker: Start, sender: Celery
 ) -> None:
     start_worker("--concurrency", "2", "--max-tasks-per-child", "3")
@@ -794,11 +794,11 @@ def test_children_that_are_replaced_publish_as_well(
     assert statuses(taken) == {id: ["STARTED", "SUCCESS"] for id in sent}
 
 
-def test_what_celery_looks_up_in_a_worker_loses_no_result(
+def test_no_result_is_lost_when_celery_reads_results_in_a_worker(
     broker: Broker, start_worker: Start, sender: Celery
 ) -> None:
     worker = start_worker("--concurrency", "1")
-    # A chain that fails within a chord's header: Celery looks up whether its later steps failed.
+    # If a chain fails in the header of a chord, Celery reads whether its later tasks have failed.
     fail, add = sender.signature("tasks.fail"), sender.signature("tasks.add", (1, 2))
     later = [sender.signature("tasks.add", (number, 1), immutable=True) for number in range(2)]
     header = group(chain(fail, *later, app=sender), add, app=sender)
@@ -807,7 +807,7 @@ def test_what_celery_looks_up_in_a_worker_loses_no_result(
     assert sorted(sum(statuses(taken).values(), [])) == ["FAILURE"] * 3 + ["STARTED"] * 2 + [
         "SUCCESS"
     ]
-    # A revoked task: Celery 5.7 looks up whether it has run.
+    # Celery 5.7 reads whether a revoked task has run.
     sleeping = sender.send_task("tasks.sleep", (2,))
     revoked = sender.send_task("tasks.add", (1, 2))
     wait_until(lambda: "tasks.add[" + revoked.id in worker.output(), "the task to arrive", 10)
@@ -816,7 +816,7 @@ def test_what_celery_looks_up_in_a_worker_loses_no_result(
     found = statuses(wait_for_messages(broker, 4))
     assert set(found[revoked.id]) == {"REVOKED"}
     assert found[sleeping.id] == ["STARTED", "SUCCESS"]
-    # A message that comes again: Celery looks up whether its task has run.
+    # Celery reads whether the task of a redelivered message has run.
     again = sender.send_task("tasks.sleep", (60,))
     assert statuses(wait_for_messages(broker, 1)) == {again.id: ["STARTED"]}
     worker.kill()
@@ -825,7 +825,7 @@ def test_what_celery_looks_up_in_a_worker_loses_no_result(
     assert "internal error" not in worker.output().lower()
 
 
-def test_a_task_whose_result_is_refused_says_so(
+def test_a_refused_result_is_logged_by_the_worker(
     broker: Broker, start_worker: Start, sender: Celery
 ) -> None:
     fill(broker)
@@ -863,7 +863,7 @@ def test_reading_without_django_says_what_is_missing(without_django: dict[str, s
         ("SECRET_KEY='x'", "add 'django_celery_results' to INSTALLED_APPS"),
     ],
 )
-def test_reading_where_django_is_not_ready(
+def test_reading_if_django_is_not_set_up(
     tmp_path: Path, settings: str | None, words: str
 ) -> None:
     code = "import sys; from celery import Celery; app = Celery(backend='celeriac://')\n"
@@ -936,7 +936,7 @@ print("all is well")
 """
 
 
-def test_chords_and_groups_by_way_of_the_daemon(
+def test_chords_and_groups_through_the_daemon(
     python: dict[str, Path],
     broker: Broker,
     databases: Databases,
@@ -986,11 +986,11 @@ assert not GroupResult(uuid(), [known]).ready()
 try:
     known.get(timeout=1)
 except TimeoutError:
-    print("nothing passes for a result")
+    print("there is no result yet")
 """
 
 
-def test_the_outcome_in_an_event_is_no_result(
+def test_the_outcome_in_an_event_is_not_a_result(
     python: dict[str, Path],
     broker: Broker,
     databases: Databases,
@@ -1008,7 +1008,7 @@ def test_the_outcome_in_an_event_is_no_result(
         results.row(results.columns("retried", status="RETRY", result="not JSON", **event)),
     )
     pipeline.wait_for_rows({"known": "SUCCESS", "retried": "RETRY"})
-    assert "nothing passes" in project.manage("shell", "-c", STILL_TO_COME)
+    assert "no result yet" in project.manage("shell", "-c", STILL_TO_COME)
 
     broker.publish(results.row(results.columns("known", result="[1, 2]")))
     pipeline.wait_until_handled()
@@ -1028,15 +1028,14 @@ print(json.dumps({{"env": chosen, "argv": sys.argv[1:], "pid": os.getpid()}}))
 
 ACCEPT_CONTENT = "CELERIAC_ACCEPT_CONTENT"
 
-#: A password with everything that has a meaning in a URL.
+#: A password with all characters that have a meaning in a URL.
 PASSWORD = "p@ss:w/o?r#d&=%+ é'\""
 ENCODED = "p%40ss%3Aw%2Fo%3Fr%23d%26%3D%25%2B%20%C3%A9%27%22"
 
 
 @pytest.fixture
 def manage(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `manage.py celeriac …` of a project with these settings and a program that only tells
-    what it was given."""
+    """Runs `manage.py celeriac …` with these settings and a program that prints its input."""
     program = tmp_path / "program"
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
@@ -1066,14 +1065,14 @@ def manage(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def given(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The variables that the program got."""
+    """The variables that the program received."""
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert not any("p%40ss" in part or PASSWORD in part for part in told["argv"])
     return told["env"]
 
 
-def test_the_command_hands_everything_on(manage: Any) -> None:
+def test_the_command_passes_everything_on(manage: Any) -> None:
     options = ["--lanes", "4", "--log-level=debug", "--django-database", "default", "--settings"]
     done = manage("run", *options, "some_settings", "--", "-x")
     told = json.loads(done.stdout)
@@ -1087,7 +1086,7 @@ def test_the_command_hands_everything_on(manage: Any) -> None:
     assert json.loads(manage("dead", "list").stdout)["argv"] == ["dead", "list"]
 
 
-def test_variables_of_the_user_win(manage: Any) -> None:
+def test_variables_of_the_user_take_precedence(manage: Any) -> None:
     theirs = {name: "theirs" for name in ("CELERIAC_BROKER", "CELERIAC_DATABASE")}
     assert given(manage("run", settings="DATABASES = {}", **theirs)) == theirs
     files = {f"{name}_FILE": "/run/secrets/theirs" for name in theirs}
@@ -1095,11 +1094,11 @@ def test_variables_of_the_user_win(manage: Any) -> None:
     settings = "CELERY_RESULT_BACKEND = 'celeriac://?queue=ours'"
     told = given(manage("run", settings=settings, CELERIAC_RESULTS_QUEUE="theirs"))
     assert told["CELERIAC_RESULTS_QUEUE"] == "theirs"
-    # THEN one that is there for others does not
+    # THEN a variable that Celeriac does not own does not
     assert given(manage("run", DATABASE_URL="sqlite:////theirs")) == given(manage("run"))
 
 
-def test_the_configuration_file_wins_over_the_settings(
+def test_the_configuration_file_overrides_the_settings(
     python: dict[str, Path], broker: Broker, databases: Databases, tmp_path: Path
 ) -> None:
     file = tmp_path / "celeriac.toml"
@@ -1230,7 +1229,7 @@ def test_the_time_zone_of_the_columns(
     ],
 )
 @pytest.mark.parametrize("app", [False, True], ids=["settings", "app"])
-def test_what_expires(
+def test_the_expiry_of_the_project(
     manage: Any, tmp_path: Path, setting: str, expires: str | None, app: bool
 ) -> None:
     settings = setting
@@ -1238,12 +1237,12 @@ def test_what_expires(
         (tmp_path / "an_app.py").write_text(APP)
         settings += "\nimport an_app"
     told = given(manage("run", settings=settings))
-    # THEN a configuration file may say otherwise, and nothing is deleted that was not asked for
+    # THEN a configuration file can still override it, and nothing is deleted unless asked for
     assert told.get("CELERY_RESULT_EXPIRES") == expires
     assert not any("CLEANUP" in name or name == "CELERIAC_RESULT_EXPIRES" for name in told)
 
 
-def test_variables_win_over_what_the_project_says(manage: Any) -> None:
+def test_variables_override_the_project(manage: Any) -> None:
     settings = "CELERY_RESULT_EXPIRES = 3600\nCELERY_ACCEPT_CONTENT = ['json']"
     env = {"CELERIAC_RESULT_EXPIRES": "theirs", ACCEPT_CONTENT: "theirs"}
     told = given(manage("run", settings=settings, **env))
@@ -1251,7 +1250,7 @@ def test_variables_win_over_what_the_project_says(manage: Any) -> None:
     assert told[ACCEPT_CONTENT] == "theirs"
 
 
-def test_what_cannot_expire_is_told(manage: Any) -> None:
+def test_an_invalid_expiry_is_an_error(manage: Any) -> None:
     for value in ("'soon'", "-1", "float('inf')", "[]+[1]"):
         done = manage("run", settings=f"CELERY_RESULT_EXPIRES = {value}")
         assert done.returncode == 1 and "set CELERIAC_RESULT_EXPIRES" in done.stderr
@@ -1307,7 +1306,7 @@ BROKER_URLS = {
 
 
 @pytest.mark.parametrize("case", BROKER_URLS)
-def test_the_broker_as_celery_sees_it(manage: Any, case: str) -> None:
+def test_the_broker_is_that_of_celery(manage: Any, case: str) -> None:
     settings, url = BROKER_URLS[case]
     assert given(manage("run", settings=settings + APP))["CELERY_BROKER_URL"] == url
 
@@ -1355,7 +1354,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("app", ["", APP], ids=["without an app", "with an app"])
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_what_is_accepted(manage: Any, case: str, app: str) -> None:
+def test_the_accepted_content_of_the_project(manage: Any, case: str, app: str) -> None:
     settings, accepted = ACCEPTED[case]
     assert given(manage("run", settings=settings + "\n" + app)).get(ACCEPT_CONTENT) == accepted
 
@@ -1369,7 +1368,7 @@ def test_certificates(manage: Any, app: str) -> None:
         "CELERY_SECURITY_KEY = '/key.pem'\n"
         "CELERY_RESULT_SERIALIZER = 'auth'\n"
     )
-    # THEN the daemon is told whom to trust, and nothing of the workers' key
+    # THEN the daemon gets the trusted certificates and not the workers' key
     variables = given(manage("run", settings=settings + app))
     told = {k: v for k, v in variables.items() if k.startswith("CELERIAC_SECURITY")}
     assert told == {

@@ -1,4 +1,4 @@
-"""`celeriac capture` and `celeriac replay`: messages into a file and out of it."""
+"""`celeriac capture` records messages in a file, and `celeriac replay` stores them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def body(line: dict[str, Any]) -> bytes:
 
 @contextmanager
 def capturing(broker: Broker, file: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A capture that is under way; Ctrl-C ends it."""
+    """A running capture; Ctrl-C ends it."""
     command = [binary(), "capture", file, "--broker", broker.url, *options]
     process = subprocess.Popen(
         command, env=clean_environment(), stderr=subprocess.PIPE, start_new_session=True
@@ -53,28 +53,28 @@ def capturing(broker: Broker, file: Path, *options: str) -> Iterator[subprocess.
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_a_tap_disturbs_nobody(own_pipeline: Pipeline, tmp_path: Path) -> None:
-    # GIVEN a daemon, and a tap beside it
+def test_a_capture_does_not_affect_the_daemon(own_pipeline: Pipeline, tmp_path: Path) -> None:
+    # GIVEN a daemon, and a capture at the same time
     own_pipeline.daemon.start_consuming()
     broker, file = own_pipeline.broker, tmp_path / "tap.jsonl"
     with broker.channel() as channel:
         channel.exchange_declare(EVENT_EXCHANGE, "topic", durable=True, auto_delete=False)
     sent = [results.row(results.columns(f"task-{number}")) for number in range(50)]
     with capturing(broker, file, "--events"), broker.channel() as channel:
-        # WHEN messages are published as the backend does it, and events
+        # WHEN results are published as by the backend, and events
         for message in sent:
             channel.basic_publish(message.to_amqp(), EXCHANGE, RESULTS)
         event = events.message(events.event("task-started", "task-1"))
         channel.basic_publish(event.to_amqp(), EVENT_EXCHANGE, "task.multi")
         wait_until(lambda: len(lines(file)) >= 51, "51 messages in the file", 15)
-    # THEN the file has each as it was, and the daemon has stored each
+    # THEN the file has all messages unchanged, and the daemon has stored all
     own_pipeline.wait_for_rows({f"task-{number}": "SUCCESS" for number in range(50)})
     captured = lines(file)
     assert [body(line) for line in captured[:50]] == [message.body for message in sent]
     assert captured[0]["exchange"] == EXCHANGE and captured[0]["routing_key"] == RESULTS
     assert captured[0]["properties"]["correlation_id"] == "task-0"
     assert captured[50]["exchange"] == EVENT_EXCHANGE
-    # THEN nothing of the tap is left
+    # THEN the private queue is gone
     assert broker.depth(DEAD) == broker.depth(RESULTS) == 0
 
 
@@ -100,28 +100,28 @@ def test_a_queue_is_drained_into_a_compressed_file_and_replayed(
         for _ in range(2):
             files = (tmp_path / "some.jsonl.gz", tmp_path / "rest.jsonl.zst")
             told = fail("replay", *files, "--database", database.url)
-            # THEN the one that is no result is told with its place, and all else is stored
+            # THEN the message that is not a result is reported, and all others are stored
             assert "rest.jsonl.zst:401: not-a-result" in told, told
             assert "701 messages with 700 rows: 700 rows written" in told
             assert "1 refused, 1 of them not-a-result" in told
         assert database.statuses() == {f"task-{number}": "SUCCESS" for number in range(700)}
 
 
-def test_the_firehose_brings_what_comes_to_the_queue_itself(
+def test_the_firehose_captures_messages_published_to_the_queue(
     rabbitmq: RabbitMQ, tmp_path: Path
 ) -> None:
-    # GIVEN a virtual host whose administrator has turned the firehose on
+    # GIVEN a virtual host with the firehose turned on
     url = rabbitmq.create()
     broker, file = Broker(url), tmp_path / "hose.jsonl"
     rabbitmq.control("trace_on", "-p", url.rpartition("/")[2])
     broker.declare(RESULTS)
     sent = Message(b"[1]", results.properties("t"), {"stamp": {"deep": [7]}})
     with capturing(broker, file, "--firehose"):
-        # WHEN a message comes to the queue without an exchange, and is taken out of it
+        # WHEN a message is published directly to the queue and consumed
         broker.publish(sent)
         assert broker.take(RESULTS)
         wait_until(lambda: file.read_text(), "the copy", 15)
-    # THEN the file has it as it was
+    # THEN the file has it unchanged
     [line] = lines(file)
     assert (line["exchange"], line["routing_key"], body(line)) == ("", RESULTS, sent.body)
     assert line["properties"] == sent.properties
@@ -170,7 +170,7 @@ def test_a_dry_run_prints_the_rows_and_writes_nothing(
     assert database.count() == 0
 
 
-def test_what_is_refused_can_be_kept_and_is_told(databases: Databases, tmp_path: Path) -> None:
+def test_refused_messages_are_reported_and_kept(databases: Databases, tmp_path: Path) -> None:
     database, file, kept = databases.migrated("sqlite"), tmp_path / "in", tmp_path / "kept.jsonl"
     bad = results.raw("x", b"secret")
     rows = [
@@ -193,7 +193,7 @@ def test_what_is_refused_can_be_kept_and_is_told(databases: Databases, tmp_path:
     assert "name a new file" in fail("replay", file, "--refused", kept)
 
 
-def test_what_cannot_be_replayed_says_why(databases: Databases, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_replayed_is_an_error(databases: Databases, tmp_path: Path) -> None:
     file = tmp_path / "some.jsonl"
     file.write_text(capture_line(results.result("a")))
     missing = fail("replay", tmp_path / "nothing", "--database", databases.migrated("sqlite").url)
@@ -221,7 +221,7 @@ def test_nobody_else_can_read_what_was_captured(
     assert "cannot be made" in fail("capture", "-", "--broker", broker.url)
 
 
-def test_a_reader_that_goes_away_ends_a_dry_run_in_peace(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_a_dry_run_without_an_error(tmp_path: Path) -> None:
     file = tmp_path / "some"
     rows = [capture_line(results.result(f"t{number}", result="x" * 1_000)) for number in range(500)]
     file.write_text("\n".join(rows))
@@ -242,7 +242,7 @@ def test_a_message_that_cannot_be_read_ends_a_capture_with_the_reason(
     file = tmp_path / "drained.jsonl"
     told = fail("capture", file, "--drain", DEAD, "--broker", broker.url)
     assert "has properties that cannot be read" in told and "dead purge --unreadable" in told
-    # What came before it may be in the file and in the queue.
+    # Messages before it can be both in the file and in the queue.
     assert [body(line) for line in lines(file)] in ([b"[1]"], [])
 
     file = tmp_path / "tap.jsonl"
@@ -268,7 +268,7 @@ def test_dead_letters_are_captured_under_their_own_exchange(
     tmp_path: Path,
     engine: str,
 ) -> None:
-    """So that a replay takes events for events."""
+    """Otherwise a replay would treat events as results."""
     broker, database = Broker(rabbitmq.create()), databases.migrated(engine)
     daemon = make_daemon(broker.url, database.url, "--events", "--max-body-size", "20")
     daemon.start()

@@ -1,4 +1,4 @@
-"""`celeriac check`: what it finds, and that it leaves everything as it was."""
+"""`celeriac check` finds problems and changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.users import another_user
 
 
 class Check:
-    """What one run has said."""
+    """The findings of one run."""
 
     def __init__(self, *arguments: object) -> None:
         done = celeriac("check", "--json", *arguments)
@@ -38,7 +38,7 @@ class Check:
         ]
 
     def only(self, level: str, subject: str) -> str:
-        """The text and the fix of the one finding that is not `ok`."""
+        """The text and the fix of the only finding that is not `ok`."""
         found = self.of("warning") + self.of("error")
         assert len(found) == 1, found
         assert (found[0]["level"], found[0]["subject"]) == (level, subject), found
@@ -58,12 +58,12 @@ def of(broker: Broker, database: Database, *options: object) -> Check:
     return Check("--broker", broker.url, "--database", database.url, *options)
 
 
-#: A collation that ignores case is what Django's tables have on MariaDB.
+#: On MariaDB, Django's tables have a collation that ignores case.
 EXPECTED = {"postgresql": [], "mariadb": ["task_id"], "sqlite": []}
 
 
 def expected(engine: str, check: Check) -> None:
-    """Nothing but what each database has by its nature."""
+    """Expects only the findings that every database of this kind has."""
     assert check.of("error") == []
     warnings = check.of("warning")
     assert len(warnings) == len(EXPECTED[engine])
@@ -73,7 +73,7 @@ def expected(engine: str, check: Check) -> None:
     assert check.status == 0
 
 
-def test_it_finds_nothing_wrong_and_changes_nothing(
+def test_a_good_setup_has_no_findings_and_is_not_changed(
     broker: Broker, databases: Databases, engine: str
 ) -> None:
     database = databases.migrated(engine)
@@ -91,7 +91,7 @@ def test_it_finds_nothing_wrong_and_changes_nothing(
         assert check.says("`celeriac run` switches it to WAL mode")
 
 
-def test_a_daemon_at_work_is_not_disturbed(
+def test_a_running_daemon_is_not_affected(
     own_pipeline: Pipeline, engine: str, make_daemon: Callable[..., Daemon]
 ) -> None:
     own_pipeline.daemon.start_consuming()
@@ -107,7 +107,7 @@ def test_a_daemon_at_work_is_not_disturbed(
     assert own_pipeline.daemon.output().count('"message":"consuming"') == 1
 
 
-def test_for_people_it_is_a_line_each_and_a_word_at_the_end(
+def test_the_text_output_has_a_line_per_finding_and_a_summary(
     broker: Broker, databases: Databases
 ) -> None:
     database = databases.migrated("postgresql")
@@ -134,7 +134,7 @@ def test_for_people_it_is_a_line_each_and_a_word_at_the_end(
 
 
 def other(url: str, **parts: str) -> str:
-    """The URL with another `user`, `password`, `host` or `vhost`."""
+    """Replaces the `user`, `password`, `host` or `vhost` of the URL."""
     old = urlsplit(url)
     user = parts.get("user", old.username)
     password = parts.get("password", old.password)
@@ -152,7 +152,7 @@ def other(url: str, **parts: str) -> str:
     ],
     ids=["password", "vhost", "port", "host"],
 )
-def test_a_broker_that_lets_nobody_in(
+def test_the_broker_refuses_the_connection(
     broker: Broker, databases: Databases, parts: dict[str, str], words: str
 ) -> None:
     database = databases.migrated("sqlite")
@@ -161,7 +161,7 @@ def test_a_broker_that_lets_nobody_in(
     told = check.only("error", "broker")
     assert words.lower() in told.lower()
     assert "s3cret" not in told
-    assert check.says("changed and undone"), "the database is looked at all the same"
+    assert check.says("changed and undone"), "the database is checked too"
 
     check = Check("--broker", f"{url};{broker.url}", "--database", database.url)
     assert words.lower() in check.only("warning", "broker").lower()
@@ -178,7 +178,7 @@ def test_a_queue_with_other_arguments(broker: Broker, databases: Databases) -> N
     assert broker.depth(RESULTS) == 1
 
 
-#: All that the daemon needs.
+#: All permissions that the daemon needs.
 CONFIGURE = r"^celeriac(\..+)?$"
 WRITE = r"^(celeriac\..+|amq\.default)$"
 READ = r"^celeriac(\..+)?$"
@@ -197,7 +197,7 @@ READ = r"^celeriac(\..+)?$"
     ],
     ids=["enough", "no dead letters", "no private queue"],
 )
-def test_rights_that_a_message_through_a_private_queue_shows(
+def test_missing_permissions_are_found_with_a_private_queue(
     rabbitmq: RabbitMQ,
     broker: Broker,
     databases: Databases,
@@ -287,7 +287,7 @@ def test_the_server_cannot_be_used(
 
 @contextmanager
 def role(database: Database, *grants: str) -> Iterator[Database]:
-    """The database of PostgreSQL as a role sees it that has these rights."""
+    """The URL of a PostgreSQL role with these privileges."""
     name = unique_name()
     with database.connect() as connection:
         connection.execute(f"create role {name} login password 'password'")
@@ -328,7 +328,7 @@ def test_rights_in_postgresql(broker: Broker, databases: Databases) -> None:
     assert database.count() == 0
 
 
-def test_what_postgresql_would_lose(broker: Broker, databases: Databases) -> None:
+def test_postgresql_settings_that_lose_or_refuse_rows(broker: Broker, databases: Databases) -> None:
     database = databases.migrated("postgresql")
     rights = [
         f"select, insert, update on {TABLE}",
@@ -360,7 +360,7 @@ def test_another_encoding(broker: Broker, databases: Databases, postgresql: Post
             server.execute(f"drop database {name} with (force)")
 
 
-def test_particulars_of_mariadb(broker: Broker, databases: Databases) -> None:
+def test_tables_of_mariadb(broker: Broker, databases: Databases) -> None:
     database = databases.migrated("mariadb")
     database.execute(
         f"alter table {TABLE} modify task_id varchar(255) character set utf8mb4 "
@@ -381,7 +381,7 @@ def test_particulars_of_mariadb(broker: Broker, databases: Databases) -> None:
 def test_rows_of_another_time_zone(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon], engine: str
 ) -> None:
-    """A daemon that believes to be in Tokyo."""
+    """A daemon whose time zone is set to Tokyo."""
     broker, database = own_pipeline.broker, own_pipeline.database
     daemon = make_daemon(broker.url, database.url, "--time-zone", "Asia/Tokyo")
     daemon.start_consuming()

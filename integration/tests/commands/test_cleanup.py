@@ -1,5 +1,6 @@
-"""`celeriac cleanup`, alone and by the schedule of `celeriac run`: the rows that Celery's own
-cleanup would delete, beside everybody else who writes."""
+"""`celeriac cleanup`, as a command and as scheduled by `celeriac run`. It deletes the same rows as
+Celery's own cleanup, while others write.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +29,10 @@ from harness.users import user_without_rights
 
 GROUPS = "django_celery_results_groupresult"
 
-#: The number of PostgreSQL's lock, and the name of MySQL's without that of the database.
+#: The number of the PostgreSQL lock, and the name of the MySQL lock without the database.
 LOCK = 0x63656C6572696164
 
-#: Rows around the limit, made by Django, one every half of a second.
+#: Rows around the limit, half a second apart, created by Django.
 MAKE_ROWS = """
 from datetime import datetime, timedelta, timezone
 from django.conf import settings
@@ -65,7 +66,7 @@ def insert(
     status: str = "SUCCESS",
     name: str | None = None,
 ) -> None:
-    """Rows of tasks that came to their ends so long ago, in UTC."""
+    """Inserts rows of tasks that ended this long ago, in UTC."""
     done = (datetime.now(timezone.utc) - age).strftime("%Y-%m-%d %H:%M:%S.%f")
     zone = "+00" if database.engine == "postgresql" else ""
     name = "null" if name is None else f"'{name}'"
@@ -99,19 +100,19 @@ def ids(database: Database) -> set[str]:
 def test_the_rows_that_celery_would_delete(
     engine: str, use_tz: bool, python: dict[str, Path], databases: Databases
 ) -> None:
-    # GIVEN the same rows of a project in Paris twice, a second about the limit and a minute
+    # GIVEN two copies of the same rows of a project in Paris, seconds to a minute around the limit
     settings = {"USE_TZ": "on" if use_tz else "off", "TIME_ZONE": "Europe/Paris"}
     now = time.time()
     if ZoneInfo("Europe/Paris").utcoffset(datetime.now()) != ZoneInfo("Europe/Paris").utcoffset(
         datetime.now() - timedelta(days=1, minutes=3)
     ):
-        pytest.skip("Django reckons without the hour that the clocks change by")
+        pytest.skip("Django does not account for the hour of the clock change")
     left = []
     for ours in (False, True):
         database = databases.migrated(engine)
         project = Project(python["celery-5.7"], database.url, "amqp://nobody", settings)
         shell(project, f"NOW = {now!r}\n{MAKE_ROWS}")
-        # WHEN one is cleaned up by Celery, the other by Celeriac, told by Django what is what
+        # WHEN Celery cleans up one copy, and Celeriac with Django's settings the other
         before = time.time() - now
         if ours:
             project.env["CELERIAC_BIN"] = str(binary())
@@ -120,7 +121,7 @@ def test_the_rows_that_celery_would_delete(
         else:
             shell(project, CELERYS_CLEANUP)
         after = time.time() - now
-        # THEN in both those are gone that had expired at that moment, and no others
+        # THEN both have deleted exactly the rows that had expired by then
         for table, key in ((TABLE, "task_id"), (GROUPS, "group_id")):
             there = sorted(int(id) for (id,) in database.query(f"select {key} from {table}"))
             assert there == list(range(there[0], 240)), "the oldest are gone"
@@ -129,8 +130,8 @@ def test_the_rows_that_celery_would_delete(
     assert 0 < min(left) and max(left) < 300
 
 
-def test_ages_of_states_and_names(engine: str, databases: Databases, tmp_path: Path) -> None:
-    # GIVEN rows of two days and of forty, in several states and of several tasks
+def test_expiry_by_state_and_task(engine: str, databases: Databases, tmp_path: Path) -> None:
+    # GIVEN rows of two and of forty days, in several states and of several tasks
     database = databases.migrated(engine)
     for days in (2, 40):
         for status in ("SUCCESS", "FAILURE", "STARTED"):
@@ -147,13 +148,13 @@ def test_ages_of_states_and_names(engine: str, databases: Databases, tmp_path: P
         "result-expires-by-task = 'shop.audit.*=never,shop.pay=3days'\n"
     )
     options = ["cleanup", "--database", database.url, "--config", config]
-    # WHEN it only tells what it would do
+    # WHEN it is a dry run
     told = json.loads(succeed(*options, "--dry-run", "--json"))
-    # THEN nothing has changed
+    # THEN nothing changes
     assert ids(database) == before
-    # WHEN it does it
+    # WHEN it is run
     done = json.loads(succeed(*options, "--json"))
-    # THEN it is what it had told, and what the settings say
+    # THEN the rows of the dry run are deleted, which are those that the settings select
     assert (told["dry_run"], done["dry_run"]) == (True, False)
     assert [done[key] for key in ("tasks", "groups", "rows")] == [
         told[key] for key in ("tasks", "groups", "rows")
@@ -171,7 +172,7 @@ def test_ages_of_states_and_names(engine: str, databases: Databases, tmp_path: P
         **{(state, "result-expires-by-task shop.pay", 3 * 86400): 1
            for state in ("SUCCESS", "FAILURE", "STARTED")},
     }
-    # AND for people it is a table
+    # AND the output is a table unless JSON is asked for
     insert(database, ["again"])
     table = succeed(*options)
     assert [line.split() for line in table.splitlines()][:2] == [
@@ -181,7 +182,7 @@ def test_ages_of_states_and_names(engine: str, databases: Databases, tmp_path: P
     assert table.endswith("1 rows of tasks and 0 of groups were deleted\n")
 
 
-def test_nothing_expires_where_celery_says_so(engine: str, databases: Databases) -> None:
+def test_nothing_expires_if_celery_never_expires(engine: str, databases: Databases) -> None:
     database = databases.migrated(engine)
     insert(database, ["old"], age=timedelta(days=9999))
     for value in ("0", "never", "", " 1000000000000 "):
@@ -194,10 +195,10 @@ def test_nothing_expires_where_celery_says_so(engine: str, databases: Databases)
 
 
 @pytest.mark.parametrize("engine", full_except("mariadb"))
-def test_beside_everybody_else(
+def test_cleanup_while_others_write(
     own_pipeline: Pipeline, python: dict[str, Path], tmp_path: Path
 ) -> None:
-    # GIVEN many rows that have expired, some of tasks that are about to end
+    # GIVEN many expired rows, some of tasks that are about to end
     pipeline, database = own_pipeline, own_pipeline.database
     old = [f"old-{number}" for number in range(3000)]
     ending = [f"ending-{number}" for number in range(600)]
@@ -205,7 +206,7 @@ def test_beside_everybody_else(
         insert(database, old[first : first + 300])
         insert(database, ending[first // 5 : first // 5 + 60], status="RETRY")
     pipeline.daemon.start_consuming()
-    # WHEN they end, others begin, and three clean up, one of them with Celery
+    # WHEN these tasks end, others start, and three cleanups run, one of them Celery's
     options = ["--database", database.url, "--cleanup-batch", "20", "--cleanup-pause", "5ms"]
     cleaners = [
         Process("cleanup", [binary(), "cleanup", *options], tmp_path / f"{number}.log",
@@ -233,7 +234,7 @@ def test_beside_everybody_else(
     finally:
         for process in (*cleaners, theirs):
             process.kill()
-    # THEN what has become new is there, and all else is gone
+    # THEN all rows that were updated or inserted are kept, and all others are deleted
     pipeline.stop_and_check_queues()
     assert database.statuses() == dict.fromkeys(ending + fresh, "SUCCESS")
     log = pipeline.daemon.output()
@@ -251,7 +252,7 @@ def test_beside_everybody_else(
 def test_it_stops_between_two_batches(
     engine: str, databases: Databases, tmp_path: Path, signal_number: int
 ) -> None:
-    # GIVEN a cleanup that takes long
+    # GIVEN a slow cleanup
     database = databases.migrated(engine)
     insert(database, [str(number) for number in range(1000)])
     options = ["--database", database.url, "--cleanup-batch", "10", "--cleanup-pause", "30s"]
@@ -264,11 +265,11 @@ def test_it_stops_between_two_batches(
         assert process.stop(10, signal_number) == 0
     finally:
         process.kill()
-    # THEN it tells how far it came, and the rest is there
+    # THEN it reports what it has deleted, and the other rows are still there
     told = json.loads(process.output().splitlines()[-1])
     assert told["complete"] is False
     assert (told["tasks"], database.count()) == (10, 990)
-    # AND the next one goes on
+    # AND the next cleanup continues
     told = json.loads(succeed("cleanup", "--database", database.url, "--json"))
     assert (told["tasks"], told["complete"], database.count()) == (990, True, 0)
 
@@ -277,7 +278,7 @@ def test_it_stops_between_two_batches(
 def test_the_schedule(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon], engine: str
 ) -> None:
-    # GIVEN a daemon that cleans up, and one beside it
+    # GIVEN a daemon that cleans up, and another that does not
     database, probe = own_pipeline.database, Probe()
     options = ["--cleanup-every", "1s", "--result-expires", "1h"]
     daemons = [
@@ -288,11 +289,11 @@ def test_the_schedule(
     insert(database, ["young"], age=timedelta(minutes=30))
     for daemon in daemons:
         daemon.start_consuming()
-    # THEN what has expired goes, again and again
+    # THEN expired rows are deleted again and again
     wait_until(lambda: ids(database) == {"young"}, "the row to go", 30)
     insert(database, [str(number) for number in range(1500)])
     wait_until(lambda: ids(database) == {"young"}, "the rows to go", 30)
-    # AND the metrics tell of it
+    # AND the metrics count it
     assert daemons[1].stop() == 0
     insert(database, ["one", "two"])
     before = probe.value("cleanup_rows_total", table=TABLE)
@@ -304,7 +305,7 @@ def test_the_schedule(
     last = probe.value("cleanup_last_success_timestamp_seconds")
     assert time.time() - 30 < last <= time.time() + 1
     assert '"message":"expired rows are deleted"' in daemons[0].output()
-    # AND results are stored as ever
+    # AND results are still stored
     task_id = results.new_id()
     done = datetime.now(timezone.utc).isoformat()
     own_pipeline.broker.publish(results.result(task_id, date_done=done))
@@ -331,7 +332,7 @@ def test_no_schedule_unless_it_is_asked_for(
 def test_one_daemon_cleans_up_at_a_time(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon], engine: str
 ) -> None:
-    # GIVEN another daemon that is at it
+    # GIVEN another daemon that is cleaning up
     database, probe = own_pipeline.database, Probe()
     lock = {
         "postgresql": f"select pg_try_advisory_lock({LOCK})",
@@ -345,23 +346,23 @@ def test_one_daemon_cleans_up_at_a_time(
         cursor = connection.cursor()
         cursor.execute(lock)
         assert cursor.fetchone()[0] == 1
-        # THEN ours leaves it alone
+        # THEN ours does not clean up
         daemon.start_consuming()
         wait_until(
             lambda: (probe.value("cleanup_runs_total", outcome="elsewhere") or 0) >= 2, "tries", 30
         )
         assert ids(database) == {"old"}
         assert probe.value("cleanup_runs_total", outcome="done") == 0
-    # WHEN the other has gone, THEN it is ours
+    # WHEN the other one is gone, THEN ours cleans up
     wait_until(lambda: not ids(database), "the row to go", 30)
     assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("engine", full_except("postgresql"))
-def test_a_cleanup_that_fails_harms_nobody(
+def test_a_failed_cleanup_does_not_stop_the_daemon(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon], engine: str
 ) -> None:
-    # GIVEN rows that cannot be deleted, because another table refers to them
+    # GIVEN rows that cannot be deleted because of a foreign key
     database, probe = own_pipeline.database, Probe()
     insert(database, ["old"])
     database.execute(
@@ -376,7 +377,7 @@ def test_a_cleanup_that_fails_harms_nobody(
     daemon = make_daemon(own_pipeline.broker.url, database.url, *options)
     daemon.start_consuming()
     wait_until(lambda: probe.value("cleanup_runs_total", outcome="failed") == 2, "failures", 30)
-    # THEN it is counted and told, and results are stored as ever
+    # THEN the failure is counted and logged, and results are still stored
     assert "ON DELETE CASCADE" in daemon.output()
     task_id = results.new_id()
     own_pipeline.broker.publish(results.result(task_id))
@@ -386,7 +387,7 @@ def test_a_cleanup_that_fails_harms_nobody(
     assert own_pipeline.broker.depth(RESULTS) == 0
 
 
-def test_what_is_missing_is_named(
+def test_missing_tables_and_permissions_are_named(
     engine: str, databases: Databases, postgresql: PostgreSQL, mariadb: MariaDB
 ) -> None:
     # A table
@@ -398,7 +399,7 @@ def test_what_is_missing_is_named(
     [line] = done.stderr.decode().splitlines()
     assert line.startswith(f"celeriac: the table {TABLE} does not exist: ")
     assert "manage.py migrate django_celery_results" in line
-    # A right
+    # A permission
     if engine != "sqlite":
         database = databases.migrated(engine)
         insert(database, ["old"])
@@ -439,7 +440,7 @@ def test_wrong_settings_are_refused(option: str, words: str) -> None:
         assert done.stderr.decode().startswith(f"celeriac: {words}")
 
 
-def test_a_slip_in_a_state_is_warned_of(databases: Databases) -> None:
+def test_an_unknown_state_causes_a_warning(databases: Databases) -> None:
     database = databases.migrated("sqlite")
     option = "--result-expires-by-state=FAILED=30days,FAILURE=30days"
     words = celeriac("cleanup", "--database", database.url, option).stderr.decode()

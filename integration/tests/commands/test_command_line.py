@@ -1,4 +1,4 @@
-"""What a shell, `man` and a supervisor have of the command line."""
+"""The command line: versions, completion, manual pages, exit codes, standard streams."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.services import RabbitMQ
 
 COMMANDS = ["run", "migrate", "dead", "capture", "replay", "completion", "man"]
 
-#: Nobody answers there.
+#: Nothing listens there.
 NOWHERE = "amqp://guest:guest@127.0.0.1:1//"
 
 
@@ -59,7 +59,7 @@ def test_the_log_and_the_metrics_name_the_commit(own_pipeline: Pipeline) -> None
 
 
 def complete(*words: str) -> list[str]:
-    """What bash offers for the last of the words, by the script as a shell reads it."""
+    """What bash completes for the last word, using the script as a shell would."""
     script = """
         source <("$1" completion bash)
         shift
@@ -86,7 +86,7 @@ def test_bash_completes_commands_and_their_settings() -> None:
     assert complete("run", "--max-r") == ["--max-rows"]
     assert complete("dead", "list", "--dead") == ["--dead-queue"]
     assert set(complete("completion", "")) >= {"bash", "zsh", "fish"}
-    # What a command's help hides is not offered, though it is taken.
+    # Options that are hidden in the help are not completed, but they work.
     assert complete("migrate", "--max-r") == []
     assert complete("capture", "--lanes") == []
 
@@ -126,7 +126,7 @@ def test_there_is_a_manual_page_for_each_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("groff"), reason="groff is not here")
-def test_groff_has_nothing_to_say_about_the_pages(tmp_path: Path) -> None:
+def test_groff_accepts_the_pages(tmp_path: Path) -> None:
     for path in succeed("man", "--out", tmp_path).split():
         done = subprocess.run(
             ["groff", "-k", "-man", "-Tutf8", "-ww", path], capture_output=True, text=True, check=True
@@ -136,7 +136,7 @@ def test_groff_has_nothing_to_say_about_the_pages(tmp_path: Path) -> None:
         assert "EXIT STATUS" in text and "130, 143" in text
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     words = fail("man", "--out", tmp_path / "file" / "man1")
     assert "out: the folder" in words and "cannot be made" in words
@@ -167,13 +167,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         (["migrate", "--database", "sqlite:////nowhere/db.sqlite3"], 1),
     ],
 )
-def test_a_command_ends_with(arguments: list[str], code: int) -> None:
+def test_exit_codes_of_commands(arguments: list[str], code: int) -> None:
     done = celeriac(*arguments)
     assert done.returncode == code, done.stderr.decode()
     assert code == 0 or done.stderr
 
 
-def test_the_codes_stand_in_the_help_and_in_the_documents() -> None:
+def test_exit_codes_are_in_the_help_and_in_the_documents() -> None:
     said = succeed("--help")
     documents = [path.read_text() for path in DOCUMENTS]
     codes = re.findall(r"^  ([\d, ]+?)  +(\S.*)$", said.partition("Exit status:")[2], re.MULTILINE)
@@ -192,7 +192,7 @@ def test_a_second_signal_ends_it_at_once(
     daemon, database = own_pipeline.daemon, own_pipeline.database
     daemon.start_consuming()
     with database.connect() as connection:
-        # A write that goes on for as long as the table is locked keeps it from stopping.
+        # A write that waits for a locked table keeps it from stopping.
         database.lock(connection)
         own_pipeline.broker.publish(results.result("t1"))
         wait_until(lambda: own_pipeline.broker.depth(RESULTS) == 0, "the message", 10)
@@ -203,11 +203,13 @@ def test_a_second_signal_ends_it_at_once(
     assert daemon.exit_code == code
 
 
-# Readers that go away -------------------------------------------------------------------------
+# Closed pipes ---------------------------------------------------------------------------------
 
 
 def piped(command: str) -> tuple[int, str]:
-    """Runs a command of the program into `head -c 1`, and returns how it ended and what it said."""
+    """Runs a command of the program with its output piped to `head -c 1`; returns its exit code and
+    its standard error.
+    """
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{binary()} {command} | head -c 1 > /dev/null"],
         env=clean_environment(),
@@ -219,7 +221,7 @@ def piped(command: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_reader_that_goes_away_ends_what_prints_in_peace(
+def test_a_closed_pipe_ends_commands_without_an_error(
     rabbitmq: RabbitMQ, databases: Databases, tmp_path: Path
 ) -> None:
     broker = Broker(rabbitmq.create())
@@ -252,8 +254,8 @@ def test_a_reader_that_goes_away_ends_what_prints_in_peace(
         assert (code, "panicked" in said) == (0, False), f"{command}: {code}\n{said}"
 
 
-def test_nobody_has_to_read_standard_error(tmp_path: Path) -> None:
-    """Neither errors nor the log end a process by not being read."""
+def test_standard_error_can_be_closed(tmp_path: Path) -> None:
+    """Errors and logs do not end the process if standard error is closed."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     for command, code in [(["dead", "purge"], 2), (["dead", "list", "--broker", NOWHERE], 1)]:
@@ -268,7 +270,7 @@ def test_nobody_has_to_read_standard_error(tmp_path: Path) -> None:
     )
     os.close(write_end)
     try:
-        # It has logged by then that it starts and that it cannot connect.
+        # By then it has logged that it starts and that it cannot connect.
         with pytest.raises(subprocess.TimeoutExpired):
             daemon.wait(2)
         daemon.terminate()

@@ -1,4 +1,4 @@
-"""`celeriac dead`: looking at dead letters, sending them back and deleting them."""
+"""`celeriac dead` lists, shows, replays and deletes dead letters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def engine() -> str:
 
 @pytest.fixture
 def dead(own_pipeline: Pipeline) -> Iterator[Pipeline]:
-    """A daemon that runs, and three dead letters: two undecodable, one with a pickle."""
+    """A running daemon and three dead letters: two undecodable, one pickled."""
     own_pipeline.daemon.start_consuming()
     own_pipeline.broker.publish(
         results.raw("first", b"not JSON"),
@@ -44,18 +44,18 @@ def dead(own_pipeline: Pipeline) -> Iterator[Pipeline]:
 
 
 def listed(pipeline: Pipeline, *options: str) -> list[dict[str, Any]]:
-    """Sorted, because the queue may have another order once it was looked at."""
+    """Sorted, because listing can change the order in the queue."""
     printed = succeed("dead", "list", "--broker", pipeline.broker.url, "--json", *options)
     letters = [json.loads(line) for line in printed.splitlines()]
     return sorted(letters, key=lambda letter: letter["correlation_id"])
 
 
-def test_the_list_says_what_died_and_leaves_it_there(dead: Pipeline) -> None:
-    # WHEN they are listed, as JSON and as a table, many times
+def test_listing_shows_dead_letters_and_keeps_them(dead: Pipeline) -> None:
+    # WHEN they are listed many times, as JSON and as a table
     for _ in range(30):
         letters = listed(dead)
     table = succeed("dead", "list", "--broker", dead.broker.url)
-    # THEN each says what it was, why it died, and where
+    # THEN each has its message, its reason and its queue
     assert [letter["correlation_id"] for letter in letters] == ["first", "second", "third"]
     assert [letter["reason"] for letter in letters] == [
         "undecodable",
@@ -68,7 +68,7 @@ def test_the_list_says_what_died_and_leaves_it_there(dead: Pipeline) -> None:
         assert letter["error"] and letter["host"] and letter["version"] and letter["time"]
         assert letter["id"] in table and letter["reason"] in table
     assert letters[0]["size_bytes"] == 8
-    # THEN they are still there
+    # THEN they are still in the queue
     assert dead.broker.depth(DEAD) == 3
 
 
@@ -102,10 +102,10 @@ def test_one_letter_is_shown_with_its_properties_and_its_body(dead: Pipeline) ->
     assert "no dead letter has the id" in fail("dead", "show", "nope", "--broker", dead.broker.url)
 
 
-def test_what_is_replayed_is_stored_when_it_can_be(
+def test_replayed_messages_are_stored_if_possible(
     dead: Pipeline, make_daemon: Callable[..., Daemon]
 ) -> None:
-    # GIVEN a dead letter that would be a row if a daemon accepted its serializer
+    # GIVEN a dead letter that can be stored if the daemon accepts its serializer
     dead.daemon.stop()
     daemon = make_daemon(
         dead.broker.url, dead.database.url, "--accept-content", "json,application/x-shop"
@@ -117,10 +117,10 @@ def test_what_is_replayed_is_stored_when_it_can_be(
     wait_until(lambda: dead.broker.depth(DEAD) == 4, "the fourth dead letter", 15)
     other.stop()
     daemon.start_consuming()
-    # WHEN all are sent back
+    # WHEN all are replayed
     done = celeriac("dead", "replay", "--all", "--broker", dead.broker.url)
     assert done.returncode == 0 and b"4 dead letters were sent back" in done.stderr
-    # THEN it becomes its row, and the others are dead letters again, with what they had
+    # THEN this one is stored, and the others are dead letters again, with their headers
     daemon.wait_while_alive(lambda: dead.database.row("good"), "the row", 15)
     wait_until(lambda: dead.broker.depth(DEAD) == 3, "the others to die again", 15)
     letters = {letter.properties["correlation_id"]: letter for letter in dead.broker.take(DEAD)}
@@ -140,7 +140,7 @@ def test_a_selection_is_replayed_and_the_rest_is_left(dead: Pipeline) -> None:
 
 
 def test_a_replay_that_is_killed_loses_nothing(rabbitmq: RabbitMQ) -> None:
-    # GIVEN many dead letters, and a replay of them all that is killed in the middle
+    # GIVEN many dead letters, and a replay of all that is killed while it runs
     broker = Broker(rabbitmq.create())
     broker.declare(RESULTS)
     broker.declare(DEAD)
@@ -160,7 +160,7 @@ def test_a_replay_that_is_killed_loses_nothing(rabbitmq: RabbitMQ) -> None:
         replay.wait(30)
     wait_until(lambda: broker.depth(DEAD) > 0, "the letters that were not sent back", 15)
 
-    # THEN the next replays bring the rest, as soon as the broker has taken it back
+    # THEN later replays send the rest, once the broker has put it back into the queue
     def is_done() -> bool:
         succeed("dead", "replay", "--all", "--broker", broker.url)
         return broker.depth(DEAD) == 0 and broker.depth(RESULTS) >= 3_000
@@ -171,7 +171,7 @@ def test_a_replay_that_is_killed_loses_nothing(rabbitmq: RabbitMQ) -> None:
 
 
 def letters(broker: Broker, counts: dict[str, int], **headers: str) -> None:
-    """So many dead letters for each reason, mixed."""
+    """This many dead letters for each reason, in mixed order."""
     broker.declare(DEAD)
     reasons = [reason for reason, count in counts.items() for _ in range(count)]
     named = [(reasons[place * 7 % len(reasons)], f"{place}") for place in range(len(reasons))]
@@ -189,12 +189,12 @@ def letters(broker: Broker, counts: dict[str, int], **headers: str) -> None:
 
 
 @pytest.mark.parametrize("count", [40, 300, 801])
-def test_what_is_said_to_be_removed_does_not_come_back(rabbitmq: RabbitMQ, count: int) -> None:
-    # GIVEN dead letters of two reasons, mixed
+def test_removed_letters_do_not_come_back(rabbitmq: RabbitMQ, count: int) -> None:
+    # GIVEN mixed dead letters of two reasons
     broker = Broker(rabbitmq.create())
     broker.declare(RESULTS)
     letters(broker, {"undecodable": count, "not-accepted": 10})
-    # WHEN those of one reason are deleted, or sent back THEN exactly the others are left
+    # WHEN those of one reason are deleted or replayed, THEN exactly the others are left
     for command, target in ((["purge", "--yes"], 0), (["replay"], count)):
         done = celeriac("dead", *command, "--reason", "undecodable", "--broker", broker.url)
         assert done.returncode == 0, done.stderr
@@ -206,7 +206,7 @@ def test_what_is_said_to_be_removed_does_not_come_back(rabbitmq: RabbitMQ, count
         letters(broker, {"undecodable": count, "not-accepted": 10})
 
 
-def test_a_queue_that_is_gone_does_not_keep_the_others(rabbitmq: RabbitMQ) -> None:
+def test_a_missing_queue_does_not_stop_the_other_replays(rabbitmq: RabbitMQ) -> None:
     broker = Broker(rabbitmq.create())
     broker.declare(RESULTS)
     letters(broker, {"undecodable": 3}, **{"x-celeriac-queue": "gone"})
@@ -221,7 +221,7 @@ def test_a_queue_that_is_gone_does_not_keep_the_others(rabbitmq: RabbitMQ) -> No
 def test_ctrl_c_at_the_question_deletes_nothing(rabbitmq: RabbitMQ) -> None:
     broker = Broker(rabbitmq.create())
     letters(broker, {"undecodable": 3})
-    # GIVEN a terminal, at which the question is answered by Ctrl-C and, too late, by yes
+    # GIVEN a terminal where Ctrl-C answers the question, and "yes" follows
     master, terminal = pty.openpty()
     purge = subprocess.Popen(
         [binary(), "dead", "purge", "--all", "--broker", broker.url],
@@ -254,7 +254,7 @@ def test_a_purge_asks_first(dead: Pipeline) -> None:
     assert dead.broker.depth(DEAD) == 0
 
 
-def test_what_the_broker_gave_up_can_be_replayed_too(
+def test_messages_dead_lettered_by_the_broker_can_be_replayed(
     rabbitmq: RabbitMQ, databases: Databases
 ) -> None:
     # GIVEN a message that RabbitMQ itself has moved to the dead-letter queue
@@ -264,7 +264,7 @@ def test_what_the_broker_gave_up_can_be_replayed_too(
     broker.declare("shop.results", arguments | {"x-message-ttl": 1})
     broker.publish(results.result("given-up"), queue="shop.results")
     wait_until(lambda: broker.depth(DEAD) == 1, "the message to be moved", 15)
-    # THEN it is listed by the broker's own reason, and goes back where it came from
+    # THEN it is listed with RabbitMQ's reason, and can be replayed to its queue
     printed = succeed("dead", "list", "--json", "--broker", broker.url)
     letter = json.loads(printed)
     assert (letter["reason"], letter["queue"]) == ("expired", "shop.results")
@@ -276,7 +276,7 @@ def test_what_the_broker_gave_up_can_be_replayed_too(
     assert not [name for name in back.headers if name.startswith("x-")]
 
 
-def test_without_the_queue_there_is_nothing_to_look_at(rabbitmq: RabbitMQ) -> None:
+def test_a_missing_dead_letter_queue_is_an_error(rabbitmq: RabbitMQ) -> None:
     broker = Broker(rabbitmq.create())
     done = celeriac("dead", "list", "--broker", broker.url)
     assert done.returncode == 0 and b"there is no queue celeriac.dead" in done.stderr
@@ -290,14 +290,14 @@ def test_without_the_queue_there_is_nothing_to_look_at(rabbitmq: RabbitMQ) -> No
 def test_a_letter_that_cannot_be_read_hides_the_others_until_it_is_deleted(
     dead: Pipeline,
 ) -> None:
-    # GIVEN letters of which two cannot be read, as RabbitMQ puts them there itself
+    # GIVEN dead letters of which two cannot be read, which RabbitMQ itself can put there
     broker, at = dead.broker, ("--broker", dead.broker.url)
     for name in ("fourth", "fifth"):
         broker.publish(Message(b"{}", dict(UNREADABLE)), queue=DEAD)
         broker.publish(Message(b"[1", results.properties(name)), queue=DEAD)
     assert broker.depth(DEAD) == 7
 
-    # THEN those before them are listed, and every command says what is in the way and ends
+    # THEN those before them are listed, and every command ends and says what is in the way
     listed_all = celeriac("dead", "list", *at)
     assert listed_all.returncode == 1
     assert all(name in listed_all.stdout.decode() for name in ("first", "second", "third"))
@@ -311,7 +311,7 @@ def test_a_letter_that_cannot_be_read_hides_the_others_until_it_is_deleted(
         told = fail("dead", *command, *at)
         assert "cannot be read" in told and "dead purge --unreadable" in told, command
 
-    # WHEN they are deleted, which asks first
+    # WHEN they are deleted, after a question
     assert "add --yes" in fail("dead", "purge", "--unreadable", *at)
     wait_until(lambda: broker.depth(DEAD) >= 5, "the letters to be back", 15)
     done = celeriac("dead", "purge", "--unreadable", "--yes", *at)
@@ -320,6 +320,6 @@ def test_a_letter_that_cannot_be_read_hides_the_others_until_it_is_deleted(
         "dead", "purge", "--unreadable", "--yes", *at
     ).stderr.decode()
 
-    # THEN no other is gone
+    # THEN all others are still there
     names = [letter["correlation_id"] for letter in listed(dead)]
     assert names == ["fifth", "first", "fourth", "second", "third"]

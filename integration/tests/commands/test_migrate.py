@@ -1,4 +1,4 @@
-"""`celeriac migrate`: the tables as Django makes them, where there are none, and nothing touched."""
+"""`celeriac migrate` creates the tables as Django does, and never changes existing ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOTHING = "The tables are there already: nothing was changed.\n"
 
 
 def migrate(database: Database, *options: str) -> str:
-    """What it says that it has done."""
+    """Runs the command and returns its output."""
     return succeed("migrate", "--database", database.url, *options)
 
 
@@ -42,11 +42,11 @@ def project(python: dict[str, Path]) -> Callable[..., Project]:
 
 @pytest.fixture
 def djangos(databases: Databases, engine: str) -> Database:
-    """A database that Django has migrated."""
+    """A database migrated by Django."""
     return databases.migrated(engine)
 
 
-def test_fresh_tables_are_djangos(
+def test_new_tables_are_the_same_as_djangos(
     engine: str,
     databases: Databases,
     djangos: Database,
@@ -58,12 +58,12 @@ def test_fresh_tables_are_djangos(
     database = databases.empty(engine)
     # WHEN Celeriac migrates it
     assert migrate(database) == MADE
-    # THEN its catalog is what Django makes, and the second time there is nothing to do
+    # THEN the catalog is the same as Django's, and the second run has nothing to do
     assert catalog(database, RECORDS) == catalog(djangos, RECORDS)
     assert recorded(database) == recorded(djangos)
     assert migrate(database) == NOTHING
     assert recorded(database) == recorded(djangos)
-    # AND Django is content, before and after it has made its own tables
+    # AND Django finds nothing to do, before and after it has created its own tables
     django = project(database)
     django.manage("migrate", "--check", APP)
     assert "No planned migration operations" in django.manage("migrate", "--plan", APP)
@@ -72,8 +72,8 @@ def test_fresh_tables_are_djangos(
     django.manage("migrate", "--check")
     assert catalog(database, RECORDS) == catalog(djangos, RECORDS)
     query = f"select count(*) from django_content_type where app_label = '{APP}'"
-    assert database.query(query) == [(3,)], "Django makes these whatever was to be done"
-    # AND the daemon writes to the tables, and Django reads them
+    assert database.query(query) == [(3,)], "Django always creates these"
+    # AND the daemon writes to the tables, and Django reads from them
     broker = Broker(rabbitmq.create())
     pipeline = Pipeline(broker, database, make_daemon(broker.url, database.url))
     pipeline.daemon.start_consuming()
@@ -93,7 +93,7 @@ def test_there_is_nothing_to_do_after_django(djangos: Database) -> None:
 
 
 def refused(database: Database) -> str:
-    """What it says of a database that it does not change."""
+    """Runs the command on a database that it must refuse, and returns the error."""
     before = catalog(database, RECORDS), recorded(database)
     process = celeriac("migrate", "--database", database.url)
     assert process.returncode == 1, process.stdout
@@ -118,12 +118,12 @@ def test_older_tables_are_left_to_django(
     djangos: Database,
     project: Callable[..., Project],
 ) -> None:
-    # GIVEN tables that an earlier migration has left
+    # GIVEN the tables of an earlier migration
     database = databases.empty(engine)
     project(database).manage("migrate", APP, migration)
-    # WHEN Celeriac migrates them
+    # WHEN Celeriac migrates
     told = refused(database)
-    # THEN they stay, and what it says to type completes them
+    # THEN they are unchanged, and the suggested command completes them
     assert words in told
     [command] = re.findall(r"run `python manage\.py (.*)`", told)
     project(database).manage(*command.split())
@@ -142,19 +142,19 @@ def test_tables_of_2_0_are_left_to_django(
 def test_ids_have_the_length_of_the_setting(
     engine: str, databases: Databases, project: Callable[..., Project]
 ) -> None:
-    # GIVEN tables that Django has made with a setting
+    # GIVEN tables that Django has created with a setting
     database, by_django = databases.empty(engine), databases.empty(engine)
     project(by_django, DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH="191").manage("migrate", APP)
-    # WHEN Celeriac is told of the setting
+    # WHEN Celeriac migrates with the same setting
     assert migrate(database, "--task-id-length", "191") == MADE
-    # THEN all ids have that length, which is as good as any
+    # THEN all ids have that length, which later runs accept without the setting
     assert catalog(database) == catalog(by_django)
     assert "(191)" in str(catalog(database))
     assert migrate(database) == migrate(by_django) == NOTHING
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_the_project_hands_its_setting_on(
+def test_the_project_passes_its_setting_on(
     engine: str, databases: Databases, project: Callable[..., Project]
 ) -> None:
     database = databases.empty(engine)
@@ -165,10 +165,10 @@ def test_the_project_hands_its_setting_on(
 
 
 @pytest.mark.parametrize("has_records", [True, False])
-def test_missing_records_are_made(
+def test_missing_records_are_added(
     has_records: bool, djangos: Database, project: Callable[..., Project]
 ) -> None:
-    # GIVEN the newest tables and no record of them, or no table of records
+    # GIVEN the newest tables without their records, or without the table of records
     before = catalog(djangos), recorded(djangos)
     if has_records:
         djangos.execute(f"delete from {RECORDS} where app = '{APP}'")
@@ -176,24 +176,24 @@ def test_missing_records_are_made(
         djangos.execute(f"drop table {RECORDS}")
     # WHEN Celeriac migrates
     assert migrate(djangos) == RECORDED
-    # THEN they are recorded, and as they were
+    # THEN the migrations are recorded, and the tables are unchanged
     assert (catalog(djangos), recorded(djangos)) == before
     assert migrate(djangos) == NOTHING
 
 
-def test_the_dry_run_is_what_is_run(
+def test_the_dry_run_prints_what_is_run(
     engine: str, databases: Databases, djangos: Database
 ) -> None:
     database = databases.empty(engine)
     before = catalog(database, RECORDS)
     path = Path(urlsplit(database.url).path[1:])
     existed = path.exists()
-    # WHEN Celeriac tells what it would do
+    # WHEN it is a dry run
     sql = succeed("migrate", "--dry-run", "--database", database.url)
-    # THEN it has not done it
+    # THEN nothing changes
     assert engine != "sqlite" or path.exists() == existed
     assert catalog(database, RECORDS) == before
-    # AND by hand it leads to the same end
+    # AND its SQL, run by hand, has the same result
     run_by_hand(database, sql)
     assert catalog(database, RECORDS) == catalog(djangos, RECORDS)
     assert recorded(database) == recorded(djangos)
@@ -221,28 +221,28 @@ def start(database: Database) -> subprocess.Popen[str]:
     )
 
 
-def test_a_process_that_is_killed_leaves_nothing_in_the_way(
+def test_a_killed_process_does_not_block_the_next(
     engine: str, databases: Databases, djangos: Database
 ) -> None:
-    # GIVEN processes that are killed at whatever they do
+    # GIVEN processes that are killed at different points
     database = databases.empty(engine)
     for number in range(8):
         process = start(database)
         time.sleep(0.01 * number)
         process.kill()
         process.communicate()
-    # WHEN another begins
+    # WHEN another one runs
     migrate(database)
-    # THEN nothing is missing, and nothing was done twice
+    # THEN everything is there exactly once
     assert catalog(database, RECORDS) == catalog(djangos, RECORDS)
     assert recorded(database) == recorded(djangos)
 
 
 @pytest.mark.parametrize("engine", ["mariadb"])
-def test_what_an_interrupted_process_has_made_is_completed(
+def test_an_interrupted_migration_is_completed(
     engine: str, databases: Databases, djangos: Database
 ) -> None:
-    # GIVEN a server that undoes nothing, left after each of the statements
+    # GIVEN a server that does not roll back DDL, stopped after each of the statements
     sql = succeed("migrate", "--dry-run", "--database", databases.empty(engine).url)
     statements = [f"{text};\n" for text in sql.split(";\n")[:-1]]
     [named] = [place for place, text in enumerate(statements) if text.startswith("RENAME")]
@@ -250,7 +250,7 @@ def test_what_an_interrupted_process_has_made_is_completed(
         database = databases.empty(engine)
         run_by_hand(database, "".join(statements[:count]))
         # WHEN Celeriac migrates
-        # THEN it begins anew, or records the tables that have their names
+        # THEN it starts again, or records the tables that exist
         assert migrate(database) == (RECORDED if count > named else MADE), count
         assert catalog(database, RECORDS) == catalog(djangos, RECORDS)
         assert recorded(database) == recorded(djangos)
@@ -269,17 +269,17 @@ def test_two_at_once_wait_for_each_other(
     assert recorded(database) == recorded(djangos)
 
 
-def test_what_is_not_known_is_left_alone(engine: str, djangos: Database) -> None:
-    # A column that is not known, recorded or not
+def test_unknown_columns_and_records_are_left_alone(engine: str, djangos: Database) -> None:
+    # An unknown column, recorded or not
     djangos.execute(f"alter table {TABLE} add column tenant varchar(10)")
     assert "the column tenant is not known" in refused(djangos)
     djangos.execute(f"delete from {RECORDS} where app = '{APP}'")
     assert "the column tenant is not known" in refused(djangos)
-    # Records of a later version only
+    # Only records of a later version
     djangos.execute(f"alter table {TABLE} drop column tenant")
     insert_record(djangos, "0015_task_priority")
     assert "does not record 0001_initial" in refused(djangos)
-    # A gap
+    # A gap in the records
     djangos.execute(f"delete from {RECORDS} where app = '{APP}'")
     insert_record(djangos, "0002_add_task_name_args_kwargs")
     assert "does not record 0001_initial" in refused(djangos)
@@ -310,23 +310,23 @@ def test_tables_that_are_partly_there_are_left_alone(djangos: Database) -> None:
     assert f"the table {APP}_chordcounter is missing" in refused(djangos)
 
 
-def test_records_without_tables_are_refused_with_what_to_type(
+def test_records_without_tables_are_refused_with_a_fix(
     engine: str, djangos: Database, project: Callable[..., Project]
 ) -> None:
     expected = catalog(djangos)
-    # GIVEN records of tables that are gone
+    # GIVEN records of tables that were dropped
     for table in TABLES:
         djangos.execute(f"drop table {table}")
     words = refused(djangos)
-    # WHEN one types what it says
+    # WHEN the suggested command is run
     [command] = re.findall(r"python manage\.py (migrate --fake .* zero)", words)
     project(djangos).manage(*command.split())
-    # THEN the tables are made
+    # THEN the tables are created
     assert migrate(djangos) == MADE
     assert catalog(djangos) == expected
 
 
-def test_records_that_are_ahead_are_refused_with_what_to_type(
+def test_records_of_missing_changes_are_refused_with_a_fix(
     engine: str, databases: Databases, project: Callable[..., Project]
 ) -> None:
     database = databases.empty(engine)
@@ -345,7 +345,7 @@ def test_a_later_version_is_used_as_it_is(engine: str, djangos: Database) -> Non
     djangos.execute(f"alter table {TABLE} add column priority integer")
     told = succeed("migrate", "--database", djangos.url)
     assert "0015_task_priority" in told
-    # Unless it needs something that is not known.
+    # Unless it has a required column that is unknown.
     djangos.execute(
         f"alter table {TABLE} add column tenant varchar(10) not null"
         + (" default 'x'" if engine == "sqlite" else "")
@@ -355,7 +355,7 @@ def test_a_later_version_is_used_as_it_is(engine: str, djangos: Database) -> Non
 
 
 @pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
-def test_a_missing_right_is_named(
+def test_a_missing_permission_is_named(
     engine: str,
     databases: Databases,
     postgresql: PostgreSQL,

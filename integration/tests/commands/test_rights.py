@@ -1,4 +1,4 @@
-"""The least rights that `docs/security.md` lists: they are enough, and each of them is needed."""
+"""The permissions that `docs/security.md` lists are sufficient, and each of them is necessary."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SECURITY = (REPOSITORY / "docs" / "security.md").read_text()
 
 
 def broker_rights(who: str) -> list[str]:
-    """Configure, write and read, as the document has them for somebody."""
+    """The configure, write and read permissions in the document."""
     [line] = re.findall(rf"^rabbitmqctl set_permissions -p VHOST {who} (.*)$", SECURITY, re.M)
     return [pattern.strip("'") for pattern in line.split()]
 
 
 @contextmanager
 def broker_user(rabbitmq: RabbitMQ, url: str) -> Iterator[Callable[..., str]]:
-    """A user of a virtual host, to whom rights can be given."""
+    """A user of a virtual host without permissions."""
     name, vhost = unique_name(), urlsplit(url).path[1:]
     rabbitmq.control("add_user", name, "secret")
 
@@ -62,7 +62,7 @@ def test_rights_at_the_broker(
         pipeline = replace(own_pipeline, daemon=daemon)
         daemon.start()
         daemon.wait_for_consuming(2)
-        # THEN results, events and dead letters go their way, without a warning
+        # THEN results, events and dead letters are handled without a warning
         task_id, started = results.new_id(), results.new_id()
         broker.publish(results.result(task_id), results.raw(results.new_id(), b"{"))
         broker.publish(events.message([events.event("task-started", started)]), queue=EVENTS)
@@ -71,7 +71,7 @@ def test_rights_at_the_broker(
         warnings = [line for line in daemon.output().splitlines() if '"WARN"' in line]
         assert len(warnings) == 1 and "dead-letter queue" in warnings[0]
         assert daemon.stop() == 0
-        # WHEN one of them is missing, THEN it says so
+        # WHEN one of the permissions is missing, THEN it says so
         for index, words in enumerate(["docs/security.md", ADVICE, ADVICE]):
             fewer = [*rights[:index], "^$", *rights[index + 1 :]]
             if index == 0:
@@ -79,7 +79,7 @@ def test_rights_at_the_broker(
             daemon = make_daemon(give(*fewer), database.url)
             daemon.start()
             if index == 1:
-                # Only who publishes finds out.
+                # Only publishing shows this.
                 daemon.wait_for("consuming")
                 broker.publish(results.raw(results.new_id(), b"{"))
             daemon.wait_for(words)
@@ -91,17 +91,17 @@ def test_rights_at_the_broker(
 def test_rights_of_workers_and_commands(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     broker = Broker(rabbitmq.create())
     with broker_user(rabbitmq, broker.url) as give:
-        # GIVEN a worker that comes first, THEN it makes and binds everything and publishes
+        # GIVEN a worker that starts first, THEN it declares and binds everything and publishes
         url = give(*broker_rights("worker"))
         worker = Broker(url)
         app = Celery("test", broker=url, backend="celeriac://", set_as_current=False)
         app.backend.store_result("task", 1, "SUCCESS")
         assert broker.depth(RESULTS) == 1
-        # THEN it cannot read what others have published there
+        # THEN it cannot read dead letters
         broker.publish(results.result(results.new_id()), queue=DEAD)
         with pytest.raises(amqp.AccessRefused):
             worker.take(DEAD)
-        # THEN whoever looks at dead letters and records messages needs no more than it says
+        # THEN looking at dead letters and recording messages need only the listed permissions
         configure, write, read = broker_rights("celeriac")
         own = "|^amq\\.gen-.*$"
         url = give(configure + own, write + own, read + own + "|^celeriac\\.dead$")
@@ -114,7 +114,7 @@ def test_rights_of_workers_and_commands(rabbitmq: RabbitMQ, tmp_path: Path) -> N
         told = celeriac("check", "--events", "--json", "--broker", url).stdout.decode()
         found = [json.loads(line) for line in told.splitlines()]
         levels = {one["level"] for one in found if one["subject"] in ("broker", "message")}
-        # One dead letter is there.
+        # There is one dead letter.
         assert [one["text"] for one in found if one["level"] == "warning"] == [
             "1 messages could not be stored and are in celeriac.dead"
         ]
@@ -125,7 +125,7 @@ def test_rights_of_workers_and_commands(rabbitmq: RabbitMQ, tmp_path: Path) -> N
 
 
 def grants(heading: str) -> list[str]:
-    """The statements of a section of the document."""
+    """The GRANT statements in a section of the document."""
     section = SECURITY.split(f"\n#### {heading}\n")[1].split("\n#")[0]
     block = section.split("```sql\n")[1].split("```")[0]
     return [statement.strip() for statement in block.split(";") if statement.strip()]
@@ -172,7 +172,7 @@ def test_rights_in_the_database(
             database.execute(statement.replace(" shop.", f" {schema}."))
         pipeline = Pipeline(broker, database, make_daemon(broker.url, url))
         pipeline.daemon.start_consuming()
-        # THEN rows of tasks and of groups are written, and written again
+        # THEN rows of tasks and of groups are inserted and updated
         task_id, group_id = results.new_id(), results.new_id()
         for _ in range(2):
             broker.publish(
@@ -183,7 +183,7 @@ def test_rights_in_the_database(
         assert database.query("select count(*) from django_celery_results_groupresult")[0][0] == 1
         assert '"WARN"' not in pipeline.daemon.output()
         pipeline.stop_and_check_queues()
-        # WHEN one of them is missing, THEN it says so, and the messages stay
+        # WHEN one of the permissions is missing, THEN it says so and stores nothing
         for right in ("insert", "update", "select"):
             database.execute(f"revoke {right} on django_celery_results_taskresult from {name}")
             daemon = make_daemon(broker.url, url)
@@ -195,7 +195,7 @@ def test_rights_in_the_database(
                 lambda: broker.depth("celeriac.results") == 0, "the message to be stored", 40
             )
             assert daemon.stop() == 0
-        # WHEN old rows are to go, THEN that needs one right more
+        # WHEN old rows are deleted, THEN that needs one more permission
         cleanup = ("cleanup", "--result-expires", "1s", "--database", url)
         assert "DELETE" in fail(*cleanup)
         [statement] = re.findall(r"grant delete on .* to celeriac(?:@'%')?", SECURITY)[

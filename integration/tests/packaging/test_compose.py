@@ -1,6 +1,6 @@
-"""`docker-compose.yml` and `Dockerfile` say what is there, and the site that they start works.
+"""`docker-compose.yml` and `Dockerfile` match the repository, and the site that they start works.
 
-Nothing is built and no container is started: what can be wrong without that is checked here.
+No image is built and no container is started; these tests check what can be checked without.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ variants = pytest.mark.parametrize(
 
 
 class Override(dict):
-    """What replaces the value of the base and is not merged with it."""
+    """A value that replaces that of the base file instead of being merged with it."""
 
 
 class Loader(yaml.SafeLoader):
@@ -63,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def merged(base: Any, over: Any) -> Any:
-    """As Compose merges files, as far as these need it."""
+    """Merges files as Compose does, as far as it is needed here."""
     if not isinstance(over, dict) or not isinstance(base, dict) or isinstance(over, Override):
         return over
     return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
@@ -77,7 +77,7 @@ def services(files: list[Path]) -> dict[str, Any]:
 
 
 def stages() -> dict[str, str]:
-    """Every stage of the Dockerfile, in order, and what it is made from."""
+    """The stages of the Dockerfile in order, each with its base image."""
     found = re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)
     assert len(found) == DOCKERFILE.count("FROM "), "every stage has a name"
     return {name: image for image, name in found}
@@ -87,7 +87,7 @@ def helps(*command: str) -> str:
     return succeed(*command, "--help")
 
 
-# What is named exists -----------------------------------------------------------------------
+# Files and names -----------------------------------------------------------------------------
 
 
 def is_pinned(image: str) -> bool:
@@ -135,7 +135,7 @@ def test_the_last_stage_is_the_daemon_and_not_root() -> None:
     assert 'ENTRYPOINT ["/usr/local/bin/celeriac"]' in last
 
 
-def test_what_is_copied_exists_and_is_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     kept = [pattern[1:] for pattern in ignored if pattern.startswith("!")]
     assert "*" in ignored
@@ -151,7 +151,7 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
 
 
 @named
-def test_what_a_file_names_exists(path: Path) -> None:
+def test_targets_volumes_and_files_exist(path: Path) -> None:
     content = read(path)
     for name, service in content["services"].items():
         if "build" in service:
@@ -170,18 +170,18 @@ def test_every_override_is_explained() -> None:
         assert any(str(relative) in document.read_text() for document in DOCUMENTS)
 
 
-def test_settings_and_flags_are_the_programs() -> None:
-    # THEN every variable is one of the daemon's
+def test_settings_and_flags_exist() -> None:
+    # THEN every variable is a setting of the daemon
     variables = set(re.findall(r"\[env: (\w+)", helps("run")))
     texts = [DOCKERFILE, *(path.read_text() for path in FILES)]
     used = {name for text in texts for name in re.findall(r"CELERIAC_\w+", text)}
     assert {"CELERIAC_BROKER", "CELERIAC_DATABASE", "CELERIAC_LISTEN"} <= used
-    # One is for the build, and read there.
+    # This one is used by the build only.
     while_building = set(re.findall(r"^ARG (\w+)$", DOCKERFILE, re.MULTILINE))
     assert while_building == {"CELERIAC_COMMIT"}
     assert "CELERIAC_COMMIT" in (REPOSITORY / "build.rs").read_text()
     assert used - while_building <= variables
-    # THEN every command and its options are
+    # THEN every command and its options exist
     commands = [yaml.safe_load(text) for text in re.findall(r"CMD (\[.*\])$", DOCKERFILE, re.M)]
     for path in FILES:
         celeriac = read(path)["services"].get("celeriac", {})
@@ -197,7 +197,7 @@ def test_settings_and_flags_are_the_programs() -> None:
             assert option.partition("=")[0] in said, command
 
 
-# How the services stand to each other ----------------------------------------------------------
+# Services ------------------------------------------------------------------------------------
 
 
 @variants
@@ -207,7 +207,7 @@ def test_every_service_has_a_health_check(files: list[Path]) -> None:
         assert check["test"][0] == "CMD" and {"interval", "timeout"} <= check.keys(), name
 
 
-def test_the_order_of_the_start() -> None:
+def test_the_start_order() -> None:
     order = {
         "rabbitmq": set(),
         "database": set(),
@@ -217,26 +217,26 @@ def test_the_order_of_the_start() -> None:
     }
     found = services([BASE])
     assert {name: set(service.get("depends_on", ())) for name, service in found.items()} == order
-    # Workers on `rpc://` must not send results before there is a queue.
+    # Workers with `rpc://` must not send results before the queue exists.
     assert "celeriac" in services([BASE, SITE / "rpc.yml"])["worker"]["depends_on"]
 
 
 @variants
-def test_who_waits_waits_for_health(files: list[Path]) -> None:
+def test_dependencies_wait_for_health(files: list[Path]) -> None:
     for service in services(files).values():
         for condition in service.get("depends_on", {}).values():
             assert condition == {"condition": "service_healthy"}
 
 
 @variants
-def test_ports_are_only_of_this_machine(files: list[Path]) -> None:
+def test_ports_are_published_on_loopback_only(files: list[Path]) -> None:
     ports = [port for service in services(files).values() for port in service.get("ports", [])]
     assert len(ports) == 3
     assert all(re.fullmatch(r"127\.0\.0\.1:\$\{\w+:-\d+\}:\d+", port) for port in ports)
 
 
 @variants
-def test_ours_are_confined(files: list[Path]) -> None:
+def test_our_services_are_confined(files: list[Path]) -> None:
     for name, service in services(files).items():
         if "build" in service:
             assert service["read_only"] is True, name
@@ -245,17 +245,17 @@ def test_ours_are_confined(files: list[Path]) -> None:
 
 
 @variants
-def test_all_speak_of_one_database_and_one_broker(files: list[Path]) -> None:
+def test_all_services_use_the_same_database_and_broker(files: list[Path]) -> None:
     found = services(files)
     site, worker = found["site"]["environment"], found["worker"]["environment"]
     daemon, rabbitmq = found["celeriac"]["environment"], found["rabbitmq"]["environment"]
-    # GIVEN the database, which has its settings under the names of its kind
+    # GIVEN the database, whose settings have names that depend on its kind
     own = found["database"]["environment"]
     kind = {"postgres": "POSTGRES_{}", "mariadb": "MARIADB_{}"}
     names = kind[found["database"]["image"].partition(":")[0]]
     database = names.format("DB") if "POSTGRES" in names else names.format("DATABASE")
     login = f"{own[names.format('USER')]}:{own[names.format('PASSWORD')]}"
-    # THEN Django and the daemon know it by these
+    # THEN Django and the daemon use the same values
     url = urllib.parse.urlsplit(daemon["CELERIAC_DATABASE"])
     assert (url.netloc, url.path) == (f"{login}@database", f"/{own[database]}")
     engine = {"postgres": "postgresql", "mysql": "mysql"}[url.scheme]
@@ -263,7 +263,7 @@ def test_all_speak_of_one_database_and_one_broker(files: list[Path]) -> None:
         of_django = [environment[f"DATABASE_{name}"] for name in ("USER", "PASSWORD", "HOST", "NAME")]
         assert of_django == [url.username, url.password, url.hostname, url.path[1:]]
         assert environment["DATABASE_ENGINE"] == f"django.db.backends.{engine}"
-        # THEN so it is with the broker
+        # THEN the same holds for the broker
         assert environment["CELERY_BROKER_URL"] == daemon["CELERIAC_BROKER"]
     broker = urllib.parse.urlsplit(daemon["CELERIAC_BROKER"])
     assert broker.hostname == found["rabbitmq"]["hostname"] == "rabbitmq"
@@ -272,7 +272,7 @@ def test_all_speak_of_one_database_and_one_broker(files: list[Path]) -> None:
 
 
 @variants
-def test_compose_takes_them(files: list[Path]) -> None:
+def test_compose_accepts_the_files(files: list[Path]) -> None:
     compose = [["docker", "compose"], ["docker-compose"]]
     asked = [
         command
@@ -292,7 +292,7 @@ def test_compose_takes_them(files: list[Path]) -> None:
 
 
 class Page:
-    """The page as a browser has it: with its cookies, and the token of its form."""
+    """The page in a browser with cookies and the CSRF token of the form."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://{HOST}:{port}/"
@@ -304,7 +304,7 @@ class Page:
             return answer.read().decode()
 
     def submit(self, path: str, form: str, **fields: str) -> str:
-        """Sends the form that is on the page `form`."""
+        """Submits the form of the page."""
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', self.get(form)).group(1)
         data = urllib.parse.urlencode({"csrfmiddlewaretoken": token, **fields}).encode()
         with self.opener.open(self.url + path, data, timeout=10) as answer:
@@ -313,7 +313,7 @@ class Page:
 
 @pytest.fixture
 def page(python: dict[str, Path], rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Page]:
-    """Site, worker and daemon as `docker-compose.yml` starts them, but with SQLite."""
+    """Site, worker and daemon as in `docker-compose.yml`, but with SQLite."""
     of_celery, port, url = python["celery-5.7"], free_port(), rabbitmq.create()
     env = clean_environment() | {
         "CELERY_BROKER_URL": url,
@@ -351,7 +351,7 @@ def test_the_page_sends_tasks_and_shows_their_rows(page: Page) -> None:
     assert "0 rows" in page.get("rows")
     for kind in kinds:
         page.submit("send", form="", kind=kind)
-    # THEN every task has its row: one each, a chord of three and its body, and those of a group
+    # THEN every task has its row: single tasks, a chord with three members, and those of a group
     expected = 4 + 4 + 500
 
     def all_are_there() -> bool:
@@ -360,10 +360,10 @@ def test_the_page_sends_tasks_and_shows_their_rows(page: Page) -> None:
         return ended is not None and ended.groups() == (f"{expected}",) * 2
 
     wait_until(all_are_there, f"{expected} rows", 120)
-    # THEN what is none of the kinds is refused
+    # THEN an unknown kind is refused
     with pytest.raises(urllib.error.HTTPError, match="404"):
         page.submit("send", form="", kind="none")
-    # THEN the admin lists them, with its style sheet
+    # THEN the admin lists the rows, with its style sheet
     login = "admin/login/?next=/admin/django_celery_results/taskresult/"
     listed = page.submit(login, form=login, username="admin", password="admin")
     assert f"{expected} task results" in listed

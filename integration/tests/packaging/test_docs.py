@@ -1,4 +1,4 @@
-"""What the documents point at is there: files, and headings in them. Needs no server."""
+"""The links in the documentation point to existing files and headings. Needs no server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LINK = re.compile(r"!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 
 
 def prose(path: Path) -> str:
-    """A document without its code, in which brackets mean other things."""
+    """A document without its code, where brackets have other meanings."""
     text = re.sub(r"^ *(```|~~~).*?^ *\1", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"`[^`\n]*`", lambda code: re.sub(r"[\[\]()]", "", code[0]), text)
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a document."""
+    """The anchors that GitHub creates for the headings of a document."""
     found: dict[str, int] = {}
     anchors = set()
     for heading in re.findall(r"^#{1,6} +(.+?) *#*$", prose(path), flags=re.MULTILINE):
@@ -32,7 +32,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_point_to_existing_files_and_headings(path: Path) -> None:
     links = [link for link in LINK.findall(prose(path)) if "://" not in link]
     for link in links:
         name, _, anchor = link.partition("#")
@@ -69,7 +69,7 @@ def test_anchors_are_those_of_github(heading: str, anchor: str, tmp_path: Path) 
     assert anchors(tmp_path / "a.md") == {anchor, f"{anchor}-1"}
 
 
-def test_alerts_are_told_of_in_the_guide() -> None:
+def test_alerts_are_described_in_the_guide() -> None:
     rules = (REPOSITORY / "monitoring" / "alerts.yml").read_text()
     guide = (REPOSITORY / "docs" / "operating.md").read_text()
     alerts = re.findall(r"- alert: (\w+)", rules)

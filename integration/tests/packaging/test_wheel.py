@@ -1,4 +1,4 @@
-"""The wheel, installed into an empty environment: the command, the backend and the Django app."""
+"""The wheel in an empty environment: the command, the backend and the Django app."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness import environments
 from harness.daemon import REPOSITORY
 from harness.project import clean_environment
 
-#: It takes a build, and an index of packages that answers.
+#: Needs a build and a package index.
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("wheel")]
 
 
@@ -26,7 +26,7 @@ def run(*command: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as `make wheel` builds it, but not optimized, which takes minutes less."""
+    """Built as by `make wheel`, but without optimisation, which takes minutes."""
     folder = tmp_path_factory.mktemp("wheel")
     maturin = environments.python("wheel").with_name("maturin")
     manifest = REPOSITORY / "Cargo.toml"
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that has nothing but the wheel and what it asks for."""
+    """The programs of an environment with only the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", folder)
     run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", wheel)
@@ -56,7 +56,7 @@ def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:
 
 
 def test_the_program(environment: Path) -> None:
-    # THEN the program is on the path of the environment, and is also found by Python
+    # THEN the program is in the PATH of the environment, and Python finds it too
     version = run(environment / "celeriac", "--version")
     assert version.startswith("celeriac ")
     assert run(environment / "python", "-m", "celeriac", "--version") == version

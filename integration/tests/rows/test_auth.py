@@ -1,7 +1,7 @@
-"""Signed messages: those of workers with the serializer `auth`.
+"""Signed messages of workers with the serializer `auth`.
 
-The messages are those in `tests/data/auth`, which Celery itself has signed, in the form of the
-versions up to 5.4 and in that of those from 5.5 on; Celery and django-celery-results read the rows.
+The messages are those in `tests/data/auth`, signed by Celery, in the format of the versions up to
+5.4 and in that since 5.5. Celery and django-celery-results read the rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CELERY_5_4, CELERY_5_7 = (
     json.loads((FOLDER / f"celery-{version}.json").read_text()) for version in ("5.4.0", "5.7.0")
 )
 
-#: The task in all of these.
+#: The task of all these messages.
 TASK = "3d8a1a6e-52ad-4a0f-8b3c-0d9a3f4f1c11"
 
 
@@ -57,7 +57,7 @@ def signed(envelope: str, task_id: str = TASK) -> Message:
 
 
 def envelope(body: object) -> str:
-    """What a worker of the newest Celery signs."""
+    """A message as a worker of the newest Celery signs it."""
     key = PrivateKey(Path(path("worker-key")).read_text())
     certificate = Certificate(Path(path("worker-certificate")).read_text())
     return SecureSerializer(key, certificate).serialize(body)
@@ -67,7 +67,7 @@ def envelope(body: object) -> str:
 def make_pipeline(
     rabbitmq: RabbitMQ, databases: Databases, make_daemon: Callable[..., Daemon]
 ) -> Callable[..., Pipeline]:
-    """Makes daemons on SQLite with options, and starts them."""
+    """Starts daemons on SQLite with options."""
 
     def make(*options: str) -> Pipeline:
         broker, database = Broker(rabbitmq.create()), databases.migrated("sqlite")
@@ -102,13 +102,13 @@ def test_the_command_takes_the_certificates_from_the_settings(
     daemon.start()
     try:
         wait_until(lambda: daemon.output().count(CONSUMING) == 2, "both consumers", 20)
-        # WHEN a signed event comes, and a result that is not signed, which nobody there accepts
+        # WHEN a signed event arrives, and an unsigned result, which the project does not accept
         task_id, unsigned = results.new_id(), results.new_id()
         body = envelope([events.event("task-started", task_id)])
         message = events.raw(body.encode(), content_type="application/data")
         broker.publish(message, queue=EVENTS)
         broker.publish(results.result(unsigned))
-        # THEN the first is verified and stored, and the other is a dead letter
+        # THEN the event is verified and stored, and the result is a dead letter
         wait_until(lambda: task_id in database.statuses(), "the row", 10)
         wait_until(lambda: broker.depth(DEAD) == 1, "the dead letter", 10)
     finally:
@@ -131,7 +131,7 @@ def test_signed_events_are_stored(make_pipeline: Callable[..., Pipeline]) -> Non
     pipeline.stop_and_check_queues()
 
 
-def test_what_nobody_there_has_signed_is_a_dead_letter(
+def test_messages_with_untrusted_signatures_are_dead_letters(
     make_pipeline: Callable[..., Pipeline],
 ) -> None:
     pipeline = make_pipeline(*STORE)
@@ -144,7 +144,7 @@ def test_what_nobody_there_has_signed_is_a_dead_letter(
         "not at all": (json.dumps(body), "undecodable"),
         "in part": (CELERY_5_7["json"][:-40], "unverified"),
     }
-    # THEN each has its reason, and a result behind them is stored
+    # THEN each has its reason, and a result after them is stored
     good = results.new_id()
     pipeline.broker.publish(*(signed(envelope) for envelope, _ in cases.values()))
     pipeline.broker.publish(results.result(good))
@@ -168,7 +168,7 @@ def test_without_certificates_a_dead_letter_names_the_setting(
     pipeline.stop_and_check_queues()
 
 
-def test_an_expired_certificate_ends_it_at_the_start(
+def test_an_expired_certificate_ends_the_daemon_at_the_start(
     rabbitmq: RabbitMQ, make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     daemon = make_daemon(

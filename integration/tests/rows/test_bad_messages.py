@@ -1,8 +1,8 @@
-"""Messages that nobody should send: the neighbours are stored, the daemon lives.
+"""Bad messages do not affect the messages around them or the daemon.
 
-A bad message ends in one of two ways. Either nothing of it can be stored, and it stands in the
-dead-letter queue as it came, with the reason in its headers; or its result can be kept, and the
-row has it in the form that the case states.
+A bad message ends in one of two ways. Either nothing of it can be stored, and it becomes a dead
+letter, unchanged and with the reason in its headers; or its result can be stored, and the row has
+what the case says.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from harness.processes import wait_until
 
 Row = dict[str, Any]
 
-#: The reason for what is well-formed and yet says nothing of a task's result.
+#: The reason for well-formed messages that are not the result of a task.
 NO_RESULT = "not-a-result"
 
 
 @dataclass(frozen=True)
 class Case:
-    """`message` is made for a task id. Without `stored` the message has to be dead-lettered, for
-    one of `reasons`; without `reasons` it has to be stored; with both, either will do."""
+    """`message` is created for a task id. Without `stored` it must become a dead letter for one of
+    `reasons`; without `reasons` it must be stored; with both, either is allowed.
+    """
 
     message: Callable[[str], Message]
     reasons: tuple[str, ...] = ()
@@ -47,7 +48,7 @@ def encoded(task_id: str, **fields: Any) -> bytes:
 
 
 def dead(data: bytes | Callable[[str], bytes], *reasons: str, **properties: Any) -> Case:
-    """Has to be dead-lettered; `undecodable` where no other reason is named."""
+    """Must become a dead letter, as `undecodable` if no other reason is given."""
 
     def message(task_id: str) -> Message:
         return results.raw(task_id, data(task_id) if callable(data) else data, **properties)
@@ -77,17 +78,17 @@ def without(key: str) -> Callable[[str], bytes]:
 
 
 def with_member(text: str) -> Callable[[str], bytes]:
-    """A body with one more member, written out since no encoder would."""
+    """A body with one more member, written as text because no encoder would produce it."""
     return lambda task_id: encoded(task_id)[:-1] + f", {text}}}".encode()
 
 
 def with_result(text: str) -> Callable[[str], bytes]:
-    """A body whose result is this very text."""
+    """A body whose result is exactly this text."""
     return lambda task_id: encoded(task_id, result="HERE").replace(b'"HERE"', text.encode())
 
 
 def kept(row: Row) -> bool:
-    """The outcome of the ordinary result is there, whatever became of a detail."""
+    """The ordinary result is stored, whatever happens to a detail."""
     return row["status"] == "SUCCESS" and row["result"] == "42"
 
 
@@ -122,7 +123,7 @@ MALFORMED = {
 def with_header(
     reason: str | None, data: Callable[[str], bytes], value: object, name: str = "compression"
 ) -> Case:
-    """A body under a header that says how it was encoded; without a reason it is stored."""
+    """A body with a header for its encoding; without a reason it must be stored."""
 
     def message(task_id: str) -> Message:
         return Message(data(task_id), results.properties(task_id), {name: value})
@@ -130,7 +131,7 @@ def with_header(
     return Case(message, (reason,)) if reason else Case(message, stored=kept)
 
 
-#: Thirty megabytes of nothing.
+#: Thirty megabytes of zeros.
 NOTHING = b" " * 30_000_000
 BOMBS = {
     "application/x-gzip": zlib.compress(NOTHING),
@@ -198,7 +199,7 @@ TASK_IDS = {
         lambda id: encoded(id).replace(json.dumps(id).encode(), b"[]"), NO_RESULT
     ),
     "task_id empty": dead(lambda _id: encoded(""), NO_RESULT),
-    # SQLite knows no limit, and only PostgreSQL refuses NUL.
+    # SQLite has no limit, and only PostgreSQL refuses NUL.
     "task_id too long": Case(
         lambda id: results.raw(id, encoded(id + "i" * 220)), ("unstorable",), kept
     ),
@@ -277,7 +278,7 @@ FIELDS = {
     "args with odd text": with_fields(stored=kept, args=["\0", "\ud800"]),
     "retries a text": with_fields(NO_RESULT, stored=kept, retries="many"),
     "unknown members": with_fields(stored=kept, customer={"id": 7}, stamped_headers=["customer"]),
-    # Python's decoder, which every Celery client is, takes the last of them.
+    # Python's decoder, and so every Celery client, uses the last of them.
     "result twice": Case(
         lambda id: results.raw(id, with_member('"result": 43')(id)),
         (NO_RESULT,),
@@ -309,7 +310,7 @@ FIELDS = {
 }
 
 def columns(*reasons: str, stored: Callable[[Row], bool] | None = None, **fields: Any) -> Case:
-    """A message of `celeriac://` in which some columns differ."""
+    """A message of `celeriac://` with some columns replaced."""
     return Case(lambda id: results.row(results.columns(id, **fields)), reasons, stored)
 
 
@@ -327,7 +328,7 @@ def group(*reasons: str, **fields: Any) -> Case:
     return Case(lambda id: results.row(results.group_columns(id, **fields)), reasons)
 
 
-#: That every single member is checked is a test of the decoder, `src/decode/columns.rs`.
+#: The tests of the decoder, `src/decode/columns.rs`, check each member.
 COLUMNS = {
     "row: as it should be": columns(stored=kept),
     "row: more members than columns": columns(stored=kept, queue="celery", retries=[1]),
@@ -375,7 +376,7 @@ CASES = MALFORMED | MISLABELLED | TASK_IDS | FIELDS | COLUMNS
 
 
 def task_id_in(message: Message, otherwise: str) -> str:
-    """The id that a row for this message would have."""
+    """The id of the row for this message."""
     try:
         task_id = json.loads(message.body)["task_id"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -384,13 +385,13 @@ def task_id_in(message: Message, otherwise: str) -> str:
 
 
 def check(case: Case, bad: Message, row: Row | None, letters: list[Message]) -> None:
-    """The message is either a row or a dead letter, and what the case says of it is true."""
+    """Checks that the message is either stored or a dead letter, as the case says."""
     assert (row is None) == bool(letters)
     if row is not None:
         assert case.stored is not None, f"stored, not dead-lettered: {row}"
-        assert case.stored(row), f"stored otherwise: {row}"
+        assert case.stored(row), f"stored differently: {row}"
         return
-    # THEN the dead letter is the message as it came, and says why it is there
+    # THEN the dead letter is the unchanged message with its reason
     [letter] = letters
     assert letter.headers.get("x-celeriac-reason") in case.reasons, letter.headers
     assert letter.headers.get("x-celeriac-error"), letter.headers
@@ -405,19 +406,19 @@ def check(case: Case, bad: Message, row: Row | None, letters: list[Message]) -> 
 @pytest.mark.parametrize("engine", ["postgresql"])
 @pytest.mark.parametrize("name", CASES)
 def test_bad_message(pipeline: Pipeline, name: str) -> None:
-    """One by one, so that it is seen which message the daemon cannot get past."""
+    """One at a time, to see which message stops the daemon."""
     case = CASES[name]
     before, task_id, after = (results.new_id() for _ in range(3))
     bad = case.message(task_id)
     task_id = task_id_in(bad, task_id)
-    # GIVEN a queue of dead letters with nothing in it
+    # GIVEN an empty dead-letter queue
     assert pipeline.broker.depth(DEAD) == 0
-    # WHEN the bad message comes between two good ones
+    # WHEN the bad message is between two good ones
     pipeline.broker.publish(results.result(before), bad, results.result(after))
-    # THEN these are stored
+    # THEN the good ones are stored
     pipeline.wait_for_rows({before: "SUCCESS", after: "SUCCESS"}, timeout_seconds=10)
 
-    # THEN the bad one is either a row or a dead letter, and neither comes twice
+    # THEN the bad one is either stored or a dead letter, and that only once
     def is_settled() -> bool:
         return pipeline.database.row(task_id) is not None or pipeline.broker.depth(DEAD) > 0
 
@@ -427,7 +428,8 @@ def test_bad_message(pipeline: Pipeline, name: str) -> None:
 
 
 def test_all_bad_messages_at_once(own_pipeline: Pipeline) -> None:
-    """What can be stored depends on the database, and what is refused may not spoil a batch."""
+    """What can be stored depends on the database, and a refused message must not affect its batch.
+    """
     sent = {name: case.message(results.new_id()) for name, case in CASES.items()}
     by_id = {message.properties["correlation_id"]: name for name, message in sent.items()}
     assert len(by_id) == len(CASES)
@@ -437,7 +439,7 @@ def test_all_bad_messages_at_once(own_pipeline: Pipeline) -> None:
         for task_id, bad in zip(good, sent.values(), strict=True)
         for message in (results.result(task_id), bad)
     ]
-    # WHEN they are all in the queue, each between good ones, and a daemon begins
+    # WHEN all are in the queue, each between good ones, and a daemon starts
     own_pipeline.broker.declare(RESULTS)
     own_pipeline.broker.publish(*messages)
     own_pipeline.daemon.start_consuming()
@@ -446,7 +448,7 @@ def test_all_bad_messages_at_once(own_pipeline: Pipeline) -> None:
     own_pipeline.wait_until_handled()
     assert own_pipeline.daemon.stop() == 0
     assert own_pipeline.broker.depth(RESULTS) == 0
-    # THEN each bad one is a row or a dead letter
+    # THEN each bad one is stored or a dead letter
     letters: dict[str, list[Message]] = {name: [] for name in CASES}
     for letter in own_pipeline.broker.take(DEAD):
         letters[by_id[letter.properties["correlation_id"]]].append(letter)
@@ -460,7 +462,7 @@ def test_all_bad_messages_at_once(own_pipeline: Pipeline) -> None:
     assert not wrong
 
 
-#: Settings with small limits, and for each a message that passes them.
+#: Settings with low limits, each with a message that exceeds it.
 LIMITS = {
     "--max-body-size=2000": (results.result("large", result="x" * 2_000), "too-large"),
     "--max-decompressed-size=2000": (
@@ -483,7 +485,7 @@ def test_a_limit_is_a_setting(
 ) -> None:
     message, reason = LIMITS[option]
     broker, database = own_pipeline.broker, own_pipeline.database
-    # GIVEN a daemon with a smaller limit THEN the message is refused, and the text names the limit
+    # GIVEN a daemon with a lower limit, THEN the message is refused, and the text names the limit
     strict = make_daemon(broker.url, database.url, option)
     strict.start_consuming()
     broker.publish(message)
@@ -492,23 +494,23 @@ def test_a_limit_is_a_setting(
     [letter] = broker.take(DEAD)
     assert letter.headers["x-celeriac-reason"] == reason
     assert option.split("=")[0].removeprefix("--") in letter.headers["x-celeriac-error"]
-    # GIVEN the defaults THEN it is stored
+    # GIVEN the defaults, THEN it is stored
     own_pipeline.daemon.start_consuming()
     broker.publish(message)
     own_pipeline.wait_for_rows({message.properties["correlation_id"]: "SUCCESS"})
 
 
 def peak_memory_bytes(daemon: Daemon) -> int:
-    """The most that the process ever had in memory."""
+    """The peak memory of the process."""
     status = Path(f"/proc/{daemon.pid}/status").read_text()
     return int(next(line for line in status.splitlines() if "VmHWM" in line).split()[1]) * 1024
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])
-def test_bombs_take_no_more_memory_than_the_limits_say(
+def test_limits_bound_the_memory_for_bombs(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
 ) -> None:
-    # GIVEN bombs of sixty megabytes each that would have to be stored if limits were larger
+    # GIVEN bombs of sixty megabytes each, which would be stored if the limits were higher
     broker, size = own_pipeline.broker, 60_000_000
     body = encoded("bomb", result="x" * size)
     bombs = [
@@ -519,7 +521,7 @@ def test_bombs_take_no_more_memory_than_the_limits_say(
             ("application/x-lzma", lzma.compress(body)),
         )
     ]
-    # WHEN ten of each come to a daemon that reads four megabytes of one
+    # WHEN a daemon with a limit of four megabytes receives ten of each
     daemon = make_daemon(
         broker.url,
         own_pipeline.database.url,
@@ -529,7 +531,7 @@ def test_bombs_take_no_more_memory_than_the_limits_say(
     daemon.start_consuming()
     broker.publish(*bombs * 10)
     wait_until(lambda: broker.depth(DEAD) == 30, "30 dead letters", 60)
-    # THEN it never had more than one at a time, twice over where a buffer grows
+    # THEN it had at most one in memory at a time, twice where a buffer grows
     assert peak_memory_bytes(daemon) < size
     assert daemon.stop() == 0
     letters = broker.take(DEAD)

@@ -1,8 +1,8 @@
-"""What is known of tasks from their events: rows as they happen, and rows of tasks whose results
-go elsewhere or nowhere.
+"""Rows from task events: rows of running tasks, and rows of tasks whose results are ignored or
+stored elsewhere.
 
-Real workers with `-E` run the tasks of `shop/watched.py`. Two daemons hear of them: one that
-stores all it can, and one that is told less.
+Workers with `-E` run the tasks of `shop/watched.py`. Two daemons consume their events: one stores
+all that it can, and the other stores less.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from harness.stream import utc
 
 EVENT = "application/vnd.celeriac.event+json"
 
-#: All that a daemon can be told to store of events.
+#: The options that make a daemon store everything in events.
 EVERYTHING = ("--events", "--events-pending", "--events-arguments")
 
 on_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
@@ -63,7 +63,7 @@ def result_of(row: Row) -> Any:
 
 @dataclass(frozen=True)
 class Source:
-    """A worker's result backend and versions, and what the second daemon is told."""
+    """A worker's result backend and versions, and the options of the second daemon."""
 
     backend: str
     celery: str
@@ -81,16 +81,16 @@ CELERIAC = Source("celeriac://", "celery-5.7", "json", ())
 
 @dataclass
 class Watched:
-    """One run: the ids of its cases, and what both daemons stored, as Django reads it."""
+    """One run: the ids of its cases, and the rows of both daemons, as Django reads them."""
 
     source: Source
     ids: dict[str, str]
     held: dict[str, str]
-    #: While tasks are held, and in the end.
+    #: The rows while tasks are waiting for the file, and in the end.
     early: dict[str, Row]
     full: dict[str, dict[str, Any]]
     less: dict[str, dict[str, Any]]
-    #: The bodies of all events by the ids of their tasks.
+    #: All events by task id.
     events: dict[str, list[dict[str, Any]]]
     dead: list[Message]
 
@@ -98,13 +98,13 @@ class Watched:
         return self.full[self.ids[case]]["row"]
 
     def of(self, case: str, kind: str) -> list[dict[str, Any]]:
-        """The events of a case of one type."""
+        """The events of this type in a case."""
         found = self.events.get(self.ids[case], [])
         return [one for one in found if one["type"] == f"task-{kind}"]
 
 
 class Run:
-    """The workers of a source, with two daemons behind one broker."""
+    """The workers of a source, with two daemons on the same broker."""
 
     TAP = "tap"
     LESS = {RESULTS: f"{RESULTS}.less", EVENTS: f"{EVENTS}.less"}
@@ -169,10 +169,10 @@ class Run:
             worker.wait_for("ready.")
 
     def hold(self) -> tuple[dict[str, str], dict[str, Row]]:
-        """Tasks that are held, and their rows meanwhile."""
+        """Publishes tasks that wait for a file, and reads their rows meanwhile."""
         held = json.loads(self.project.manage("watched", "held", "--hold", str(self.file)))
         states = {
-            # The STARTED of a result message counts more than what an event says after it.
+            # The STARTED of a result message takes precedence over later events.
             "told": "PROGRESS" if self.source is DISABLED else "STARTED",
             "held": "STARTED",
             "waiting": "RECEIVED",
@@ -190,7 +190,7 @@ class Run:
         cases = json.loads(self.project.manage("watched", "all"))
         ends = {task_id: status for case in cases.values() for task_id, status in case.items()}
         if self.source.celery == "celery-5.7":
-            # Up to 5.6 its last result is STARTED.
+            # Up to 5.6 the last result message is STARTED.
             ends[next(iter(cases["rejected"]))] = "FAILURE"
         else:
             ends[next(iter(cases["rejected"]))] = "STARTED"
@@ -250,10 +250,10 @@ def watched(
         return run.play()
 
 
-def test_rows_come_as_it_happens(watched: Watched) -> None:
-    # WHEN two tasks are at work, one waits for them, and one is in a queue that nobody consumes
+def test_rows_exist_while_tasks_run(watched: Watched) -> None:
+    # WHEN two tasks are running, one waits for a process, and one is in a queue without a consumer
     told, held, waiting, sent = (watched.early[n] for n in ("told", "held", "waiting", "nobody's"))
-    # THEN their rows say so, with the times of the events
+    # THEN their rows have these states, with the times of the events
     for name, row, kind in (("held", held, "started"), ("waiting", waiting, "received")):
         [one] = [e for e in watched.events[watched.held[name]] if e["type"] == f"task-{kind}"]
         assert row["task_name"].startswith("shop."), name
@@ -265,11 +265,11 @@ def test_rows_come_as_it_happens(watched: Watched) -> None:
     assert waiting["date_started"] is None
     assert (sent["status"], sent["worker"]) == ("PENDING", None)
     assert sent["task_name"] == "shop.zoo.cases.echo"
-    # THEN an application's own event is a state, where no result tells another
+    # THEN an application's own event is a state, unless a result has another
     if watched.source is DISABLED:
         assert (told["status"], told["content_type"]) == ("PROGRESS", EVENT)
         assert told["task_name"] == "shop.watched.tell_by_event"
-    # THEN none of this is there without being asked for
+    # THEN the second daemon has stored none of this
     assert watched.held["nobody's"] not in watched.less
 
 
@@ -280,7 +280,7 @@ def test_outcomes_are_those_of_the_last_events(watched: Watched) -> None:
     row = {case: rows[task_id]["row"] for case, task_id in watched.ids.items()}
     seen = {case: rows[task_id]["async_result"] for case, task_id in watched.ids.items()}
     statuses = {case: one["status"] for case, one in row.items()}
-    # THEN each task has the state that it ended with
+    # THEN each task has its final state
     assert statuses == {
         "expired": "REVOKED",
         "time_limit": "FAILURE",
@@ -302,16 +302,16 @@ def test_outcomes_are_those_of_the_last_events(watched: Watched) -> None:
         "shadowed": "SUCCESS",
         "unregistered": "FAILURE",
     }
-    # THEN each row is marked as known from events alone
+    # THEN each row is marked as known from events only
     assert {(one["content_type"], one["content_encoding"]) for one in row.values()} == {
         (EVENT, "utf-8")
     }
     assert {one["meta"] for one in row.values()} == {None}
-    # THEN a result is the text that the event has, which is one of Python's
+    # THEN the result is the `repr` in the event
     [succeeded] = watched.of("success", "succeeded")
     assert result_of(row["success"]) == succeeded["result"]
     assert succeeded["result"].startswith("[[1, 'two', None]") or "1, 'two'" in succeeded["result"]
-    # THEN errors are those of the task, and of time limits too
+    # THEN errors are those of the task, also for time limits
     errors = {case: result_of(row[case])["exc_type"] for case in ("failure", "failure.unwanted")}
     assert set(errors.values()) == {"ValueError"}
     assert row["failure"]["traceback"].rstrip().endswith("ValueError: bad value")
@@ -322,7 +322,7 @@ def test_outcomes_are_those_of_the_last_events(watched: Watched) -> None:
     reasons = {case: result_of(row[case])["exc_message"] for case in ("expired", "terminated")}
     assert reasons == {"expired": ["expired"], "terminated": ["terminated"]}
     assert result_of(row["revoked"])["exc_message"] == ["revoked"]
-    # THEN Django reads every one of them
+    # THEN Django reads all of them
     assert not {case: one for case, one in seen.items() if "error" in one}
     assert {case: one["state"] for case, one in seen.items()} == statuses
 
@@ -330,7 +330,7 @@ def test_outcomes_are_those_of_the_last_events(watched: Watched) -> None:
 def test_times_are_those_of_the_events(watched: Watched) -> None:
     if watched.source is not DISABLED:
         pytest.skip("results have times of their own")
-    # THEN a row was made, started and done at the very times that its events tell
+    # THEN the times of creation, start and end are those of the events
     for case, task_id in (watched.ids | watched.held).items():
         row, told = watched.full[task_id]["row"], watched.events[task_id]
         times = [events.time(one["timestamp"]) for one in told]
@@ -350,7 +350,7 @@ def test_times_are_those_of_the_events(watched: Watched) -> None:
 
 def test_descriptions(watched: Watched) -> None:
     row = {case: watched.row(case) for case in watched.ids}
-    # THEN every task that a worker has taken has its name and its worker
+    # THEN every task that a worker has received has its name and its worker
     names = {case: one["task_name"] for case, one in row.items()}
     assert names["success"] == "shop.zoo.cases.echo"
     assert names["failure"] == "shop.zoo.cases.break_down"
@@ -358,7 +358,7 @@ def test_descriptions(watched: Watched) -> None:
     workers = {case: one["worker"] for case, one in row.items()}
     assert workers["success"] == workers["failure"] == "worker@test"
     assert workers["retry.elsewhere"] == "other@test"
-    # THEN the arguments are the texts that django-celery-results has for them
+    # THEN the arguments are the texts that django-celery-results would store
     arguments = {case: (one["task_args"], one["task_kwargs"]) for case, one in row.items()}
     assert arguments["success"] == (
         "\"(1, 'two', None)\"",
@@ -370,19 +370,19 @@ def test_descriptions(watched: Watched) -> None:
         texts = [first["args"], first["kwargs"]]
         assert [json.loads(text) for text in arguments[case]] == texts, case
     assert len(row["success.long"]["task_args"]) < 2000
-    # THEN there are none where they were not asked for, and yet names and workers
+    # THEN the second daemon has no arguments, but names and workers
     if watched.source is not CELERIAC:
         less = {case: watched.less[task_id]["row"] for case, task_id in watched.ids.items()}
         assert {(one["task_args"], one["task_kwargs"]) for one in less.values()} == {(None, None)}
         assert less["success"]["task_name"] == "shop.zoo.cases.echo"
         assert less["retry.elsewhere"]["worker"] == "other@test"
-        # The only name that a worker's events have.
+        # The only name in a worker's events.
         assert less["shadowed"]["task_name"] == "in the shadow"
         assert less["revoked"]["task_name"] is None
         assert less["unregistered"]["task_name"] is None
 
 
-def test_results_stand_above_events(watched: Watched) -> None:
+def test_results_take_precedence_over_events(watched: Watched) -> None:
     if watched.source is DISABLED:
         pytest.skip("there are no results")
     # THEN only tasks without a result message have rows that are known from events
@@ -396,12 +396,12 @@ def test_results_stand_above_events(watched: Watched) -> None:
     assert len(result_of(watched.row("success.long"))[0][0]) == 5000
 
 
-def test_events_change_nothing_of_what_results_tell(watched: Watched) -> None:
+def test_events_do_not_change_what_results_store(watched: Watched) -> None:
     if watched.source is not CELERIAC:
-        pytest.skip("its results tell everything")
+        pytest.skip("results contain everything")
     names = {task_id: case for case, task_id in watched.ids.items()}
     names |= {task_id: case for case, task_id in watched.held.items()}
-    # THEN only events know of ignored results, and of tasks that nobody took
+    # THEN only events show ignored results and tasks that no worker received
     assert {names[task_id] for task_id in watched.full.keys() - watched.less.keys()} == {
         "success.unwanted",
         "failure.unwanted",
@@ -410,8 +410,8 @@ def test_events_change_nothing_of_what_results_tell(watched: Watched) -> None:
     for task_id, without in watched.less.items():
         row, other = watched.full[task_id]["row"], without["row"]
         different = {name for name in row if row[name] != other[name]} - {"id"}
-        # THEN the rows are those without events: a task is only known earlier, and its start is the
-        # later of what two processes of a worker say of it
+        # THEN the other columns do not change, except that a task is known earlier, and its start
+        # is the later of the times that two processes of a worker report
         allowed = {"date_created", "date_started"}
         if names[task_id] == "unregistered":
             allowed |= {"task_name", "task_args", "task_kwargs", "worker", "periodic_task_name"}
@@ -432,7 +432,7 @@ def test_nothing_is_refused(watched: Watched) -> None:
 def listeners(
     rabbitmq: RabbitMQ, databases: Databases, logs: Path
 ) -> Iterator[dict[str, Pipeline]]:
-    """One daemon for each database, which stores everything that events say."""
+    """A daemon for each database that stores everything in events."""
     with ExitStack() as stack:
         made = {}
         for engine in ENGINES:
@@ -453,7 +453,7 @@ def listener(listeners: dict[str, Pipeline], engine: str) -> Pipeline:
 
 
 def skipped(pipeline: Pipeline) -> dict[str, int]:
-    """How many events were left out, by what was wrong with them, as the log has it."""
+    """The number of skipped events for each problem in the log."""
     counts: dict[str, int] = {}
     for line in pipeline.daemon.output().splitlines():
         fields = json.loads(line)["fields"]
@@ -462,14 +462,14 @@ def skipped(pipeline: Pipeline) -> dict[str, int]:
     return counts
 
 
-#: The daemons of the listener are made once, and not for each process.
+#: Creates the daemons once and not in each process.
 on_one_listener = pytest.mark.xdist_group("listener")
 
 
-#: What is wrong with an event, by the part of the log's words.
+#: The problems of events, each with the words of the log.
 OBJECT, TYPE, UUID, TIME = "it is not an object", "`type`", "`uuid` is missing", "`timestamp`"
 
-#: Events that say nothing which could be stored, and why.
+#: Events that cannot be stored, and why.
 SKIPPED: dict[str, tuple[Callable[[str], object], str]] = {
     "not an object": (lambda id: 7, OBJECT),
     "a text": (lambda id: "task-started", OBJECT),
@@ -504,7 +504,7 @@ SKIPPED: dict[str, tuple[Callable[[str], object], str]] = {
     ),
 }
 
-#: Events without a word for us.
+#: Events that Celeriac ignores.
 SILENT: dict[str, Callable[[str], object]] = {
     "of a worker": lambda id: event("worker-heartbeat", ..., freq=2.0, active=1, loadavg=[0.1]),
     "of a worker, with an id": lambda id: event("worker-online", id),
@@ -513,7 +513,7 @@ SILENT: dict[str, Callable[[str], object]] = {
     "own event of no task": lambda id: event("task-statistics", ..., count=7),
 }
 
-#: Events with something odd in them, and what is stored all the same.
+#: Unusual events, and what is stored of them.
 STORED: dict[str, tuple[Callable[[str], object], Row]] = {
     "timestamp an integer": (
         lambda id: event("task-started", id, timestamp=1_718_000_150),
@@ -610,22 +610,22 @@ def nested(depth: int) -> list[Any]:
 
 
 def comparable(row: Row) -> Row:
-    """A row with times in one form, whatever the database."""
+    """A row with times in the same form for each database."""
     return row | {name: row[name] and utc(row[name]) for name in TIMES}
 
 
 @on_one_listener
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "in-a-list"])
-def test_bad_events_cost_only_themselves(listener: Pipeline, alone: bool) -> None:
+def test_bad_events_do_not_affect_others(listener: Pipeline, alone: bool) -> None:
     ids = {name: results.new_id() for name in (*SKIPPED, *SILENT, *STORED)}
     made = {name: make(ids[name]) for name, (make, _) in (SKIPPED | STORED).items()}
     made |= {name: make(ids[name]) for name, make in SILENT.items()}
     if alone:
-        # A message with something else than an event is one that cannot be read.
+        # A message that is not an event cannot be decoded.
         made = {name: one for name, one in made.items() if isinstance(one, dict)}
     good = [results.new_id() for _ in range(len(made) + 1)]
     before = skipped(listener)
-    # WHEN each odd event has good neighbours, in messages of their own or in one list
+    # WHEN each unusual event is sent among good ones, in its own message or in a list
     sequence = [received(good[0])]
     for odd, task_id in zip(made.values(), good[1:], strict=True):
         sequence += [odd, received(task_id)]
@@ -635,11 +635,11 @@ def test_bad_events_cost_only_themselves(listener: Pipeline, alone: bool) -> Non
     rows = listener.database.rows()
     # THEN the good ones are stored
     assert not [task_id for task_id in good if rows[task_id]["status"] != "RECEIVED"]
-    # THEN what can be kept of the odd ones is kept, as the case says
+    # THEN the case says what is stored of the unusual ones
     for name, (_, wanted) in STORED.items():
         row = comparable(rows[ids[name]])
         assert {column: row[column] for column in wanted} == wanted, name
-    # THEN nothing is made up of the others, and the log counts those that Celery does not send
+    # THEN nothing is stored of the others, and the log counts those that Celery does not send
     assert not [name for name in (*SKIPPED, *SILENT) if ids[name] in rows]
     after = skipped(listener)
     for problem in (OBJECT, TYPE, UUID, TIME):
@@ -691,11 +691,11 @@ def test_bad_message_of_events(
     listener.broker.take(DEAD)
     before, after = results.new_id(), results.new_id()
     neighbours = [events.message(received(task_id)) for task_id in (before, after)]
-    # WHEN a message that holds no events at all has good neighbours
+    # WHEN a message without any events is sent among good ones
     listener.broker.publish_many(
         (EVENTS, one) for one in (neighbours[0], message, neighbours[1])
     )
-    # THEN these are stored
+    # THEN the good ones are stored
     listener.wait_for_rows({before: "RECEIVED", after: "RECEIVED"})
     if reason is None:
         events.wait_until_handled(listener)
@@ -709,14 +709,14 @@ def test_bad_message_of_events(
 
 
 @on_one_listener
-def test_events_that_cannot_be_read_cost_only_themselves(listener: Pipeline) -> None:
+def test_unreadable_events_do_not_affect_others(listener: Pipeline) -> None:
     ids = [results.new_id() for _ in range(6)]
     messages = [events.message(received(task_id)) for task_id in ids]
-    # WHEN two messages among others have a property that is no text
+    # WHEN two messages have a property that is not valid UTF-8
     for at in (4, 2):
         messages.insert(at, Message(b"[]", dict(UNREADABLE)))
     listener.broker.publish_many((EVENTS, message) for message in messages)
-    # THEN the others are stored, and the log says what was left out
+    # THEN the others are stored, and the log says what was skipped
     listener.wait_for_rows(dict.fromkeys(ids, "RECEIVED"))
     told = "an event with properties that cannot be read was left out"
     wait_until(lambda: listener.daemon.output().count(told) == 2, "two words of it", 15)
@@ -726,19 +726,19 @@ def test_events_that_cannot_be_read_cost_only_themselves(listener: Pipeline) -> 
 @on_one_listener
 @pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_ten_thousand_events_in_one_list(listener: Pipeline) -> None:
-    # WHEN a list is as long as may be, and an odd event is among the last
+    # WHEN a list has the maximum length, and an unusual event is among the last
     ids = [results.new_id() for _ in range(9_999)]
     many = [received(task_id) for task_id in ids]
     listener.broker.publish(events.message([*many[:-1], 7, many[-1]]), queue=EVENTS)
     events.wait_until_handled(listener)
-    # THEN every other one is stored
+    # THEN all others are stored
     assert listener.database.statuses().keys() >= set(ids)
     listener.database.execute(f"delete from {TABLE}")
 
 
 @on_one_listener
 def test_any_routing_key(listener: Pipeline) -> None:
-    # WHEN events come under the keys of their types, of lists, and of others' making
+    # WHEN events have the routing keys of their types, of lists, and unknown ones
     keys = ("task.received", "task.multi", "task", "task.of.our.own")
     ids = {key: results.new_id() for key in keys}
     elsewhere = results.new_id()
@@ -746,13 +746,13 @@ def test_any_routing_key(listener: Pipeline) -> None:
         for key, task_id in (ids | {"worker.online": elsewhere}).items():
             one = events.message([received(task_id)] if key == "task.multi" else received(task_id))
             channel.basic_publish(one.to_amqp(), EVENT_EXCHANGE, key)
-    # THEN all of tasks are stored, and those of workers never reach the queue
+    # THEN those of tasks are stored, and those of workers do not reach the queue
     listener.wait_for_rows(dict.fromkeys(ids.values(), "RECEIVED"))
     events.wait_until_handled(listener)
     assert elsewhere not in listener.database.statuses()
 
 
-#: Events that are later by their times than a result, and tell more; and the result's status.
+#: Events that are later than a result and contain more, and the status of the result.
 LATER_EVENTS = [
     ("task-succeeded", {"result": "'other'"}, "SUCCESS"),
     ("task-failed", {"exception": "ValueError(1)", "traceback": "T"}, "FAILURE"),
@@ -767,7 +767,7 @@ LATER_EVENTS = [
 @on_one_listener
 @pytest.mark.parametrize("result_first", [True, False], ids=["result-first", "event-first"])
 def test_an_event_never_replaces_a_result(listener: Pipeline, result_first: bool) -> None:
-    # GIVEN results of tasks, and an event of each
+    # GIVEN results of tasks, and an event for each
     stories = {results.new_id(): story for story in LATER_EVENTS}
     done = {"date_done": "2024-06-10T06:15:50Z"}
     told = [
@@ -777,13 +777,13 @@ def test_an_event_never_replaces_a_result(listener: Pipeline, result_first: bool
         (EVENTS, events.message([event(kind, task_id, **fields), received(results.new_id())]))
         for task_id, (kind, fields, _) in stories.items()
     ]
-    # WHEN they come in either order
+    # WHEN they arrive in either order
     for messages in told[:: 1 if result_first else -1]:
         listener.broker.publish_many(messages)
         events.wait_until_handled(listener)
     for task_id, (kind, _, status) in stories.items():
         row = listener.database.row(task_id)
-        # THEN the row has the result's outcome and description
+        # THEN the row has the outcome and the description of the result
         outcome = (row["status"], row["result"], row["meta"])
         assert outcome == (status, "42", '{"children": []}'), (kind, status)
         assert (row["content_type"], row["traceback"]) == ("application/json", None)
@@ -792,7 +792,7 @@ def test_an_event_never_replaces_a_result(listener: Pipeline, result_first: bool
 
 
 @on_postgresql
-def test_events_end_no_task_where_that_is_asked_for(
+def test_events_do_not_end_tasks_if_outcomes_are_off(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
 ) -> None:
     broker, database = own_pipeline.broker, own_pipeline.database
@@ -800,7 +800,7 @@ def test_events_end_no_task_where_that_is_asked_for(
     pipeline = Pipeline(broker, database, daemon)
     daemon.start()
     daemon.wait_for_consuming(2)
-    # WHEN tasks end, by their events
+    # WHEN tasks end according to their events
     ids = {kind: results.new_id() for kind in ("succeeded", "failed", "revoked")}
     later = {"timestamp": TIMESTAMP + 1}
     for kind, task_id in ids.items():
@@ -808,7 +808,7 @@ def test_events_end_no_task_where_that_is_asked_for(
         told.append(event(f"task-{kind}", task_id, result="1", exception="E()", **later))
         broker.publish(events.message(told), queue=EVENTS)
     events.wait_until_handled(pipeline)
-    # THEN they are seen at work, until a result comes
+    # THEN they are running until a result arrives
     rows = database.rows()
     assert {rows[task_id]["status"] for task_id in ids.values()} == {"STARTED"}
     assert {rows[task_id]["result"] for task_id in ids.values()} == {None}
@@ -824,17 +824,17 @@ def test_the_queue_is_bounded(
 ) -> None:
     broker, database = own_pipeline.broker, own_pipeline.database
     options = ("--events", "--events-max-length", "50", "--events-ttl", "10m")
-    # GIVEN a queue that was made by a daemon which is gone
+    # GIVEN a queue that a previous daemon has declared
     daemon = make_daemon(broker.url, database.url, *options)
     daemon.start()
     daemon.wait_for_consuming(2)
     assert daemon.stop() == 0
     bounds = {"x-max-length": 50, "x-message-ttl": 600_000}
     broker.declare(EVENTS, QUEUES[EVENTS] | bounds)
-    # WHEN more comes than it may hold
+    # WHEN more events arrive than it can hold
     ids = [results.new_id() for _ in range(120)]
     broker.publish_many((EVENTS, events.message(received(task_id))) for task_id in ids)
-    # THEN the oldest give way, and nothing becomes a dead letter
+    # THEN the oldest are dropped, and nothing becomes a dead letter
     assert broker.depth(EVENTS) == 50
     daemon.start()
     daemon.wait_for_consuming(2)
@@ -844,11 +844,11 @@ def test_the_queue_is_bounded(
 
 
 @on_postgresql
-def test_a_queue_made_by_others_is_used(
+def test_an_existing_queue_is_used(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
 ) -> None:
     broker, database = own_pipeline.broker, own_pipeline.database
-    # GIVEN queue and exchange of other names, and the queue with other arguments
+    # GIVEN a queue and an exchange with other names, and the queue with other arguments
     broker.declare("shop.events", {"x-max-priority": 3})
     task_id = results.new_id()
     broker.publish(events.message(received(task_id)), queue="shop.events")
@@ -875,7 +875,7 @@ def test_results_do_not_wait_for_events(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
 ) -> None:
     broker, database = own_pipeline.broker, own_pipeline.database
-    # GIVEN a backlog of the events of many thousand tasks
+    # GIVEN the events of many thousand tasks in the queue
     broker.declare(EVENTS)
     ids = [results.new_id() for _ in range(20_000)]
     lists = events.split([received(task_id) for task_id in ids], 20)
@@ -886,11 +886,11 @@ def test_results_do_not_wait_for_events(
     daemon.start()
     daemon.wait_for_consuming(2)
     wait_until(lambda: database.count() >= 100, "rows of events", 60, 0.01)
-    # WHEN a result comes
+    # WHEN a result arrives
     result_id = results.new_id()
     broker.publish(results.result(result_id))
     pipeline.wait_for_rows({result_id: "SUCCESS"})
-    # THEN its row is there long before the events are done with
+    # THEN it is stored long before the events are
     assert database.count() < len(ids)
     wait_until(lambda: database.count() == len(ids) + 1, "all rows", 120)
     assert daemon.stop() == 0

@@ -1,4 +1,4 @@
-"""The daemon and the tables of the oldest supported django-celery-results, 2.0."""
+"""Celeriac with the tables of django-celery-results 2.0, the oldest supported version."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_rows_in_tables_of_2_0(
     databases: Databases,
     make_daemon: Callable[..., Daemon],
 ) -> None:
-    # GIVEN the tables as django-celery-results 2.0 makes them, which lack later columns
+    # GIVEN the tables of django-celery-results 2.0, which lack later columns
     broker, database = Broker(rabbitmq.create()), databases.empty(engine)
     databases.migrate(database, python["oldest"])
     columns = {name for name in table_columns(database)}
     assert not columns & {"date_started", "periodic_task_name"}
     daemon = make_daemon(broker.url, database.url)
     daemon.start_consuming()
-    # WHEN a task's messages are stored, and stored again
+    # WHEN a task's messages are stored twice
     succeeded, failed = results.new_id(), results.new_id()
     messages = [
         results.result(succeeded, status="STARTED", result={"pid": 1}, date_done=None),
@@ -51,7 +51,7 @@ def test_rows_in_tables_of_2_0(
         broker.publish(*messages)
         pipeline.wait_for_rows(wanted)
         pipeline.wait_until_handled()
-    # THEN that old django-celery-results reads them back
+    # THEN django-celery-results 2.0 reads the rows
     rows = Project(python["oldest"], database.url, broker.url).rows()
     assert {id: rows[id]["row"]["status"] for id in wanted} == wanted
     row = rows[succeeded]["row"]

@@ -1,8 +1,8 @@
-"""`celeriac://` leaves the rows that django-celery-results would have written, in every column.
+"""`celeriac://` stores the rows that django-celery-results would store, in every column.
 
-The zoo runs twice under the same task ids: on a worker with `django-db`, whose rows are the
-truth, and on one with `celeriac://`, whose messages reach the daemons of all three databases.
-What differs on purpose is documented in a table, and named here with the cases that show it.
+The zoo runs twice with the same task ids: on a worker with `django-db`, whose rows are the
+reference, and on one with `celeriac://`, whose messages go to the daemons of all three databases.
+Intended differences are documented in a table, and listed here with the cases that show them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from harness.parity import Fan, Parity, Rules, Side, play
 from harness.project import Project
 from harness.services import RabbitMQ
 
-#: Columns that two runs have in common.
+#: Columns that are equal in two runs.
 TEXTS = ("status", "content_type", "content_encoding")
 ENCODED = ("result", "meta", "task_args", "task_kwargs")
 DESCRIPTION = ("task_name", "worker", "periodic_task_name")
 
-#: The columns that an AsyncResult shows under other names.
+#: The columns that have other names in an AsyncResult.
 VIEWED = {
     "state": "status",
     "info": "result",
@@ -44,7 +44,7 @@ VIEWED = {
 
 @dataclass(frozen=True)
 class Variant:
-    """`cases` is a set of the zoo's, where not all of it is played."""
+    """`cases` is a set of the zoo, if not all of it is run."""
 
     celery: str
     serializer: str
@@ -65,7 +65,7 @@ class Variant:
 
 
 VARIANTS = [
-    # The whole zoo once, and a small part of it with every other serializer.
+    # The whole zoo once, and a small part with each other serializer.
     *one_by_one("workers 1", Variant("celery-5.7", "json", True)),
     *one_by_one(
         "workers 2",
@@ -81,7 +81,7 @@ VARIANTS = [
         Variant("celery-5.6", "json", True),
         is_full=True,
     ),
-    # What does not depend on the serializer is played with JSON only.
+    # Cases that do not depend on the serializer run with JSON only.
     *one_by_one(
         "workers 2",
         *(
@@ -98,10 +98,10 @@ VARIANTS = [
 
 @dataclass(frozen=True)
 class Difference:
-    """A line of the table by its words, and the cases in which it shows.
+    """A row of the documented table, and the cases that show it.
 
-    `columns` are those that may differ from the truth; they are what the message says all the
-    same. Where there are none, the truth may have no row.
+    `columns` are those that may differ from the reference; they still match the message. If there
+    are none, the reference may lack the row.
     """
 
     line: str
@@ -117,13 +117,13 @@ class Difference:
 
 OUTCOME = ("status", "result", "meta", "traceback")
 
-#: The columns that all come from one message.
+#: The columns that come from the same message.
 WHOLE = (*OUTCOME, "content_type", "content_encoding", "date_done")
 
 DIFFERENCES = [
     Difference(
         "a late state never overwrites a final one",
-        # Up to 5.6 Celery revokes the members of a body that it has just failed.
+        # Up to 5.6 Celery revokes the members of a body after failing them.
         ("late.*", "chord.group_body_never"),
         (*OUTCOME, *ENCODED, *DESCRIPTION, "date_started"),
     ),
@@ -136,13 +136,13 @@ DIFFERENCES = [
         ("chord.header_expires", "chord.header_out_of_time", "chord.header_dies"),
         ("meta",),
     ),
-    # Up to 5.2 Celery tells the failure of what cannot be pickled twice, and the body has either.
+    # Up to 5.2 Celery stores the failure of what cannot be pickled twice, and the body has either.
     Difference(
         "the body of a chord that never runs",
         ("chord.group_body_never", "chord.header_fails_oddly"),
         ("result",),
     ),
-    # Up to 5.6 Celery gives no id for such a body, and the table refuses the row.
+    # Up to 5.6 Celery gives such a body no id, and the table refuses the row.
     Difference(
         "the body of a chord that never runs",
         ("chord.chain_body_never", "chord.in_chain_fails"),
@@ -182,14 +182,14 @@ def test_differences_are_documented() -> None:
 
 @dataclass
 class Compared:
-    """One run on both sides, and how to look at it."""
+    """One run on both sides, and how to compare it."""
 
     variant: Variant
     parity: Parity
     rules: Rules
 
     def rows(self, engine: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-        """Case, true row, our row, of every task that has both."""
+        """The case and the rows of both sides, for every task that has both."""
         true, ours = self.parity.truth["tasks"], self.parity.ours[engine]["tasks"]
         for case, ends in self.parity.cases.items():
             for task_id in ends:
@@ -210,7 +210,7 @@ def compared(
         pytest.skip(reason)
     sides = make_sides(variant, python[variant.celery], rabbitmq, databases, logs)
     compared = compare(variant, *sides)
-    # Every test below looks for differences, which nothing has.
+    # Without rows the tests below would find no differences.
     cases, rows = (30, 30) if variant.cases == "few" else (120, 300)
     assert len(compared.parity.cases) >= cases
     for engine in ENGINES:
@@ -225,7 +225,7 @@ def make_sides(
     databases: Databases,
     logs: Path,
 ) -> tuple[Side, Side, Fan]:
-    """The truth, ours, and what is between our worker and the databases."""
+    """Creates the reference side, our side, and the broker with our daemons."""
     settings = {
         "RESULT_SERIALIZER": variant.serializer,
         "RESULT_EXTENDED": "on" if variant.extended else "off",
@@ -258,7 +258,7 @@ def compare(variant: Variant, truth: Side, ours: Side, fan: Fan) -> Compared:
 
 
 def shown(different: list[tuple[str, str, Any, Any]]) -> str:
-    """Enough of the differences to see what they are; results can be a megabyte long."""
+    """The beginning of the differences; results can be a megabyte long."""
     lines = [f"{len(different)} differ"]
     for case, what, true, ours in different[:15]:
         lines += [f"{case}: {what}", f"  true: {str(true)[:900]}", f"  ours: {str(ours)[:900]}"]
@@ -267,7 +267,7 @@ def shown(different: list[tuple[str, str, Any, Any]]) -> str:
 
 def test_the_same_tasks_have_rows(compared: Compared, engine: str) -> None:
     true, ours = compared.parity.truth["tasks"], compared.parity.ours[engine]["tasks"]
-    # THEN tasks have rows here where they have some there, and nothing was undeliverable
+    # THEN tasks have rows on both sides or on none, and there are no dead letters
     assert compared.parity.dead == []
     different = [
         (case, f"{task_id} of {wanted}", task_id in true, task_id in ours)
@@ -279,7 +279,7 @@ def test_the_same_tasks_have_rows(compared: Compared, engine: str) -> None:
         )
     ]
     assert not different, shown(different)
-    # THEN the rows of ids that Celery has made up are as many, and of the same tasks
+    # THEN both sides have as many rows with ids generated by Celery, of the same tasks
     named = compared.rules.named
     unnamed = [
         Counter(
@@ -293,7 +293,7 @@ def test_the_same_tasks_have_rows(compared: Compared, engine: str) -> None:
 
 
 def test_texts(compared: Compared, engine: str) -> None:
-    # THEN what was not encoded is the same to the letter
+    # THEN plain texts are identical
     different = [
         (case, column, true["row"][column], ours["row"][column])
         for case, true, ours in compared.rows(engine)
@@ -304,7 +304,7 @@ def test_texts(compared: Compared, engine: str) -> None:
 
 
 def test_encoded(compared: Compared, engine: str) -> None:
-    # THEN what a serializer wrote is the same to the letter, apart from process ids and the like
+    # THEN serialized values are identical, apart from process ids and the like
     different = [
         (case, column, true["row"][column], ours["row"][column])
         for case, true, ours in compared.rows(engine)
@@ -319,28 +319,28 @@ def test_traceback(compared: Compared, engine: str) -> None:
     for case, true, ours in compared.rows(engine):
         left, right = (side["row"]["traceback"] for side in (true, ours))
         if left is None and right is not None:
-            # THEN it is kept where django-celery-results drops it: without `result_extended`,
-            # and of what was stored without a request, which has no name either
+            # THEN it is stored where django-celery-results drops it: without `result_extended`, and
+            # if there was no request, and so no name
             kept = not compared.variant.extended or true["row"]["task_name"] is None
             if not kept and not may_differ(case, "traceback"):
                 different.append((case, "only ours", left, right))
         elif compared.rules.traceback(left) != compared.rules.traceback(right):
-            # THEN it is the same in all frames that are not the result backend's own
+            # THEN all frames but those of the result backend are the same
             if not may_differ(case, "traceback"):
                 different.append((case, "traceback", left, right))
     assert not different, shown(different)
 
 
-def test_a_row_is_one_message(compared: Compared, engine: str) -> None:
-    """Which one it is of several is told by django-celery-results, in the tests above."""
+def test_a_row_comes_from_one_message(compared: Compared, engine: str) -> None:
+    """If a task has several messages, the tests above check which of them counts."""
     different = []
     for task_id, ours in compared.parity.ours[engine]["tasks"].items():
         row, messages = ours["row"], compared.parity.sent[task_id]
-        # THEN the outcome and its time are all of the same message
+        # THEN the outcome and its time come from the same message
         outcomes = [all(is_stored(row, one, column) for column in WHOLE) for one in messages]
         if not any(outcomes):
             different.append((task_id, "outcome", [m["status"] for m in messages], row))
-        # THEN the description is that message's, or another's where it has none
+        # THEN the description comes from that message, or from another if it has none
         for column in (*DESCRIPTION, "task_args", "task_kwargs"):
             told = [one[column] for one, is_own in zip(messages, outcomes) if is_own]
             if None in told:
@@ -354,7 +354,7 @@ def is_stored(row: dict[str, Any], message: dict[str, Any], column: str) -> bool
     stored, told = row[column], message[column]
     if column == "date_done":
         return datetime.datetime.fromisoformat(stored) == datetime.datetime.fromisoformat(told)
-    # What no text column holds is replaced.
+    # Characters that no text column can store are replaced.
     return stored in (told, storable(told))
 
 
@@ -377,8 +377,7 @@ def test_dates(compared: Compared, engine: str) -> None:
             # THEN a task that was seen starting has a start
             "has a start": (started is None) == (true["row"]["date_started"] is None)
             or may_differ(case, "date_started"),
-            # THEN a task's times are in order
-            # (a start that comes after a final state is the last all the same)
+            # THEN a task's times are in order, except that a start after a final state comes last
             "in order": created <= (started or created) <= done or case.startswith("late."),
             # THEN they are those of the messages, to the microsecond
             "created": created
@@ -395,10 +394,10 @@ def test_async_result(compared: Compared, engine: str) -> None:
     for case, true, ours in compared.rows(engine):
         for name, left in true["view"].items():
             right = ours["view"][name]
-            # THEN whoever holds an AsyncResult sees no difference
+            # THEN an AsyncResult returns the same on both sides
             same = compared.rules.normalised(left) == compared.rules.normalised(right)
             if name in ("date_done", "traceback"):
-                # THEN it tells what the row has
+                # THEN it returns what the row contains
                 same = same or right == repr(ours["row"][name])
             if not same and not may_differ(case, VIEWED.get(name, name)):
                 different.append((case, name, left, right))
@@ -412,7 +411,7 @@ def test_groups(compared: Compared, engine: str) -> None:
     assert len(true) >= 4
 
     def described(groups: dict[str, Any], named: set[str]) -> list[tuple[object, ...]]:
-        # The group of a chord's header has an id of its own in each run.
+        # The group of a chord's header gets a new id in each run.
         return sorted(
             (
                 group_id if group_id in named else "ID",
@@ -424,7 +423,7 @@ def test_groups(compared: Compared, engine: str) -> None:
             for group_id, group in groups.items()
         )
 
-    # THEN saved groups have the same rows, and are restored alike
+    # THEN saved groups have the same rows, and restore the same results
     named = set(true) & set(ours)
     assert len(named) >= 3
     assert described(true, named) == described(ours, named)

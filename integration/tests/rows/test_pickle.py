@@ -1,4 +1,4 @@
-"""Pickled results: what a column holds is what Python unpickles to the value of the member.
+"""Pickled results: the columns unpickle to the values of the message's members.
 
 The bodies are those of `tests/data/pickle_bodies.py`, pickled by the Python that runs the tests.
 """
@@ -27,7 +27,7 @@ import pickle_bodies  # noqa: E402
 
 PROTOCOLS = (2, 3, 4, 5)
 
-#: The names of members by the columns that hold them.
+#: The members for each column.
 COLUMNS = {"result": "result", "task_args": "args", "task_kwargs": "kwargs"}
 
 LABELS = {"content_type": "application/x-python-serialize", "content_encoding": "binary"}
@@ -46,7 +46,7 @@ def pipeline(rabbitmq: RabbitMQ, databases: Databases, logs: Path) -> Iterator[P
 
 
 def bodies() -> Iterator[tuple[int, dict[str, Any]]]:
-    """Bodies with the protocols that they are pickled with."""
+    """Bodies, each with its pickle protocol."""
     members = [{"result": value} for value in pickle_bodies.values().values()]
     members += pickle_bodies.related().values()
     for protocol in PROTOCOLS:
@@ -78,7 +78,7 @@ def test_columns_unpickle_to_the_values_of_the_members(pipeline: Pipeline) -> No
         assert (row["status"], row["worker"]) == (body["status"], body["worker"])
 
         def form(value: Any, protocol: int = protocol) -> bytes:
-            """Two values are the same, down to which of their parts are, if this is."""
+            """Equal for values that are equal and share the same parts."""
             return pickle.dumps(pickle.loads(pickle.dumps(value, protocol)), protocol)
 
         for column, member in COLUMNS.items():

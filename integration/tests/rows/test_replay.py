@@ -1,14 +1,14 @@
-"""The rows do not depend on the order in which messages come, nor on how often.
+"""The rows do not depend on the order in which messages arrive, nor on duplicates.
 
-What workers of Celery 5.6 and 5.7 published, results over `rpc://` and events, comes once in its
-order and then in many others, to daemons on all three databases, with and without the arguments
-that are in events.
+The messages of Celery 5.6 and 5.7 workers, results over `rpc://` and events, are published once in
+their order and then in many others, to daemons on all three databases, with and without the
+arguments in events.
 
-A result over `rpc://` does not say when its state was reached, up to Celery 5.6 not even when it
-is final. Its time is that of its arrival, so the order of a task's results is what they mean: it
-is kept, and only their place among the events changes. The times that were taken from the clock
-are all later than those of the messages, and compare as equal; so does `date_started` of a task
-whose STARTED came as such a result, which is never exact.
+A result over `rpc://` does not say when its state was reached, and up to Celery 5.6 not even when
+it is final. Celeriac uses the time of its arrival, so the results of one task keep their order, and
+only their place among the events changes. Times that come from the clock are later than all times
+in the messages and compare as equal here; so does `date_started` if STARTED came as such a result,
+because it is never exact.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from harness.stream import utc
 
 CAPTURES = ("celery-5.6.3-json", "celery-5.7.0-json", "celery-5.7.0-msgpack")
 
-#: Columns with times, and what stands for one that was taken from the clock: it is later than
-#: every time in the captures.
+#: Columns with times, and a placeholder for times from the clock, which are later than every time
+#: in the captures.
 TIMES = ("date_created", "date_started", "date_done")
 LAST = datetime.datetime(2025, 1, 1)
 ARRIVAL = "arrival"
@@ -45,8 +45,8 @@ Rows = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Variant:
-    """How a daemon is told to treat events. Its batches are so large that a task's rows meet in
-    them, or so small that they meet in the table.
+    """How a daemon treats events. Its batches are so large that the rows of a task meet in a batch,
+    or so small that they meet in the table.
     """
 
     name: str
@@ -63,7 +63,7 @@ VARIANTS = (
 
 
 def read(pipeline: Pipeline, started_by_arrival: set[str]) -> Rows:
-    """All rows but for their numbers; what the clock said is one and the same time."""
+    """All rows without their primary keys. Times from the clock are replaced by the placeholder."""
 
     def plain(value: Any) -> Any:
         if value is None:
@@ -81,7 +81,7 @@ def read(pipeline: Pipeline, started_by_arrival: set[str]) -> Rows:
 
 
 def replay(pipeline: Pipeline, captured: list[Captured], *parts: list[Captured]) -> Rows:
-    """The rows that come of the parts, of which each is stored before the next is published."""
+    """The rows of all parts. Each part is stored before the next is published."""
     pipeline.database.execute(f"delete from {TABLE}")
     for part in parts:
         pipeline.broker.publish_many(
@@ -93,7 +93,7 @@ def replay(pipeline: Pipeline, captured: list[Captured], *parts: list[Captured])
 
 
 def differences(wanted: Rows, rows: Rows) -> str:
-    """What differs, shortened."""
+    """The differences, shortened."""
     lines = []
     for task_id in sorted(wanted.keys() | rows.keys()):
         left, right = wanted.get(task_id, {}), rows.get(task_id, {})
@@ -108,7 +108,7 @@ def differences(wanted: Rows, rows: Rows) -> str:
 def replayers(
     request: pytest.FixtureRequest, rabbitmq: RabbitMQ, databases: Databases, logs: Path
 ) -> Iterator[dict[str, Pipeline]]:
-    """One daemon for each database, which stores events as the variant says."""
+    """One daemon for each database, with the events options of the variant."""
     variant: Variant = request.param
     with ExitStack() as stack:
         made = {}
@@ -126,7 +126,7 @@ def replayers(
 
 @pytest.fixture(scope="module")
 def references(replayers: dict[str, Pipeline]) -> Callable[[str], Rows]:
-    """The rows of a capture whose messages come as they came, on PostgreSQL."""
+    """The rows of a capture published in its original order, on PostgreSQL."""
     known: dict[str, Rows] = {}
 
     def reference(name: str) -> Rows:
@@ -151,7 +151,7 @@ def test_order_and_duplicates(
     replayers: dict[str, Pipeline], references: Callable[[str], Rows], engine: str, name: str
 ) -> None:
     pipeline, captured = replayers[engine], capture.load(name)
-    # GIVEN the rows of the messages as they came
+    # GIVEN the rows of the messages in their original order
     wanted = references(name)
     assert len(wanted) >= 25
     of_events = [one for one in captured if one.is_event]
@@ -164,7 +164,7 @@ def test_order_and_duplicates(
     }
     found = {}
     for order, parts in orders.items():
-        # WHEN they come in another order, and twice
+        # WHEN they arrive in another order, and twice
         rows = replay(pipeline, captured, *parts)
         if rows != wanted:
             found[order] = differences(wanted, rows)

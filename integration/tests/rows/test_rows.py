@@ -1,9 +1,9 @@
-"""The rows are those that django-celery-results would have written.
+"""The rows of `rpc://` results are those that django-celery-results would store.
 
-The zoo runs twice under the same task ids: on a worker with `django-db`, whose rows are the
-truth, and on a stock worker with `rpc://`, whose results a `Forwarder` hands to the daemons of
-all three databases. One run feeds three databases because they then get the same bytes, so that
-a difference between two of them is the daemon's and not the run's.
+The zoo runs twice with the same task ids: on a worker with `django-db`, whose rows are the
+reference, and on one with `rpc://`, whose results a `Forwarder` sends to the daemons of all three
+databases. They all get the same messages, so that a difference between two databases is caused by a
+daemon and not by the run.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from harness.processes import wait_until
 from harness.project import Project
 from harness.services import RabbitMQ
 
-#: Celery publishes the failure of a chain's later elements to the queue of whoever made the
-#: chain, not to ours; docs/stock-rpc.md says so.
+#: Celery publishes the failure of a chain's later tasks to the reply queue of the client, not to
+#: ours; see docs/stock-rpc.md.
 LOST_ON_STOCK = {"chain.fails"}
 
-#: The encoder fails inside the result backend, whose frames are in the traceback.
+#: The encoder fails within the result backend, whose frames are in the traceback.
 TRACEBACK_SHOWS_BACKEND = {"give.unserialisable"}
 
 
 @dataclass
 class Zoo:
-    """What became of one run: the truth, our rows, and the messages that they came from."""
+    """The results of one run: the reference, our rows, and their messages."""
 
     celery: str
     extended: bool
@@ -51,19 +51,19 @@ class Zoo:
     sent: dict[str, list[dict[str, Any]]]
 
     def pairs(self, engine: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-        """Case, true row, our row."""
+        """The case and the rows of both sides."""
         for case, task_id in self.stored():
             yield case, self.truth[task_id]["row"], self.ours[engine][task_id]["row"]
 
     def stored(self) -> Iterator[tuple[str, str]]:
-        """Every case's task ids that have a row on both sides."""
+        """The task ids of each case that have a row on both sides."""
         for case, ends in self.cases.items():
             for number, (task_id, status) in enumerate(ends.items()):
                 if status is not None and not is_lost(case, number, ends):
                     yield case, task_id
 
     def outcome(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The message that a row's outcome comes from."""
+        """The message with the outcome of the row."""
         result = json.dumps(json.loads(row["result"]))
         found = [
             message
@@ -79,12 +79,12 @@ def is_lost(case: str, number: int, ends: dict[str, str | None]) -> bool:
 
 
 def normalised(text: str | None) -> str | None:
-    """Process ids are the one thing in which two runs may differ."""
+    """Replaces process ids, the only difference between two runs."""
     return text and re.sub(r"(['\"]pid['\"]: )\d+", r"\1PID", text)
 
 
 def shown(different: dict[str, Any]) -> str:
-    """Enough of a difference to see it; results can be a megabyte long."""
+    """The beginning of the differences; results can be a megabyte long."""
     lines = [f"{len(different)} cases differ"]
     for case, sides in list(different.items())[:10]:
         lines += [case, *(f"  {side}: {str(value)[:1500]}" for side, value in sides.items())]
@@ -114,7 +114,7 @@ def zoo(
     truth = Project(python[celery], truth_database.url, rabbitmq.create(), settings)
     stock_broker = Broker(rabbitmq.create())
     stock_broker.declare(RESULTS)
-    # The caller keeps its result backend, as a Django project would; only the worker has rpc.
+    # Clients use the project's result backend, as in production; only the worker has `rpc://`.
     stock = Project(python[celery], truth_database.url, stock_broker.url, settings)
     workers = [
         truth.worker(logs / f"{run} truth.log"),
@@ -170,14 +170,14 @@ def test_the_same_tasks_have_rows(zoo: Zoo, engine: str) -> None:
     # GIVEN what each case says about its task ids
     stored = {task_id for _, task_id in zoo.stored()}
     named = {task_id for ends in zoo.cases.values() for task_id in ends}
-    # THEN the truth has a row for those that end, and so have we, apart from what stock loses
+    # THEN both sides have a row for those that end, except for results that `rpc://` loses
     lost = {list(zoo.cases[case])[-1] for case in LOST_ON_STOCK}
     assert set(zoo.truth) & named == stored | lost
     assert set(zoo.ours[engine]) & named == stored
 
 
 def test_outcome(zoo: Zoo, engine: str) -> None:
-    # THEN the outcome of every task is, character by character, the true one
+    # THEN the outcome of every task is identical
     different = {
         f"{case}: {column}": {"true": true[column], "ours": ours[column]}
         for case, true, ours in zoo.pairs(engine)
@@ -189,7 +189,7 @@ def test_outcome(zoo: Zoo, engine: str) -> None:
 
 def test_traceback(zoo: Zoo, engine: str) -> None:
     if zoo.extended:
-        # THEN tracebacks are the true ones
+        # THEN tracebacks are identical
         different = {
             case: {"true": true["traceback"], "ours": ours["traceback"]}
             for case, true, ours in zoo.pairs(engine)
@@ -200,7 +200,7 @@ def test_traceback(zoo: Zoo, engine: str) -> None:
         assert backends
         assert all("EncodeError" in row["traceback"] for row in backends)
     else:
-        # THEN we keep the traceback, which django-celery-results drops without result_extended
+        # THEN we store the traceback, which django-celery-results drops without result_extended
         for case, true, ours in zoo.pairs(engine):
             assert true["traceback"] is None
             sent = [message["traceback"] for message in zoo.sent[ours["task_id"]]]
@@ -215,7 +215,7 @@ def test_description(zoo: Zoo, engine: str) -> None:
     different = {}
     for case, true, ours in zoo.pairs(engine):
         if described:
-            # THEN name and worker are the true ones, and the arguments are the JSON of the real ones
+            # THEN name and worker are identical, and the arguments are the originals as JSON
             sent = zoo.outcome(ours)
             wanted = {
                 "task_name": true["task_name"],
@@ -224,7 +224,7 @@ def test_description(zoo: Zoo, engine: str) -> None:
                 "task_kwargs": None if sent["kwargs"] is None else json.dumps(sent["kwargs"]),
             }
         else:
-            # THEN nothing is known of them, and nothing is made up
+            # THEN these columns are empty
             wanted = dict.fromkeys(("task_name", "worker", "task_args", "task_kwargs"))
         had = {column: ours[column] for column in wanted}
         if had != wanted:
@@ -247,12 +247,12 @@ def test_dates(zoo: Zoo, engine: str) -> None:
             datetime.datetime.fromisoformat(ours[column]) if ours[column] else None
             for column in ("date_created", "date_started", "date_done")
         )
-        # THEN a task that was seen starting has a start, its times are in order, and a task is
-        # done when its message says so
+        # THEN a task that was seen starting has a start, its times are in order, and its end is the
+        # time in the message
         own = zoo.outcome(ours).get("date_done")
         told = {message["status"] for message in zoo.sent[ours["task_id"]]}
         kept = {
-            # (`rpc://` publishes without confirmation, so a message can be missing)
+            # (`rpc://` publishes without confirms, so a message can be missing)
             "has a start": (started is None) == (true["date_started"] is None)
             or (started is None and "STARTED" not in told),
             "in order": created <= (started or created) <= done,
@@ -272,13 +272,13 @@ def test_async_result(zoo: Zoo, engine: str) -> None:
             true, ours = true | {"traceback": ""}, ours | {"traceback": ""}
         if normalised(json.dumps(true)) != normalised(json.dumps(ours)):
             different[case] = {"true": true, "ours": ours}
-    # THEN whoever holds an AsyncResult sees no difference
+    # THEN an AsyncResult returns the same on both sides
     assert not different, shown(different)
 
 
 # Times ---------------------------------------------------------------------------------------
 
-#: As Celery writes them, in and out of summer time, and at the edges of what a column holds.
+#: Times as Celery writes them: in and out of summer time, and at the limits of a column.
 TIMES = [
     "2026-01-15T12:00:00.123456+00:00",
     "2026-07-15T12:00:00.000001+00:00",
@@ -314,24 +314,24 @@ def test_times_to_the_microsecond(
     databases: Databases,
     make_daemon: Callable[..., Daemon],
 ) -> None:
-    # GIVEN a Django project in Paris, with aware or with naive times, and a daemon told as much
+    # GIVEN a Django project in Paris, with aware or naive times, and a daemon with its zone
     broker, database = Broker(rabbitmq.create()), databases.migrated(engine)
     settings = {"USE_TZ": "on" if use_tz else "off", "TIME_ZONE": "Europe/Paris"}
     project = Project(python["celery-5.7"], database.url, broker.url, settings)
     options = [] if use_tz else ["--time-zone", "Europe/Paris"]
     daemon = make_daemon(broker.url, database.url, *options)
     daemon.start_consuming()
-    # WHEN results that say when they were done are stored
+    # WHEN results with a `date_done` are stored
     times = {results.new_id(): time for time in TIMES}
     broker.publish(*(results.result(id, date_done=time) for id, time in times.items()))
     Pipeline(broker, database, daemon).wait_for_rows(dict.fromkeys(times, "SUCCESS"))
-    # THEN Django reads those very times
+    # THEN Django reads exactly these times
     rows = project.rows()
     read = {time: rows[id]["row"]["date_done"] for id, time in times.items()}
     assert read == {time: as_django_reads(time, use_tz) for time in TIMES}
     for id, time in times.items():
         assert rows[id]["row"]["date_created"] <= as_django_reads(time, use_tz)
-    # THEN a task that is still at work has the time of arrival, in the same zone
+    # THEN a running task has the time of arrival, in the same zone
     unfinished = results.new_id()
     before = datetime.datetime.now(datetime.timezone.utc)
     broker.publish(results.result(unfinished, status="STARTED", date_done=None))
@@ -345,7 +345,7 @@ def test_times_to_the_microsecond(
 
 
 def as_django_reads(time: str, use_tz: bool) -> str:
-    """Aware times come back in UTC, naive ones as the clock in Paris showed them."""
+    """Aware times are returned in UTC, naive ones in Paris time."""
     zone = datetime.timezone.utc if use_tz else ZoneInfo("Europe/Paris")
     local = datetime.datetime.fromisoformat(time).astimezone(zone)
     return local.replace(tzinfo=local.tzinfo if use_tz else None).isoformat(timespec="microseconds")

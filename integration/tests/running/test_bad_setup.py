@@ -1,5 +1,6 @@
-"""Everything that can be wrong with a set-up, one by one: each is told in one line that says what,
-where and how to mend it, and never with a password in it."""
+"""Each problem of a setup is reported in one line that says what is wrong, where, and how to fix
+it, and never contains a password.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ SECRET = "hunter2"
 
 @pytest.fixture
 def says(make_daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
-    """Starts a daemon and waits until one of its errors has all the words."""
+    """Starts a daemon and waits until one of its errors contains all the words."""
 
     def check(broker: str, database: str, *words: str, seconds: float = 25) -> Daemon:
         daemon = make_daemon(broker, database)
@@ -73,7 +74,7 @@ def test_the_broker(rabbitmq: RabbitMQ, good_database: str, says: Callable[..., 
             theirs: ["access to vhost", f"refused for user '{user}'", "docs/security.md"],
             f"amqp://u:{SECRET}@nowhere.invalid//": ["nowhere.invalid", "check the host in the URL"],
             f"amqp://u:{SECRET}@{HOST}:1//": [f"{HOST}:1", "Connection refused", check],
-            # An address of the range for documentation: nobody answers there.
+            # An address from the range for documentation, where nothing answers.
             f"amqp://u:{SECRET}@192.0.2.1//": ["192.0.2.1", check],
         }.items():
             says(broker, good_database, *words).kill()
@@ -105,7 +106,7 @@ def test_postgresql(
         f"postgres://u:{SECRET}@%2Fnowhere/n": ["%2Fnowhere", "check the path of the socket"],
     }.items():
         says(broker, url, *words).kill()
-    # WHEN the database may only be read
+    # WHEN the database is read-only
     database.execute(f"alter database {where.path[1:]} set default_transaction_read_only = on")
     Broker(broker).declare(RESULTS)
     Broker(broker).publish(results.result(results.new_id()))
@@ -183,12 +184,12 @@ def test_a_full_disk(
         path.write_bytes(source.read_bytes())
         url = rabbitmq.create()
         broker, database = Broker(url), Database(f"sqlite:///{path}")
-        # GIVEN more results than there is room for
+        # GIVEN more results than there is disk space for
         broker.declare(RESULTS)
         ids = [results.new_id() for _ in range(20)]
         broker.publish(*(results.result(task_id, result="x" * 100_000) for task_id in ids))
         daemon = says(url, database.url, "full", "make room on its disk")
-        # WHEN there is room, THEN all are stored
+        # WHEN there is space, THEN all are stored
         subprocess.run(["mount", "-o", "remount,size=32m", folder], check=True)
         wait_until(lambda: set(database.statuses()) == set(ids), "all rows", 40)
         assert daemon.stop() == 0

@@ -1,8 +1,8 @@
-"""Nothing is lost, whatever breaks.
+"""No result is lost, whatever fails.
 
-In each test a stream of results is published while something goes wrong. In the end every task
-has the row that it is to have, every message that can never be stored is a dead letter, and the
-queue is empty, also once the daemon is gone and cannot hold anything back.
+In each test a stream of results is published while something fails. In the end every task has the
+expected row, every message that can never be stored is a dead letter, and the queue is empty, also
+after the daemon has ended and its unacknowledged messages are back in the queue.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MIGRATE = "python manage.py migrate django_celery_results"
 
 
 def wait_for_more_rows(pipeline: Pipeline, stream: Stream, rows: int = 20) -> None:
-    """Waits until the daemon is at work: something breaks then, and not while it sits idle."""
+    """Waits until the daemon is storing rows, so that the fault occurs while it is busy."""
     seen = pipeline.database.count()
     wait_until(lambda: pipeline.database.count() >= seen + rows, "rows to be stored", 60, 0.01)
     assert not stream.is_over, "the stream ended early"
@@ -47,12 +47,12 @@ def wait_for_more_rows(pipeline: Pipeline, stream: Stream, rows: int = 20) -> No
 def test_daemon_killed_again_and_again(own_pipeline: Pipeline) -> None:
     # GIVEN a stream of results, some of them bad
     with Stream(own_pipeline.broker, bad_every=50) as stream:
-        # WHEN the daemon is killed in the midst of it, fewer times than a message may come again
+        # WHEN the daemon is killed while it is busy, fewer times than the delivery limit
         for _ in range(10):
             own_pipeline.daemon.start_consuming()
             wait_for_more_rows(own_pipeline, stream)
             own_pipeline.daemon.kill()
-    # THEN the next one makes up for it
+    # THEN the next one stores the rest
     own_pipeline.daemon.start_consuming()
     stream.check(own_pipeline)
 
@@ -64,10 +64,10 @@ def test_daemon_stopped_under_load(own_pipeline: Pipeline, signal_number: signal
         # WHEN the daemon is asked to stop under load
         own_pipeline.daemon.start_consuming()
         wait_for_more_rows(own_pipeline, stream, 100)
-        # THEN it ends soon and well, and what it has stored is complete
+        # THEN it stops soon without an error, and what it has stored is complete
         assert own_pipeline.daemon.stop(10, signal_number) == 0
         before = outcomes(own_pipeline.database)
-    # THEN the next one stores the rest and leaves what is final as it was
+    # THEN the next one stores the rest and does not change final rows
     own_pipeline.daemon.start_consuming()
     stream.check(own_pipeline)
     after = outcomes(own_pipeline.database)
@@ -85,11 +85,11 @@ def test_second_signal_ends_at_once(own_pipeline: Pipeline) -> None:
         own_pipeline.database.lock(connection)
         stream.publish()
         own_pipeline.daemon.terminate()
-        # WHEN it is asked a second time
+        # WHEN it is asked to stop a second time
         own_pipeline.daemon.wait_while_alive(
             lambda: "stop" in own_pipeline.daemon.output().lower(), "word of stopping", 10
         )
-        # THEN it leaves everything as it is
+        # THEN it ends immediately
         own_pipeline.daemon.stop(3)
     own_pipeline.daemon.start_consuming()
     stream.check(own_pipeline)
@@ -99,13 +99,13 @@ def test_second_signal_ends_at_once(own_pipeline: Pipeline) -> None:
 def test_two_daemons_on_one_queue(
     own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
 ) -> None:
-    # GIVEN two daemons that share a queue and a table, with several lanes where that is possible
+    # GIVEN two daemons with the same queue and table, and with several lanes where possible
     other = make_daemon(own_pipeline.broker.url, own_pipeline.database.url)
     for daemon in (own_pipeline.daemon, other):
         daemon.start_consuming()
-    # WHEN a task's messages are spread over both
+    # WHEN both get messages of the same tasks
     stream = Stream(own_pipeline.broker, 2000, bad_every=100).publish()
-    # THEN no row differs from what one daemon would have made of them
+    # THEN the rows are those that one daemon would have stored
     wait_until(lambda: own_pipeline.broker.depth(RESULTS) == 0, "the queue to be empty", 60)
     assert other.stop() == 0
     stream.check(own_pipeline)
@@ -113,14 +113,14 @@ def test_two_daemons_on_one_queue(
 
 @pytest.mark.parametrize("engine", full_except("mariadb", SERVERS))
 def test_several_lanes(own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]) -> None:
-    # GIVEN a daemon with four lanes and batches so small that they overlap all the time
+    # GIVEN a daemon with four lanes and batches so small that they always overlap
     options = ["--lanes", "4", "--max-rows", "10", "--prefetch", "40"]
     daemon = make_daemon(own_pipeline.broker.url, own_pipeline.database.url, *options)
     pipeline = replace(own_pipeline, daemon=daemon)
-    # WHEN it works off a backlog
+    # WHEN it stores a backlog
     stream = Stream(pipeline.broker, 2000, bad_every=100).publish()
     daemon.start_consuming()
-    # THEN no row differs
+    # THEN the rows are correct
     stream.check(pipeline)
 
 
@@ -137,7 +137,7 @@ def broker_proxy(own_pipeline: Pipeline) -> Iterator[Proxy]:
 def behind_broker_proxy(
     own_pipeline: Pipeline, broker_proxy: Proxy, make_daemon: Callable[..., Daemon]
 ) -> Pipeline:
-    """The daemon reaches the broker through the proxy, with heartbeats that suit a test."""
+    """A daemon that connects to the broker through the proxy, with a short heartbeat."""
     daemon = make_daemon(f"{broker_proxy.url}?heartbeat=2", own_pipeline.database.url)
     return replace(own_pipeline, daemon=daemon)
 
@@ -146,7 +146,7 @@ def behind_broker_proxy(
 def test_broker_connection_cut(behind_broker_proxy: Pipeline, broker_proxy: Proxy) -> None:
     behind_broker_proxy.daemon.start_consuming()
     with Stream(behind_broker_proxy.broker, bad_every=50) as stream:
-        # WHEN its connection is cut again and again
+        # WHEN its connection is closed again and again
         for number in range(5):
             wait_for_more_rows(behind_broker_proxy, stream)
             broker_proxy.cut()
@@ -159,9 +159,9 @@ def test_broker_falls_silent(behind_broker_proxy: Pipeline, broker_proxy: Proxy)
     behind_broker_proxy.daemon.start_consuming()
     with Stream(behind_broker_proxy.broker) as stream:
         wait_for_more_rows(behind_broker_proxy, stream)
-        # WHEN its connection says nothing any more and does not end either
+        # WHEN its connection neither transfers data nor ends
         broker_proxy.swallow()
-        # THEN it notices by the missing heartbeats
+        # THEN it notices the missing heartbeats
         behind_broker_proxy.daemon.wait_for_consuming(2)
     stream.check(behind_broker_proxy)
 
@@ -172,34 +172,34 @@ def test_broker_down_at_start(behind_broker_proxy: Pipeline, broker_proxy: Proxy
     broker_proxy.refuse()
     behind_broker_proxy.daemon.start()
     behind_broker_proxy.daemon.wait_for('"level":"WARN"')
-    # WHEN it takes them
+    # WHEN the broker accepts them
     with Stream(behind_broker_proxy.broker, 100) as stream:
         broker_proxy.accept()
-        # THEN the daemon begins
+        # THEN the daemon starts to consume
         behind_broker_proxy.daemon.wait_for_consuming()
     stream.check(behind_broker_proxy)
 
 
 @on_postgresql
 def test_queue_deleted(own_pipeline: Pipeline) -> None:
-    # GIVEN a daemon that consumes
+    # GIVEN a daemon that is consuming
     own_pipeline.daemon.start_consuming()
-    # WHEN its queue is deleted under it
+    # WHEN its queue is deleted
     own_pipeline.broker.delete(RESULTS)
-    # THEN it declares the queue anew and goes on
+    # THEN it declares the queue again and continues
     own_pipeline.daemon.wait_for_consuming(2)
     stream = Stream(own_pipeline.broker, 100).publish()
     stream.check(own_pipeline)
 
 
 @on_postgresql
-def test_queue_made_by_others(own_pipeline: Pipeline) -> None:
-    # GIVEN a queue that was declared otherwise, with results in it
+def test_existing_queue_is_used(own_pipeline: Pipeline) -> None:
+    # GIVEN a queue with other arguments, and results in it
     own_pipeline.broker.declare(RESULTS, {"x-max-priority": 3})
     stream = Stream(own_pipeline.broker, 100, bad_every=10).publish()
-    # WHEN the daemon comes
+    # WHEN the daemon starts
     own_pipeline.daemon.start_consuming()
-    # THEN it takes the queue as it is, and says so
+    # THEN it uses the queue as it is, with a warning
     assert '"level":"WARN"' in own_pipeline.daemon.output()
     stream.check(own_pipeline)
 
@@ -207,10 +207,10 @@ def test_queue_made_by_others(own_pipeline: Pipeline) -> None:
 @on_postgresql
 def test_dead_letter_queue_deleted(own_pipeline: Pipeline) -> None:
     own_pipeline.daemon.start_consuming()
-    # WHEN a message has to be dead-lettered and there is no queue for that any more
+    # WHEN a message must be dead-lettered, but the queue was deleted
     own_pipeline.broker.delete(DEAD)
     stream = Stream(own_pipeline.broker, 100, bad_every=10).publish()
-    # THEN it is made again, and no message is lost
+    # THEN the queue is declared again, and no message is lost
     wait_until(lambda: own_pipeline.broker.exists(DEAD), "the queue to be back", 30)
     stream.check(own_pipeline)
 
@@ -221,23 +221,23 @@ def test_broker_killed_and_restarted(
 ) -> None:
     with private("rabbitmq") as server:
         assert isinstance(server, PrivateRabbitMQ)
-        # GIVEN queues that the broker has on disk: RabbitMQ 3.10 finds no leader any more for a
-        # quorum queue that was declared only seconds before it was killed
+        # GIVEN queues that the broker has written to disk. RabbitMQ 3.10 finds no leader for a
+        # quorum queue that was declared only seconds before it was killed.
         broker, database = Broker(server.create()), databases.migrated(engine)
         for queue in (RESULTS, DEAD):
             broker.declare(queue)
         server.stop()
         server.start()
-        # GIVEN a daemon at work
+        # GIVEN a busy daemon
         pipeline = Pipeline(broker, database, make_daemon(broker.url, database.url))
         pipeline.daemon.start_consuming()
         with Stream(broker, bad_every=100) as stream:
             wait_for_more_rows(pipeline, stream)
-            # WHEN the broker is killed and comes back
+            # WHEN the broker is killed and started again
             server.kill()
             server.start()
             pipeline.daemon.wait_for_consuming(2, timeout_seconds=60)
-            # WHEN it is stopped in good order and comes back
+            # WHEN it is stopped properly and started again
             wait_for_more_rows(pipeline, stream)
             server.stop()
             server.start()
@@ -259,7 +259,7 @@ def database_proxy(own_pipeline: Pipeline) -> Iterator[Proxy]:
 def behind_database_proxy(
     own_pipeline: Pipeline, database_proxy: Proxy, make_daemon: Callable[..., Daemon]
 ) -> Pipeline:
-    """The daemon reaches the database through the proxy; the test itself does not."""
+    """A daemon that connects to the database through the proxy; the test does not."""
     daemon = make_daemon(own_pipeline.broker.url, database_proxy.url)
     return replace(own_pipeline, daemon=daemon)
 
@@ -268,7 +268,7 @@ def behind_database_proxy(
 def test_database_connection_cut(behind_database_proxy: Pipeline, database_proxy: Proxy) -> None:
     behind_database_proxy.daemon.start_consuming()
     with Stream(behind_database_proxy.broker, bad_every=50) as stream:
-        # WHEN its connection is cut again and again, also in the midst of a write
+        # WHEN its connection is closed again and again, also during a write
         for _ in range(8):
             wait_for_more_rows(behind_database_proxy, stream)
             database_proxy.cut()
@@ -280,7 +280,7 @@ def test_database_slow_for_seconds(behind_database_proxy: Pipeline, database_pro
     behind_database_proxy.daemon.start_consuming()
     with Stream(behind_database_proxy.broker, 1000) as stream:
         wait_for_more_rows(behind_database_proxy, stream)
-        # WHEN nothing goes to and fro until the whole stream is published
+        # WHEN the connection transfers no data until the whole stream is published
         database_proxy.stall()
         stream.wait()
         database_proxy.flow()
@@ -292,9 +292,9 @@ def test_database_falls_silent(behind_database_proxy: Pipeline, database_proxy: 
     behind_database_proxy.daemon.start_consuming()
     with Stream(behind_database_proxy.broker, 1000) as stream:
         wait_for_more_rows(behind_database_proxy, stream)
-        # WHEN its connection says nothing any more and does not end either, as after a failover
+        # WHEN its connection neither transfers data nor ends, as after a failover
         database_proxy.swallow()
-    # THEN the daemon gives up on it in bounded time and connects anew
+    # THEN the daemon gives up on it within a time limit and connects again
     stream.check(behind_database_proxy, timeout_seconds=90)
 
 
@@ -305,10 +305,10 @@ def test_database_refuses_for_a_while(
     behind_database_proxy.daemon.start_consuming()
     with Stream(behind_database_proxy.broker, 1000, bad_every=50) as stream:
         wait_for_more_rows(behind_database_proxy, stream)
-        # WHEN the database is gone until the whole stream is published
+        # WHEN the database is unreachable until the whole stream is published
         database_proxy.refuse()
         stream.wait()
-        # THEN the daemon lives and says so
+        # THEN the daemon keeps running and logs it
         behind_database_proxy.daemon.wait_for('"level":"WARN"')
         database_proxy.accept()
     stream.check(behind_database_proxy)
@@ -332,11 +332,11 @@ def test_database_stopped_and_killed(
         with Stream(broker, bad_every=100) as stream:
             pipeline.daemon.start()
             pipeline.daemon.wait_for('"level":"WARN"')
-            # WHEN it comes up
+            # WHEN it is started
             server.start()
-            # THEN the daemon begins
+            # THEN the daemon starts to consume
             pipeline.daemon.wait_for_consuming()
-            # WHEN it is killed, and then stopped, in the midst of the stream
+            # WHEN it is killed, and then stopped, during the stream
             for interrupt in (server.kill, server.stop):
                 wait_for_more_rows(pipeline, stream)
                 interrupt()
@@ -359,20 +359,20 @@ def test_table_missing(
     first, second = Stream(broker, 50, seed=1), Stream(broker, 50, seed=2)
     first.publish()
     pipeline.daemon.start()
-    # THEN the daemon says what to do and leaves the messages where they are
+    # THEN the daemon says what to do and leaves the messages in the queue
     pipeline.daemon.wait_for(MIGRATE)
     assert broker.depth(RESULTS) == first.published
     # WHEN that is done
     project.migrate()
-    # THEN the daemon goes on by itself
+    # THEN the daemon continues without a restart
     pipeline.daemon.wait_for_consuming()
     pipeline.wait_for_rows({id: outcome.status for id, outcome in first.outcomes.items()})
-    # WHEN the table goes away under the daemon
+    # WHEN the table is dropped while the daemon is running
     project.manage("migrate", "django_celery_results", "zero", "--verbosity", "0")
     second.publish()
     wait_until(lambda: pipeline.daemon.output().count(MIGRATE) > 1, "the advice again", 30)
     project.migrate()
-    # THEN those messages were kept as well
+    # THEN these messages were kept too
     second.check(pipeline)
 
 
@@ -381,13 +381,13 @@ def test_table_locked(own_pipeline: Pipeline) -> None:
     own_pipeline.daemon.start_consuming()
     stream = Stream(own_pipeline.broker, 300)
     with own_pipeline.database.connect() as connection:
-        # GIVEN a table that somebody else has locked
+        # GIVEN a table locked by another client
         own_pipeline.database.lock(connection)
         stream.publish()
-        # WHEN that lasts longer than a database's usual busy timeout of five seconds
+        # WHEN that lasts longer than the usual busy timeout of five seconds
         time.sleep(7)
         assert own_pipeline.daemon.is_alive()
-    # THEN the rows are written once it is over
+    # THEN the rows are written afterwards
     stream.check(own_pipeline)
 
 
@@ -395,7 +395,7 @@ def test_table_locked(own_pipeline: Pipeline) -> None:
 def test_database_ends_sessions(own_pipeline: Pipeline) -> None:
     own_pipeline.daemon.start_consuming()
     with Stream(own_pipeline.broker) as stream:
-        # WHEN an administrator ends the daemon's sessions
+        # WHEN an administrator terminates the daemon's sessions
         for _ in range(3):
             wait_for_more_rows(own_pipeline, stream)
             own_pipeline.database.query(
@@ -406,12 +406,12 @@ def test_database_ends_sessions(own_pipeline: Pipeline) -> None:
 
 
 @on_postgresql
-def test_ordinary_results_need_no_luck(own_pipeline: Pipeline) -> None:
-    # GIVEN nothing that goes wrong at all
+def test_a_single_result_is_stored_at_once(own_pipeline: Pipeline) -> None:
+    # GIVEN no fault at all
     own_pipeline.daemon.start_consuming()
-    # WHEN one result comes
+    # WHEN one result arrives
     task_id = results.new_id()
     own_pipeline.broker.publish(results.result(task_id))
-    # THEN its row is there without waiting for others to fill a batch
+    # THEN it is stored without waiting for a full batch
     own_pipeline.wait_for_rows({task_id: "SUCCESS"}, timeout_seconds=2)
     own_pipeline.stop_and_check_queues()

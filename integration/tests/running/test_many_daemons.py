@@ -1,8 +1,9 @@
-"""Many daemons and lanes on one queue, killed again and again, write the rows of a single one.
+"""Several daemons and lanes on one queue, killed again and again, store the rows of a single
+daemon.
 
-A real worker under load publishes results and events to exchanges. For each database there are
-queues that two daemons share and are killed at, and there are queues of one daemon that nobody
-disturbs. All messages have times of their own, so every column of every row has to be the same.
+A worker under load publishes results and events to exchanges. For each database there are queues
+that two daemons share, which are killed repeatedly, and queues of one daemon that is never killed.
+All messages contain their times, so every column of every row must be the same.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from harness.stream import utc
 TASKS = 800
 FINAL = {"SUCCESS", "FAILURE"}
 
-#: Batches so small that a task's messages are spread over all lanes.
+#: Batches so small that the messages of a task are spread over all lanes.
 OPTIONS = ("--events", "--events-pending", "--events-arguments", "--max-rows", "10")
 
 
 @dataclass
 class Side:
-    """The daemons of one database, with queues of their own."""
+    """The daemons of one database, with their own queues."""
 
     name: str
     broker: Broker
@@ -59,7 +60,7 @@ class Side:
         return all(self.broker.depth(queue) == 0 for queue in self.queues)
 
     def finish(self) -> None:
-        """What a daemon holds is stored before it ends, or is back in the queue."""
+        """Stops the daemons; messages that they have not stored would be back in the queue."""
         wait_until(self.is_drained, f"empty queues of {self.name}", 60)
         for daemon in self.daemons:
             assert daemon.stop() == 0, daemon.last_words()
@@ -92,7 +93,7 @@ def test_killed_daemons_write_the_rows_of_one(
             made.daemons.append(make_daemon(broker.url, made.database.url, *options))
         return made
 
-    # GIVEN two daemons for each database, with four lanes where there may be several, and one
+    # GIVEN for each database two daemons, with four lanes where possible, and one more daemon
     calm = side("calm", "postgresql", 1, 1)
     disturbed = [side(engine, engine, 2, 1 if engine == "sqlite" else 4) for engine in ENGINES]
     settings = {"RESULT_BACKEND": "celeriac://", "TASK_SEND_SENT_EVENT": "on"}
@@ -107,7 +108,7 @@ def test_killed_daemons_write_the_rows_of_one(
     calm.daemons[0].wait_for_consuming(2)
     chance = random.Random(7)
     with ExitStack() as stack, ThreadPoolExecutor(1) as publisher:
-        # GIVEN a worker that sends its events and tells when a task starts
+        # GIVEN a worker that sends events and stores STARTED
         options = ("-E", "--concurrency", "3", "--loglevel", "ERROR")
         worker = project.worker(logs / "load.log", *options)
         stack.callback(worker.kill)
@@ -120,7 +121,7 @@ def test_killed_daemons_write_the_rows_of_one(
             statuses = calm.database.statuses()
             return all(statuses.get(task_id) in FINAL for task_id in json.loads(published.result()))
 
-        # WHEN daemons are killed in the midst of it, at random
+        # WHEN daemons are killed at random while it is working
         kills = 0
 
         def kill_one() -> bool:

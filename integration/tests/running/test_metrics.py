@@ -1,4 +1,4 @@
-"""What a daemon tells of itself: counts that are true, and a health that follows its two sides."""
+"""The metrics of a daemon are correct, and its health shows the state of broker and database."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def probe() -> Probe:
 
 @pytest.fixture
 def watched(own_pipeline: Pipeline, probe: Probe, make_daemon: Callable[..., Daemon]) -> Pipeline:
-    """A daemon that is not yet started and listens."""
+    """A daemon with a listener, not yet started."""
     options = [*probe.options, "--events"]
     daemon = make_daemon(own_pipeline.broker.url, own_pipeline.database.url, *options)
     return replace(own_pipeline, daemon=daemon)
 
 
 def deliver_once(broker: Broker, queue: str) -> None:
-    """Lets a consumer take one message and go away with it."""
+    """Delivers one message to a consumer that does not acknowledge it."""
     with broker.channel() as channel:
         assert channel.basic_get(queue)
 
 
 @pytest.mark.parametrize("engine", full_except("postgresql"))
 def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
-    # GIVEN results, of which some can never be stored and one was delivered before
+    # GIVEN results, of which some cannot be stored and one was delivered before
     ids = [results.new_id() for _ in range(5)]
     bad = results.new_id()
     watched.broker.declare(RESULTS)
@@ -60,12 +60,12 @@ def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
         results.raw(bad, b"", content_type="application/x-python-serialize"),
     )
     deliver_once(watched.broker, RESULTS)
-    # GIVEN three events of one task in a message, with one that Celery does not send
+    # GIVEN a message with three events of a task, one of them not in Celery's format
     watched.broker.declare(EVENTS)
     task_id = results.new_id()
     states = [events.event(f"task-{state}", task_id) for state in ("received", "started", "retried")]
     watched.broker.publish(events.message([*states, {"type": "task-started"}]), queue=EVENTS)
-    # WHEN the daemon has worked them off
+    # WHEN the daemon has handled them
     watched.daemon.start_consuming()
     of_results = {"queue": RESULTS}
     wait_until(
@@ -75,7 +75,7 @@ def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
         30,
     )
 
-    # THEN it has counted them as they were
+    # THEN it has counted them correctly
     samples = probe.samples()
 
     def value(name: str, **labels: str) -> float | None:
@@ -93,7 +93,7 @@ def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
         for (name, pairs), count in samples.items()
         if name == "celeriac_dead_letters_total" and (labels := dict(pairs))["queue"] == RESULTS
     }
-    assert len(dead) > 10, "reasons that have not come up are 0"
+    assert len(dead) > 10, "unused reasons are 0"
     assert {reason: count for reason, count in dead.items() if count} == {
         "undecodable": 1,
         "not-a-result": 1,
@@ -103,7 +103,7 @@ def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
     assert value("batch_rows_count", **of_results) == batches >= 1
     assert value("batch_rows_sum", **of_results) == 6
     assert value("batch_size_bytes_sum", **of_results) > 1000
-    # The states lie in the past, each by more than the largest bound.
+    # The states are older than the largest bucket bound.
     assert value("lag_seconds_count", **of_results) == 6
     assert value("lag_seconds_bucket", **of_results, le="21600.0") == 0
     assert value("messages_unacknowledged", **of_results, lane="1") == 0
@@ -118,18 +118,18 @@ def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
     assert samples["process_resident_memory_bytes", frozenset()] > 1e6
     assert samples["process_cpu_seconds_total", frozenset()] > 0
 
-    # WHEN a result comes again, and one from the future
+    # WHEN a result comes again, and another with a time in the future
     later = results.result(results.new_id(), date_done="2999-01-01T00:00:00+00:00")
     watched.broker.publish(results.result(ids[0]), later)
     wait_until(
         lambda: probe.value("messages_acknowledged_total", **of_results) == 11, "both results", 30
     )
-    # THEN the one has changed nothing, where the database tells that, and the other was not late
+    # THEN the first is counted as stale where the database reports it, and the second has no lag
     stale = None if watched.engine == "mariadb" else 1
     assert probe.value("rows_stale_total", **of_results, table=TABLE) == stale
     assert probe.value("rows_stored_total", **of_results, table=TABLE) == 7
     assert probe.value("lag_seconds_bucket", **of_results, le="0.001") == 1
-    # THEN the depths of the queues come by and by
+    # THEN the lengths of the queues follow after a while
     wait_until(lambda: probe.value("queue_messages", queue=DEAD, role="dead") == 3, "the dead letters", 30)
     assert probe.value("queue_messages", **of_results, role="results") == 0
     assert probe.value("queue_consumers", queue=EVENTS, role="events") == 1
@@ -138,16 +138,16 @@ def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
 
 @on_postgresql
 def test_a_row_that_is_refused(watched: Pipeline, probe: Probe) -> None:
-    # GIVEN a table that refuses one state, and a lane that gets it among others
+    # GIVEN a table that refuses one state, and a message with that state among others
     watched.database.execute(f"alter table {TABLE} add check (status <> 'CURSED')")
     watched.broker.declare(RESULTS)
     states = ["SUCCESS", "CURSED", "SUCCESS", "SUCCESS"]
     watched.broker.publish(*(results.result(results.new_id(), status=state) for state in states))
-    # WHEN it is stored
+    # WHEN it is handled
     watched.daemon.start_consuming()
     dead = {"queue": RESULTS, "reason": "unstorable"}
     wait_until(lambda: probe.value("dead_letters_total", **dead) == 1, "the dead letter", 30)
-    # THEN the errors tell of it, and the database is as good as before
+    # THEN the errors are counted, and the database is up
     assert probe.value("database_errors_total", queue=RESULTS, **{"class": "poison"}) >= 2
     assert probe.value("rows_stored_total", queue=RESULTS, table=TABLE) == 3
     assert probe.is_ready()
@@ -165,19 +165,19 @@ def test_an_idle_daemon_notices_that_its_database_is_gone(
         daemon = make_daemon(own_pipeline.broker.url, proxy.url, *probe.options)
         daemon.start_consuming()
         assert probe.is_ready()
-        # WHEN the database goes away and nothing is written
+        # WHEN the database becomes unreachable and nothing is written
         proxy.refuse()
         wait_until(lambda: not probe.is_ready(), "word of the outage", 30)
-        # THEN it says which side, of which lane, and why, and wants no restart
+        # THEN the answer has the lane, the side and the reason, and the daemon is still live
         [lane] = probe.lanes()
         assert lane["lane"] == "1" and lane["queue"] == RESULTS
         assert lane["broker"] == {"up": True}
         assert "the database does not answer" in lane["database"]["reason"]
         assert probe.value("database_up", queue=RESULTS, lane="1") == 0
         assert probe.is_live()
-        # WHEN it is back
+        # WHEN the database is reachable again
         proxy.accept()
-        # THEN so is the daemon
+        # THEN the daemon is ready again
         wait_until(probe.is_ready, "the daemon to be ready", 30)
         assert probe.value("database_errors_total", queue=RESULTS, **{"class": "outage"}) >= 1
 
@@ -189,11 +189,11 @@ def test_rows_are_held_while_the_database_is_gone(
     with Proxy(own_pipeline.database.url, 5432) as proxy:
         daemon = make_daemon(own_pipeline.broker.url, proxy.url, *probe.options)
         daemon.start_consuming()
-        # WHEN results come while the database is gone
+        # WHEN results arrive while the database is unreachable
         proxy.refuse()
         own_pipeline.broker.publish(*(results.result(results.new_id()) for _ in range(7)))
         wait_until(lambda: not probe.is_ready(), "word of the outage", 10)
-        # THEN the daemon tells how many it holds, and why
+        # THEN the daemon shows how many it holds, and why
         [lane] = probe.lanes()
         assert "its rows are held" in lane["database"]["reason"]
         wait_until(
@@ -202,7 +202,7 @@ def test_rows_are_held_while_the_database_is_gone(
             10,
         )
         assert probe.is_live()
-        # WHEN the database is back
+        # WHEN the database is reachable again
         proxy.accept()
         # THEN they are written
         wait_until(probe.is_ready, "the daemon to be ready", 30)
@@ -221,18 +221,18 @@ def test_broker_lost(
         daemon.start_consuming()
         depth = {"queue": RESULTS, "role": "results"}
         wait_until(lambda: probe.value("queue_messages", **depth) == 0, "the depth", 30)
-        # WHEN the broker goes away
+        # WHEN the broker becomes unreachable
         proxy.refuse()
         wait_until(lambda: not probe.is_ready(), "word of the loss", 10)
-        # THEN the reason is told without the password
+        # THEN the reason is shown without the password
         [lane] = probe.lanes()
         assert lane["database"] == {"up": True}
         assert lane["broker"]["reason"] and "guest:guest" not in json.dumps(lane)
         assert probe.value("broker_up", queue=RESULTS, lane="1") == 0
         assert probe.is_live()
-        # THEN what is not known has no sample
+        # THEN unknown values have no sample
         wait_until(lambda: probe.value("queue_messages", **depth) is None, "the sample to go", 30)
-        # WHEN it comes back
+        # WHEN the broker is reachable again
         proxy.accept()
         wait_until(probe.is_ready, "the daemon to be ready", 30)
         assert probe.value("broker_sessions_total", queue=RESULTS) == 2
@@ -251,7 +251,7 @@ def test_table_missing(
     daemon = make_daemon(broker.url, database.url, *probe.options)
     daemon.start()
     daemon.wait_for("manage.py migrate")
-    # THEN the daemon is live and not ready, and says what to do
+    # THEN the daemon is live but not ready, and says what to do
     assert probe.is_live() and not probe.is_ready()
     assert "manage.py migrate" in probe.lanes()[0]["database"]["reason"]
     assert probe.value("database_errors_total", queue=RESULTS, **{"class": "setup"}) >= 1
@@ -272,11 +272,11 @@ def test_a_daemon_that_stops_is_not_ready(watched: Pipeline, probe: Probe) -> No
         wait_until(lambda: probe.value("messages_unacknowledged", **held) == 1, "the write", 10)
         # WHEN it is asked to stop
         watched.daemon.terminate()
-        # THEN it says so until it is gone
+        # THEN it is not ready until it has ended
         wait_until(lambda: not probe.is_ready(), "word of the stop", 5)
         assert json.loads(probe.ask("/ready")[2])["reason"] == "stopping"
         assert probe.is_live()
-    # THEN it ends well once its write is done
+    # THEN it ends without an error after its write
     wait_until(lambda: not watched.daemon.is_alive(), "the end", 10)
     assert watched.daemon.exit_code == 0
 
@@ -288,7 +288,7 @@ def test_a_daemon_that_stops_is_not_ready(watched: Pipeline, probe: Probe) -> No
 def listening(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Probe]:
-    """A daemon that has neither broker nor database, which is all that these tests need."""
+    """A daemon without broker and database, which these tests do not need."""
     probe = Probe()
     folder = tmp_path_factory.mktemp("listening")
     daemon = Daemon(
@@ -300,7 +300,7 @@ def listening(
     assert daemon.stop() == 0
 
 
-def test_only_what_there_is_is_answered(listening: Probe) -> None:
+def test_unknown_paths_and_methods_are_refused(listening: Probe) -> None:
     assert listening.ask("/")[0] == 404
     assert b"/metrics" in listening.ask("/metric")[2]
     status, headers, _ = listening.ask("/ready", "POST")
@@ -311,7 +311,7 @@ def test_only_what_there_is_is_answered(listening: Probe) -> None:
     assert listening.ask("/metrics?name[]=up")[0] == 200
 
 
-def test_what_is_too_large_is_refused(listening: Probe) -> None:
+def test_large_requests_are_refused(listening: Probe) -> None:
     for head in (b"X: " + b"x" * 100_000, b"X: y\r\n" * 1_000, b"\0" * 100_000):
         with socket.create_connection((HOST, listening.port), timeout=5) as connection:
             with contextlib.suppress(ConnectionError):
@@ -321,9 +321,9 @@ def test_what_is_too_large_is_refused(listening: Probe) -> None:
     assert listening.is_live()
 
 
-def test_whoever_holds_connections_keeps_nobody_out(listening: Probe) -> None:
+def test_slow_clients_do_not_block_others(listening: Probe) -> None:
     with contextlib.ExitStack() as stack:
-        # GIVEN clients that begin to ask and never end, more than are served at a time
+        # GIVEN more clients than are served at a time, which never complete their requests
         held = [
             stack.enter_context(socket.create_connection((HOST, listening.port), timeout=15))
             for _ in range(100)
@@ -335,7 +335,7 @@ def test_whoever_holds_connections_keeps_nobody_out(listening: Probe) -> None:
         started = time.monotonic()
         assert listening.is_live()
         assert time.monotonic() - started < 2
-        # THEN those have to go
+        # THEN the slow clients are disconnected
         for connection in held:
             with contextlib.suppress(ConnectionError):
                 while connection.recv(1 << 16):
@@ -344,7 +344,7 @@ def test_whoever_holds_connections_keeps_nobody_out(listening: Probe) -> None:
 
 
 def test_a_port_that_is_taken(tmp_path_factory: pytest.TempPathFactory, listening: Probe) -> None:
-    # WHEN a second daemon is to listen on the same port
+    # WHEN a second daemon listens on the same port
     log = tmp_path_factory.mktemp("taken") / "log"
     daemon = Daemon(log, "amqp://127.0.0.1:1//", "sqlite:///none", *listening.options)
     daemon.start()

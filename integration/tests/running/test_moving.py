@@ -1,7 +1,8 @@
-"""From `django-db` to `celeriac://` and back, one worker at a time, while tasks are running.
+"""Changes from `django-db` to `celeriac://` and back, one worker at a time, while tasks are
+running.
 
-Two workers of one queue with different result backends are what a fleet looks like on its way. The
-steps are those of `docs/operating.md`.
+Meanwhile the workers of one queue have different result backends. The steps are those in
+`docs/operating.md`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from harness.processes import Process, wait_until
 from harness.project import Project
 from harness.services import unique_name
 
-#: Tasks and how they end; one in four is tried three times, by whichever worker is there.
+#: Tasks and how they end. One in four has three attempts, which can be on different workers.
 TASKS = {
     ("shop.tasks.add", (2, 3)): "SUCCESS",
     ("shop.tasks.price", ("leek",)): "SUCCESS",
@@ -32,14 +33,14 @@ TASKS = {
     ("shop.tasks.charge_card", ("4111",)): "SUCCESS",
 }
 
-#: How long each state of the fleet lasts.
+#: How long each step lasts.
 STEP_SECONDS = 4.0
 
 SECONDS = 120
 
 
 class Caller:
-    """Sends tasks, without a pause, for as long as the block lasts."""
+    """Sends tasks continuously until the block ends."""
 
     def __init__(self, broker: str) -> None:
         self._app = Celery(broker=broker, set_as_current=False)
@@ -65,7 +66,7 @@ class Caller:
 
 
 class Fleet:
-    """Workers of one project, each with its own name and result backend."""
+    """The workers of a project, each with its own name and result backend."""
 
     def __init__(self, project: Project, folder: Path) -> None:
         self._project = project
@@ -106,7 +107,7 @@ def missing(database: Database, wanted: dict[str, str]) -> dict[str, str | None]
 
 
 def drain(broker: Broker) -> None:
-    """Waits until nothing is left for the daemon, whose hands are empty as well."""
+    """Waits until the queue is empty and the daemon has no unacknowledged messages."""
     wait_until(lambda: broker.depth(RESULTS) == 0, "the results queue to be empty", SECONDS)
 
 
@@ -124,11 +125,11 @@ def test_a_fleet_moves_there_and_back_without_losing_a_row(
             time.sleep(STEP_SECONDS)
             counts[step] = len(caller.wanted)
 
-        # GIVEN workers that write the database themselves
+        # GIVEN workers that write to the database themselves
         old = fleet.worker("django-db")
         for_a_while("django-db")
 
-        # WHEN the daemon is started, one worker after the other is replaced, and all goes back
+        # WHEN the daemon is started, and one worker after another is replaced, and then the reverse
         daemon.start_consuming()
         new = fleet.worker("celeriac://")
         for_a_while("both")
@@ -141,7 +142,7 @@ def test_a_fleet_moves_there_and_back_without_losing_a_row(
         assert daemon.stop() == 0
         for_a_while("django-db again")
 
-    # THEN every task of every step has its row, and none stays on its way
+    # THEN every task of every step has its row with a final state
     assert all(count > 0 for count in counts.values())
     try:
         wait_until(lambda: not missing(database, caller.wanted), "every row", SECONDS, 0.5)
@@ -151,21 +152,21 @@ def test_a_fleet_moves_there_and_back_without_losing_a_row(
     assert old.stop(SECONDS) == 0
     assert not missing(database, caller.wanted)
     assert database.count() == len(caller.wanted)
-    # AND both ways of storing were used, and nothing is left in the queues
+    # AND both backends were used, and the queues are empty
     assert {row["task_name"] for row in database.rows().values()} == {name for name, _ in TASKS}
     assert broker.depth(RESULTS) == 0 and broker.depth(DEAD) == 0
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
-def test_results_that_were_left_in_the_queue_come_late_and_spoil_nothing(
+def test_results_left_in_the_queue_are_stored_later(
     own_pipeline: Pipeline, fleet: Fleet, make_daemon: Callable[..., Daemon]
 ) -> None:
     broker, database = own_pipeline.broker, own_pipeline.database
     with Caller(broker.url) as caller:
-        # GIVEN a worker on its way to celeriac:// that no daemon serves yet
+        # GIVEN a worker with celeriac://, and no daemon
         new = fleet.worker("celeriac://")
         time.sleep(STEP_SECONDS)
-        # WHEN it is replaced before a daemon has ever run, tasks between two attempts included
+        # WHEN it is replaced before a daemon has ever run, also with tasks between two attempts
         old = fleet.worker("django-db")
         assert new.stop(SECONDS) == 0
         time.sleep(STEP_SECONDS)
@@ -181,11 +182,11 @@ def test_results_that_were_left_in_the_queue_come_late_and_spoil_nothing(
     left = broker.depth(RESULTS)
     assert left > 0 and missing(database, caller.wanted)
 
-    # THEN they wait in the queue for whenever a daemon comes
+    # THEN its results wait in the queue until a daemon is started
     own_pipeline.daemon.start_consuming()
     own_pipeline.wait_for_rows(caller.wanted, SECONDS)
     own_pipeline.stop_and_check_queues()
-    # AND what the old worker had ended stays as it was
+    # AND what the old worker had stored does not change
     for task_id, state in rows_of_the_old.items():
         assert database.statuses()[task_id] == state
 
@@ -198,7 +199,7 @@ def counters(database: Database) -> int:
 
 
 def start_chord(project: Project, backend: str) -> str:
-    """Starts a chord in a process that has Django set up, and returns the id of its body."""
+    """Starts a chord in a process with Django, and returns the id of its body."""
     code = (
         "from celery import chord; from shop.tasks import add, total; "
         "print('body', chord([add.s(1, 1), add.s(2, 2)])(total.s()).id)"
@@ -210,7 +211,7 @@ def start_chord(project: Project, backend: str) -> str:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
-def test_a_chord_ends_on_whichever_worker_when_celeriac_started_it(
+def test_a_chord_started_with_celeriac_ends_on_any_worker(
     own_pipeline: Pipeline, fleet: Fleet, python: dict[str, Path]
 ) -> None:
     database = own_pipeline.database
@@ -223,10 +224,10 @@ def test_a_chord_ends_on_whichever_worker_when_celeriac_started_it(
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
-def test_a_chord_that_django_db_started_needs_its_workers(
+def test_a_chord_started_with_django_db_needs_its_workers(
     own_pipeline: Pipeline, fleet: Fleet, python: dict[str, Path]
 ) -> None:
-    """What the guide warns of: `celeriac://` counts nothing down, so such a chord never ends."""
+    """As the guide warns: `celeriac://` does not count members, so such a chord never ends."""
     database = own_pipeline.database
     project = Project(python["celery-5.7"], database.url, own_pipeline.broker.url)
     own_pipeline.daemon.start_consuming()
@@ -236,4 +237,4 @@ def test_a_chord_that_django_db_started_needs_its_workers(
     wait_until(lambda: members() == 2, "its members", SECONDS)
     time.sleep(5)
     assert body not in database.statuses()
-    assert counters(database) == 1, "this is how one sees that the move would be too early"
+    assert counters(database) == 1, "the guide says to look for this before a move"

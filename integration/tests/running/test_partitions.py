@@ -1,6 +1,6 @@
-"""Results in several queues, split by the plugin `rabbitmq_consistent_hash_exchange`.
+"""Results in several queues, distributed by the plugin `rabbitmq_consistent_hash_exchange`.
 
-As `docs/operating.md` describes it. The plugin is turned on in a private RabbitMQ.
+The setup is that of `docs/operating.md`, in a private RabbitMQ with the plugin enabled.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def broker() -> Iterator[Broker]:
 
 
 def prepare(broker: Broker) -> None:
-    """What an administrator makes, before anybody else: the exchange, and its bindings with their
-    weights to the queues that the daemons make."""
+    """Declares the exchange, and its bindings with weights to the queues that the daemons declare,
+    as an administrator does before everything else.
+    """
     with broker.channel() as channel:
         arguments = {"hash-property": "correlation_id"}
         channel.exchange_declare(
@@ -49,7 +50,7 @@ def bind(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("engine", ["postgresql"])
-def test_a_task_stays_in_its_queue_and_every_row_comes(
+def test_tasks_stay_in_their_queues_and_all_rows_are_stored(
     broker: Broker, databases: Databases, make_daemon: Callable[..., Daemon], engine: str
 ) -> None:
     prepare(broker)
@@ -62,14 +63,14 @@ def test_a_task_stays_in_its_queue_and_every_row_comes(
     for daemon in daemons:
         assert daemon.stop() == 0
 
-    # WHEN workers publish while nobody consumes
+    # WHEN workers publish while nothing consumes
     url = f"celeriac://?queue={QUEUES[0]}"
     app = Celery("test", broker=broker.url, backend=url, set_as_current=False)
     for number in range(TASKS):
         for state in ("STARTED", "SUCCESS"):
             app.backend.store_result(f"t{number}", number, state, request=Context(id=f"t{number}"))
 
-    # THEN both messages of a task are in the same queue, and both queues have a good part of them
+    # THEN both messages of a task are in the same queue, and both queues have a good share of them
     taken = {name: broker.take(name) for name in QUEUES}
     ids = {
         name: [json.loads(message.body)["task_id"] for message in messages]
@@ -80,7 +81,7 @@ def test_a_task_stays_in_its_queue_and_every_row_comes(
         assert all(ids[name].count(one) == 2 for one in set(ids[name]))
         assert len(set(ids[name])) > TASKS / 10
 
-    # AND what the daemons make of them are the rows
+    # AND the daemons store the correct rows
     for name, messages in taken.items():
         broker.publish(*messages, queue=name)
     for daemon in daemons:

@@ -1,6 +1,6 @@
-"""What systemd is told, over a real socket, and what signals do.
+"""Notifications to systemd over a real socket, and signals.
 
-The unit in `packaging/` is checked by systemd's own tools where they are installed.
+The unit in `packaging/` is checked with systemd's own tools if they are installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNIT = REPOSITORY / "packaging" / "celeriac.service"
 
 
 class Manager:
-    """The service manager's end of the socket."""
+    """The socket of the service manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,7 +38,7 @@ class Manager:
         self.told: list[str] = []
 
     def listen(self) -> list[str]:
-        """All that was told up to now, line by line."""
+        """All notifications so far, by line."""
         while True:
             try:
                 self.told += self._socket.recv(65536).decode().splitlines()
@@ -69,54 +69,54 @@ def tell(daemon: Daemon, manager: Manager, watchdog_seconds: float = 0) -> None:
 
 @on_sqlite
 def test_ready_when_every_lane_consumes(own_pipeline: Pipeline, manager: Manager) -> None:
-    # GIVEN a database that is not there yet
+    # GIVEN a database file that does not exist yet
     path = Path(own_pipeline.database.url.removeprefix("sqlite:///"))
     hidden = path.with_suffix(".hidden")
     path.rename(hidden)
     tell(own_pipeline.daemon, manager, watchdog_seconds=2)
-    # WHEN the daemon starts
+    # WHEN the daemon is started
     own_pipeline.daemon.start()
-    # THEN it says why it is not ready, and that it lives
+    # THEN it says why it is not ready, and that it is alive
     manager.wait_for(r"STATUS=celeriac\.results is not consumed: .*there is no file .*")
     manager.wait_for("WATCHDOG=1")
     assert "READY=1" not in manager.listen()
-    # WHEN the database is there, THEN it is ready
+    # WHEN the file exists, THEN it is ready
     hidden.rename(path)
     manager.wait_for("READY=1")
     manager.wait_for(r"STATUS=consuming celeriac\.results, 0 rows stored")
-    # THEN it gives a sign of life each second
+    # THEN it sends a keep-alive every second
     before = manager.listen().count("WATCHDOG=1")
     time.sleep(3.5)
     assert 2 <= manager.listen().count("WATCHDOG=1") - before <= 5
-    # WHEN rows come, THEN their number is told now and then
+    # WHEN rows are stored, THEN the status shows their number now and then
     task_id = results.new_id()
     own_pipeline.broker.publish(results.result(task_id))
     own_pipeline.wait_for_rows({task_id: "SUCCESS"})
     manager.wait_for(r"STATUS=consuming celeriac\.results, 1 rows stored")
-    # WHEN it is to stop, THEN it says so
+    # WHEN it is stopped, THEN it says so
     assert own_pipeline.daemon.stop() == 0
     assert "STOPPING=1" in manager.listen()
     assert manager.told.count("READY=1") == 1
 
 
-def test_an_outage_is_no_failed_start(
+def test_an_outage_does_not_fail_the_start(
     make_daemon: Callable[..., Daemon], manager: Manager, tmp_path: Path
 ) -> None:
     daemon = make_daemon(f"amqp://{HOST}:1//", f"sqlite:///{tmp_path / 'none'}")
     tell(daemon, manager)
     daemon.start()
-    # THEN the start is over in less time than systemd waits, with the reason in its status
+    # THEN the start succeeds before systemd's timeout, and the status has the reason
     manager.wait_for("READY=1", 45)
     assert any("is not consumed" in line for line in manager.told)
-    assert "WATCHDOG=1" not in manager.told, "nobody asked for it"
+    assert "WATCHDOG=1" not in manager.told, "systemd has not requested it"
     daemon.stop()
 
 
 @on_sqlite
-def test_a_hang_up_ends_it_in_good_order(own_pipeline: Pipeline) -> None:
+def test_sighup_ends_it_properly(own_pipeline: Pipeline) -> None:
     own_pipeline.daemon.start_consuming()
     assert own_pipeline.daemon.stop(20, signal.SIGHUP) == 0
-    # WHEN it is started so that it ignores that, THEN it goes on
+    # WHEN it is started so that SIGHUP is ignored, THEN it keeps running
     own_pipeline.daemon.command = ["nohup", *own_pipeline.daemon.command]
     own_pipeline.daemon.start_consuming()
     own_pipeline.daemon.terminate(signal.SIGHUP)
@@ -133,7 +133,7 @@ def test_urls_from_files(own_pipeline: Pipeline, tmp_path: Path) -> None:
         path.write_text(f"{url}\n")
         path.chmod(0o600)
         flags += [f"--{name}-file", str(path)]
-    # GIVEN variables that name others, over which the command line wins
+    # GIVEN variables with other URLs, over which the command line takes precedence
     command = [str(binary()), "run", *flags, "--log-format", "json"]
     pipeline.daemon.command = command
     pipeline.daemon.env |= {"CELERIAC_BROKER": "amqp://nowhere.invalid//"}
@@ -144,7 +144,7 @@ def test_urls_from_files(own_pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.stop_and_check_queues()
 
 
-def test_the_unit_names_what_there_is() -> None:
+def test_flags_and_variables_in_the_unit_exist() -> None:
     unit = UNIT.read_text()
     [start] = re.findall(r"^ExecStart=(.*)$", unit, re.M)
     help_text = subprocess.run(
@@ -158,7 +158,7 @@ def test_the_unit_names_what_there_is() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
-def test_systemd_takes_the_unit_and_finds_it_safe(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit_and_rates_it_safe(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/usr/local/bin/celeriac", str(binary())))
     verified = subprocess.run(

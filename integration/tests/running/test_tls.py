@@ -1,7 +1,7 @@
-"""TLS with real certificates: to RabbitMQ, PostgreSQL and MariaDB, of servers and of clients.
+"""TLS with real certificates to RabbitMQ, PostgreSQL and MariaDB, of servers and of clients.
 
-The servers' certificate is for `localhost` alone, so that 127.0.0.1 is a wrong name for them. The
-files are read with each connection, which a certificate that is renewed under a daemon shows.
+The servers' certificate is only for `localhost`, so that 127.0.0.1 is a wrong name. The files are
+read for each connection, so a renewed certificate is used without a restart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.database import Database, Databases
 from harness.pipeline import Pipeline
 from harness.services import HOST, RabbitMQ, Service, free_port, private, server_user
 
-#: Nobody listens there.
+#: Nothing listens there.
 NO_BROKER = f"amqp://guest:guest@{HOST}:1//"
 
 
@@ -37,11 +37,11 @@ class Files:
     foreign: Authority
 
     def client(self, file: str, authority: Authority | None = None, **how: object) -> list[Path]:
-        """The certificate and the key of a client, made as `how` says."""
+        """The certificate and the key of a client; `how` are the options for creating them."""
         return list((authority or self.ours).issue("celeriac", file=file, **how))
 
     def server(self, days: int = 1, user: str | None = None) -> tuple[Path, Path]:
-        """The certificate and the key of the server, put into the place of those before."""
+        """The certificate and the key of the server, in place of the previous ones."""
         paths = self.ours.issue("server", host="localhost", days=days)
         for path in paths:
             path.chmod(0o600)
@@ -52,7 +52,7 @@ class Files:
 
 @pytest.fixture
 def files() -> Iterator[Files]:
-    # pytest's own folders are for its user alone.
+    # Only pytest's user can read its own folders.
     folder = Path(tempfile.mkdtemp(prefix="celeriac_test_"))
     folder.chmod(0o755)
     yield Files(folder, Authority(folder, "ours"), Authority(folder, "foreign"))
@@ -60,7 +60,7 @@ def files() -> Iterator[Files]:
 
 
 def clients(files: Files) -> dict[str, tuple[list[Path], str]]:
-    """Clients' files that cannot do, and what is said of each."""
+    """Client files that do not work, and the error for each."""
     good = files.client("good")
     return {
         "of another authority": (files.client("other", files.foreign), "does not trust the client"),
@@ -77,7 +77,7 @@ def clients(files: Files) -> dict[str, tuple[list[Path], str]]:
     }
 
 
-#: The forms of a private key, all of which are taken.
+#: The formats of a private key, all of which are accepted.
 FORMS = {
     "PKCS #8": {},
     "PKCS #1": {"form": TRADITIONAL},
@@ -87,7 +87,7 @@ FORMS = {
 
 
 class Trial:
-    """Starts a daemon for each URL and looks at what it says."""
+    """Starts a daemon for each URL and checks its log."""
 
     def __init__(self, make_daemon: Callable[..., Daemon]) -> None:
         self._make_daemon = make_daemon
@@ -100,7 +100,7 @@ class Trial:
         daemon.kill()
 
     def works(self, pipeline: Pipeline) -> None:
-        """A result goes all the way."""
+        """A result is stored."""
         pipeline.daemon.start_consuming()
         task_id = results.new_id()
         pipeline.broker.publish(results.result(task_id))
@@ -142,11 +142,11 @@ def test_tls_to_rabbitmq(
     def pipeline(server: Service, url: str) -> Pipeline:
         return Pipeline(Broker(server.url), database, make_daemon(url, database.url))
 
-    # GIVEN a broker that shows a certificate and asks for none
+    # GIVEN a broker that does not require client certificates
     with private("rabbitmq", *settings("false")) as server:
-        # THEN results come through it
+        # THEN results are stored
         trial.works(pipeline(server, url()))
-        # THEN it is not used where it is not the one that was meant
+        # THEN a broker other than the intended one is not used
         untrusted = "an authority that is not trusted here: name the authority's certificate in ssl"
         for broker, words in {
             url(ca=files.foreign.path): untrusted,
@@ -157,7 +157,7 @@ def test_tls_to_rabbitmq(
             server.url.replace("amqp", "amqps", 1): "does not speak TLS on this port",
         }.items():
             trial.fails(broker, database.url, words)
-    # GIVEN one that asks for a certificate
+    # GIVEN a broker that requires client certificates
     with private("rabbitmq", *settings("true")) as server:
         good = files.client("good")
         for form in FORMS.values():
@@ -167,17 +167,17 @@ def test_tls_to_rabbitmq(
         trial.fails(url(), database.url, asked)
         for client, words in clients(files).values():
             trial.fails(url("localhost", files.ours.path, *client), database.url, words)
-        # WHEN a certificate expires under a daemon and is renewed
+        # WHEN a client's certificate expires while the daemon is running, and is renewed
         files.client("renewed", days=-1)
         names = [files.folder / f"renewed-{part}.pem" for part in ("certificate", "key")]
         daemon = make_daemon(url("localhost", files.ours.path, *names), database.url)
         daemon.start()
         daemon.wait_for("renewed-certificate.pem has a certificate that has expired on")
         files.client("renewed")
-        # THEN the daemon takes the new one
+        # THEN the daemon uses the new one
         daemon.wait_for_consuming()
         assert daemon.stop() == 0
-        # WHEN the server's own expires
+        # WHEN the server's certificate expires
         server.kill()
         files.server(days=-1)
         server.start()
@@ -193,7 +193,7 @@ hostssl all plain 127.0.0.1/32 trust
 host all postgres 127.0.0.1/32 trust
 """
 
-#: How each database's URL names what Celeriac is to check, and its files.
+#: For each database the URL parameters that set what Celeriac verifies, and its files.
 VERIFIES = {
     "postgresql": ({"sslmode": "verify-full"}, ["sslrootcert", "sslcert", "sslkey"]),
     "mariadb": ({"ssl-mode": "VERIFY_IDENTITY"}, ["ssl-ca", "ssl-cert", "ssl-key"]),
@@ -245,12 +245,12 @@ def test_tls_to_the_database(
             broker = Broker(rabbitmq.create())
             return Pipeline(broker, database, make_daemon(broker.url, url))
 
-        # THEN results are stored through it, with and without a client's certificate
+        # THEN results are stored, with and without a client certificate
         ours = files.ours.path
         trial.works(pipeline(url("plain", ours)))
         for form in FORMS.values():
             trial.works(pipeline(url("mutual", ours, *files.client("form", **form))))
-        # THEN a server that is not the one that was meant is not used
+        # THEN a server other than the intended one is not used
         untrusted = f"not trusted here: name the authority's certificate in {names[0]}"
         asked = {
             "postgresql": "connection requires a valid client certificate (28000): check",
@@ -273,7 +273,7 @@ def test_tls_to_the_database(
         daemon = pipeline(url("plain", ours)).daemon
         daemon.start()
         daemon.wait_for("the server's certificate has expired: renew it on the server")
-        # THEN that is said once, and the daemon goes on when it is renewed
+        # THEN this is logged once, and the daemon continues after it is renewed
         files.server(user=user)
         server.sql(reload)
         daemon.wait_for_consuming()

@@ -14,9 +14,7 @@ from .rows import column, columns
 
 
 def attempt(read):
-    """The value that `read` returns or the error that it raises, as text. A stored result can be a
-    KeyboardInterrupt.
-    """
+    """What `read` returns or raises, as text. A stored result can be a KeyboardInterrupt."""
     try:
         return repr(read())
     except BaseException as error:
