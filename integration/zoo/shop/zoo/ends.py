@@ -59,7 +59,7 @@ def sleep_late():
 def revoke_running(self):
     """Revoking a task does not stop it if it is running."""
     current_app.control.revoke(self.request.id)
-    time.sleep(0.3)
+    time.sleep(1)
     return "unimpressed"
 
 
