@@ -58,7 +58,7 @@ pub fn job(settings: &CleanupConfig) -> Job {
 /// When an error cannot be fixed by retrying, when the database is not available at the beginning,
 /// or when an outage lasts longer than [`MAX_HOLD`].
 pub async fn run(
-    cleaner: &mut dyn Cleaner,
+    cleaner: &mut Cleaner,
     pause: Duration,
     shutdown: &CancellationToken,
     on_step: &mut (dyn FnMut(&CleanupStep) + Send),
@@ -165,8 +165,8 @@ async fn clean_up(config: &Config, metrics: &CleanupMetrics, shutdown: &Cancella
             return;
         }
     };
-    let mut cleaner = database.into_cleaner(Job { alone: true, ..job(&config.cleanup) });
-    let done = run_and_count(&mut *cleaner, config.cleanup.pause, metrics, shutdown).await;
+    let mut cleaner = database.cleaner(Job { alone: true, ..job(&config.cleanup) });
+    let done = run_and_count(&mut cleaner, config.cleanup.pause, metrics, shutdown).await;
     let (tasks, groups) = totals(cleaner.found());
     let seconds = began_at.elapsed().as_secs_f32();
     match done {
@@ -195,7 +195,7 @@ async fn clean_up(config: &Config, metrics: &CleanupMetrics, shutdown: &Cancella
 
 /// Runs a cleaner and counts the deleted rows after each batch.
 async fn run_and_count(
-    cleaner: &mut dyn Cleaner,
+    cleaner: &mut Cleaner,
     pause: Duration,
     metrics: &CleanupMetrics,
     shutdown: &CancellationToken,

@@ -30,8 +30,7 @@
 //! - A message is acknowledged only after its row is committed, or after the broker has confirmed
 //!   that it is in the dead-letter queue.
 //! - The rows do not depend on the order of the messages, on duplicates, on how messages are
-//!   batched or on the number of daemons. The rules are in [`row::merge`], and again as SQL in
-//!   `store/upsert.rs`.
+//!   batched or on the number of daemons. The rules are in [`row::merge`].
 //! - Lanes share no state, and no state is kept from one session with the broker to the next.
 //! - Only `broker/rabbitmq/` uses lapin and only `store/` uses sqlx. `row/` and `decode/` do not
 //!   read the clock, do no I/O and write no log. `tests/import_rules.rs` checks this.

@@ -294,6 +294,8 @@ fn command_line() -> clap::Command {
                 "events_pending",
                 "events_outcomes",
                 "events_arguments",
+                "rpc_arguments",
+                "clock_tolerance",
                 "accept_content",
                 "max_body_size",
                 "max_decompressed_size",

@@ -16,6 +16,7 @@ use celeriac::message::DeliveryId;
 use celeriac::message::capture;
 use celeriac::message::{self, Message, Properties};
 use celeriac::row::Row;
+use celeriac::row::merge::Law;
 use celeriac::row::task_result::TaskResult;
 use chrono::{DateTime, TimeDelta};
 use flate2::read::GzDecoder;
@@ -52,7 +53,12 @@ fn messages(capture: &str) -> Vec<Message> {
 fn merge<'messages>(
     messages: impl IntoIterator<Item = &'messages Message>,
 ) -> BTreeMap<String, TaskResult> {
-    merge_with(&Decoder::default(), messages)
+    merge_with(&with_arguments(), messages)
+}
+
+/// A decoder that stores the arguments in messages of `rpc://`.
+fn with_arguments() -> Decoder {
+    Decoder { rpc_arguments: true, ..Decoder::default() }
 }
 
 fn merge_with<'messages>(
@@ -66,7 +72,7 @@ fn merge_with<'messages>(
             panic!("a worker on `rpc://` speaks of tasks only");
         };
         match rows.get_mut(&result.task_id) {
-            Some(row) => row.merge(result),
+            Some(row) => row.merge(result, Law::default()),
             None => {
                 rows.insert(result.task_id.clone(), result);
             }
@@ -116,7 +122,7 @@ fn check(capture: &str, rows: &str, is_extended: bool, results: usize) {
     }
     assert_eq!(compared, results);
 
-    check_order(&Decoder::default(), &messages.iter().collect::<Vec<_>>(), &merged);
+    check_order(&with_arguments(), &messages.iter().collect::<Vec<_>>(), &merged);
 }
 
 /// Checks that the messages give the same rows when they are shuffled and each is delivered twice.
@@ -181,7 +187,7 @@ fn decoder() -> Decoder {
     security.certificates.add(Certificate::from_pem(certificate).expect("a certificate"));
     let events = EventPolicy { pending: true, arguments: true, unfinished_only: false };
     let accept = Accept::parse("json,msgpack,yaml,pickle,auth").expect("known");
-    Decoder { accept, security, events, ..Decoder::default() }
+    Decoder { accept, security, events, rpc_arguments: true, ..Decoder::default() }
 }
 
 #[test]

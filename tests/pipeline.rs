@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use celeriac::broker::{Acknowledge, BrokerError, BrokerErrorClass};
 use celeriac::decode::{Decoder, SourceKind};
 use celeriac::message::dead_letter::Reason;
@@ -13,9 +14,10 @@ use celeriac::message::{DeliveryId, Message, Properties};
 use celeriac::pipeline::batch::{Batch, BatchLimits};
 use celeriac::pipeline::{self, BatchPolicy, End, Reading};
 use celeriac::retry::Backoff;
+use celeriac::row::merge::Law;
 use celeriac::row::task_result::TaskResult;
 use celeriac::row::{Key, Row};
-use celeriac::store::{Catalog, ErrorClass, Store, StoreError, Written};
+use celeriac::store::{Catalog, Change, ErrorClass, Store, StoreError, Write, Written};
 use celeriac::telemetry::Telemetry;
 use chrono::{DateTime, TimeDelta};
 use futures_util::stream;
@@ -95,12 +97,18 @@ fn error(class: ErrorClass) -> StoreError {
     StoreError { class, message: "as told".to_owned() }
 }
 
+#[async_trait]
 impl Store for World {
     async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
         Ok(&self.catalog)
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
+    async fn store(
+        &mut self,
+        writes: &[Write<'_>],
+        _changes: &mut Vec<Change>,
+    ) -> Result<Written, StoreError> {
+        let rows: Vec<_> = writes.iter().map(|write| write.row).collect();
         self.writes.acquire().await.expect("open").forget();
         let failure = self.failures.lock().expect("not poisoned").pop_front();
         let is_poisoned =
@@ -110,10 +118,10 @@ impl Store for World {
             return Err(error(class));
         }
         let mut table = self.rows.lock().expect("not poisoned");
-        for &row in rows {
+        for row in &rows {
             match table.get_mut(&row.key()) {
-                Some(old) => old.merge(row.clone()),
-                None => drop(table.insert(row.key(), row.clone())),
+                Some(old) => old.merge((*row).clone(), Law::default()),
+                None => drop(table.insert(row.key(), (*row).clone())),
             }
         }
         drop(table);

@@ -23,7 +23,8 @@ fn read(body: &str) -> Pair {
         },
         ..Message::new(body.as_bytes().to_vec(), DateTime::UNIX_EPOCH)
     };
-    let columns = match Decoder::default().result(&message).map(|mut read| read.rows.pop()) {
+    let decoder = Decoder { rpc_arguments: true, ..Decoder::default() };
+    let columns = match decoder.result(&message).map(|mut read| read.rows.pop()) {
         Ok(Some(Row::Task(row))) => vec![
             ("result", row.outcome.result),
             ("meta", row.outcome.meta),

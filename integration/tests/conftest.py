@@ -132,7 +132,8 @@ def pipelines(
         made = {}
         for engine in ENGINES:
             broker, database = Broker(rabbitmq.create()), databases.migrated(engine)
-            daemon = Daemon(logs / f"celeriac-{engine}.log", broker.url, database.url)
+            log = logs / f"celeriac-{engine}.log"
+            daemon = Daemon(log, broker.url, database.url, "--rpc-arguments")
             made[engine] = Pipeline(broker, database, daemon)
             # A failed test replaces the daemon, so this kills the current one.
             stack.callback(lambda pipeline=made[engine]: pipeline.daemon.kill())

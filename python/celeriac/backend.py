@@ -57,6 +57,8 @@ class CeleriacBackend(BaseDictBackend):
         self._kwargs = kwargs
         self._reader: DatabaseBackend | None = None
         self._saved_groups = LRUCache(limit=100)
+        #: When the tasks began that this process runs, by their ids.
+        self._started = LRUCache(limit=1000)
         self._has_warned = False
 
     def as_uri(self, include_password: bool = False) -> str:
@@ -97,6 +99,14 @@ class CeleriacBackend(BaseDictBackend):
 
         Unlike there, the traceback is included even without `result_extended`.
         """
+        if state == states.REVOKED and request is None and not self._can_read():
+            # `_revoke` of a worker that knows nothing of the task (celery/worker/control.py, 5.7.0)
+            # asks for its state first, and gets PENDING here. The worker that has the task stores
+            # its state.
+            return None
+        date_done = date_done or message.now()
+        if state == states.STARTED:
+            self._started[task_id] = date_done
         content_type, content_encoding, encoded = self.encode_content(result)
         meta = {
             **self._get_meta_from_request(request),
@@ -111,12 +121,25 @@ class CeleriacBackend(BaseDictBackend):
             "traceback": traceback,
             **self._extended_properties(request),
         }
+        more = {"date_started": self._started.get(task_id), **self._upcoming_columns(request)}
         try:
-            self._publish(message.task_result(task_id, date_done or message.now(), columns))
+            self._publish(message.task_result(task_id, date_done, columns, **more))
         except PublishError as error:
             error.task_id, error.state = str(task_id), str(state)
             raise
+        if state in states.READY_STATES:
+            self._started.pop(task_id, None)
         return encoded
+
+    def _upcoming_columns(self, request: Any) -> dict[str, Any]:
+        """The columns that pull request 514 adds to django-celery-results."""
+        if not (request and self.app.conf.find_value_for_key("extended", "result")):
+            return {}
+        delivery_info = getattr(request, "delivery_info", None) or {}
+        return {
+            "queue": delivery_info.get("routing_key"),
+            "retries": getattr(request, "retries", None),
+        }
 
     def _extended_properties(self, request: Any) -> dict[str, Any]:
         """As `_get_extended_properties` of django-celery-results, without the traceback."""
@@ -196,6 +219,12 @@ class CeleriacBackend(BaseDictBackend):
         if self._reader is None:
             self._reader = database_backend()(self.app, **self._kwargs)
         return self._reader
+
+    def _can_read(self) -> bool:
+        try:
+            return self.reader is not None
+        except ReadingError:
+            return False
 
     @property
     def TaskModel(self) -> Any:  # noqa: N802, as django-celery-results calls it

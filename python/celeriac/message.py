@@ -45,7 +45,15 @@ def text(value: Any) -> str | None:
     return bytes_to_str(value) if isinstance(value, bytes) else str(value)
 
 
-def task_result(task_id: Any, date_done: str, columns: dict[str, Any]) -> amqp.Message:
+def task_result(
+    task_id: Any,
+    date_done: str,
+    columns: dict[str, Any],
+    *,
+    date_started: str | None = None,
+    queue: Any = None,
+    retries: int | None = None,
+) -> amqp.Message:
     """One state of a task; `columns` has a value for each of `TASK_COLUMNS`.
 
     Some versions of Celery store the failure of a chord body that has no id (5.4). The table
@@ -57,6 +65,8 @@ def task_result(task_id: Any, date_done: str, columns: dict[str, Any]) -> amqp.M
     for name in TASK_COLUMNS:
         body[name] = text(columns[name])
     body["date_done"] = date_done
+    optional = {"date_started": date_started, "queue": text(queue), "retries": retries}
+    body.update((name, value) for name, value in optional.items() if value is not None)
     return _message(TASK_RESULT, body["task_id"], body)
 
 

@@ -39,15 +39,15 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
     let shutdown = CancellationToken::new();
     listen_for_signals(shutdown.clone())?;
     let job = Job { dry_run: arguments.dry_run, ..cleanup::job(&config.cleanup) };
-    let mut cleaner = Database::new(config).context("database")?.into_cleaner(job);
-    let total = count(&mut *cleaner, &shutdown).await?;
+    let mut cleaner = Database::new(config).context("database")?.cleaner(job);
+    let total = count(&mut cleaner, &shutdown).await?;
     let mut progress = Progress::new(total, "rows");
     let mut read = 0;
     let mut on_step = |step: &CleanupStep| {
         read += step.read;
         progress.set(read);
     };
-    let ended = cleanup::run(&mut *cleaner, config.cleanup.pause, &shutdown, &mut on_step).await;
+    let ended = cleanup::run(&mut cleaner, config.cleanup.pause, &shutdown, &mut on_step).await;
     progress.end();
     let report = Report {
         expiry,
@@ -68,7 +68,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
 }
 
 /// How many rows will be examined; 0 if counting takes too long.
-async fn count(cleaner: &mut dyn Cleaner, shutdown: &CancellationToken) -> Result<u64, StoreError> {
+async fn count(cleaner: &mut Cleaner, shutdown: &CancellationToken) -> Result<u64, StoreError> {
     tokio::select! {
         count = cleaner.count() => count,
         () = tokio::time::sleep(COUNT_TIMEOUT) => Ok(0),

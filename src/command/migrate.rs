@@ -43,7 +43,7 @@ impl FromStr for Length {
 /// back what has begun, or the next `celeriac migrate` cleans it up.
 #[tokio::main]
 pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<ExitCode> {
-    let mut database = Database::new(config).context("database")?;
+    let database = Database::new(config).context("database")?;
     let length = arguments.task_id_length.and_then(|Length(length)| length);
     if arguments.dry_run {
         print(database.migration_sql(length).await?.as_bytes());
@@ -60,7 +60,7 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         Standing::Newest => "The tables are there already: nothing was changed.".to_owned(),
         Standing::Later(names) => {
             // Later versions may ask for what is not known here.
-            database.prepare().await?;
+            database.store().prepare().await?;
             format!(
                 "The tables are of a later django-celery-results ({}): nothing was changed.",
                 names.join(", ")

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, bail};
+use async_trait::async_trait;
 use celeriac::broker::{Acknowledge, BrokerError};
 use celeriac::config::Config;
 use celeriac::decode::SourceKind;
@@ -19,7 +20,7 @@ use celeriac::pipeline::{self, BatchPolicy, End, Reading};
 use celeriac::row::Row;
 use celeriac::row::group_result::GroupResult;
 use celeriac::row::task_result::TaskResult;
-use celeriac::store::{Catalog, Database, Effect, Store, StoreError, Written};
+use celeriac::store::{Catalog, Change, Database, Effect, Store, StoreError, Write, Written};
 use celeriac::telemetry::{Counts, Telemetry};
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::{StreamExt, stream};
@@ -59,17 +60,17 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
     }
     if arguments.dry_run {
-        replay(arguments, config, Printer::default(), &shutdown).await
+        replay(arguments, config, &mut Printer::default(), &shutdown).await
     } else {
-        let store = Database::new(config).context("database")?;
-        replay(arguments, config, store, &shutdown).await
+        let mut store = Database::new(config).context("database")?.store();
+        replay(arguments, config, &mut store, &shutdown).await
     }
 }
 
-async fn replay<S: Store>(
+async fn replay(
     arguments: &Arguments,
     config: &Config,
-    mut store: S,
+    store: &mut dyn Store,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let report = Arc::new(Report::new(arguments, shutdown.clone())?);
@@ -94,7 +95,7 @@ async fn replay<S: Store>(
         lane: &lane,
     };
     let policy = BatchPolicy::of(config);
-    let end = pipeline::run(messages, reading, &mut store, &*report, policy, shutdown).await;
+    let end = pipeline::run(messages, reading, store, &*report, policy, shutdown).await;
     report.end();
     report.summarize(&telemetry.counts(), arguments.dry_run);
     match end {
@@ -401,16 +402,21 @@ struct Printer {
     catalog: Catalog,
 }
 
+#[async_trait]
 impl Store for Printer {
     async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
         Ok(&self.catalog)
     }
 
-    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
-        for row in rows {
-            print_line(&columns(row).to_string());
+    async fn store(
+        &mut self,
+        writes: &[Write<'_>],
+        _changes: &mut Vec<Change>,
+    ) -> Result<Written, StoreError> {
+        for write in writes {
+            print_line(&columns(write.row).to_string());
         }
-        let tasks = Effect { rows: rows.len() as u64, ..Effect::default() };
+        let tasks = Effect { rows: writes.len() as u64, ..Effect::default() };
         Ok(Written { tasks, ..Written::default() })
     }
 }
@@ -436,6 +442,8 @@ fn columns(row: &Row) -> serde_json::Value {
                 "task_kwargs": description.task_kwargs,
                 "worker": description.worker,
                 "periodic_task_name": description.periodic_task_name,
+                "queue": description.queue,
+                "retries": description.retries,
                 "date_created": time(*date_created),
                 "date_started": date_started.map(time),
                 "date_done": time(outcome.date_done),

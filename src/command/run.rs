@@ -88,7 +88,7 @@ fn run_lanes(
     // Events have a separate lane, so that results never wait behind them.
     let of_events = config.events.is_some().then_some(None);
     for number in (1..=config.lanes).map(Some).chain(of_events) {
-        let mut store = Database::new(config).context("database")?;
+        let mut store = Database::new(config).context("database")?.store();
         let (mut broker, kind, queue) = match (number, &config.events) {
             (None, Some(events)) => {
                 (RabbitMq::events(Arc::clone(config)), SourceKind::Events, &events.queue)

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use chrono_tz::Tz;
 
 use super::broker_url::BrokerUrl;
@@ -17,6 +18,7 @@ use super::secret::Secret;
 use super::security;
 use super::settings::Settings;
 use crate::decode::{Decoder, EventPolicy, WireLimits};
+use crate::row::merge::Law;
 
 /// The checked settings.
 #[derive(Clone, Debug)]
@@ -172,6 +174,9 @@ impl Settings {
     }
 
     fn decoder(&self) -> Result<Decoder, ConfigError> {
+        let tolerance = self.clock_tolerance.as_deref();
+        let tolerance = duration("clock-tolerance", tolerance, Duration::from_secs(2))?;
+        let clock_tolerance = TimeDelta::from_std(tolerance).unwrap_or(TimeDelta::zero());
         Ok(Decoder {
             accept: accept_content(self.accept_content.as_deref())?,
             limits: self.wire_limits()?,
@@ -184,6 +189,8 @@ impl Settings {
                 arguments: flag("events-arguments", self.events_arguments.as_deref(), false)?,
                 unfinished_only: !flag("events-outcomes", self.events_outcomes.as_deref(), true)?,
             },
+            rpc_arguments: flag("rpc-arguments", self.rpc_arguments.as_deref(), false)?,
+            law: Law { clock_tolerance },
         })
     }
 

@@ -152,6 +152,35 @@ pub struct Settings {
     )]
     pub(super) events_arguments: Option<String>,
 
+    /// Whether the task arguments in messages of the result backend rpc:// are stored: true or
+    /// false. They can contain secrets.
+    ///
+    /// With `result_extended`, Celery sends the arguments themselves, also if the application hides
+    /// them in `argsrepr` and `kwargsrepr`. The messages of celeriac:// contain only the latter, and
+    /// their arguments are always stored.
+    ///
+    /// Default: false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "CELERIAC_RPC_ARGUMENTS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(super) rpc_arguments: Option<String>,
+
+    /// How much the clocks of the workers may differ, such as 500ms or 2s.
+    ///
+    /// A FAILURE or REVOKED counts as this much later than its time says, so that a RETRY or STARTED
+    /// of a worker whose clock is ahead does not replace it. A state that is not final and lies
+    /// further in the future than this has the time of its arrival. All daemons of a database need
+    /// the same value.
+    ///
+    /// Default: 2s
+    #[arg(long, value_name = "DURATION", env = "CELERIAC_CLOCK_TOLERANCE")]
+    pub(super) clock_tolerance: Option<String>,
+
     /// The serializers whose messages are stored, separated by commas: json, msgpack, yaml, pickle,
     /// auth, or content types. Celery's `accept_content`.
     ///

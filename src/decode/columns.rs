@@ -27,7 +27,7 @@ const VERSION: &str = "1";
 
 /// Reads a message with the state of a task.
 pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, DecodeError> {
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 16] = [
         "task_id",
         "status",
         "content_type",
@@ -41,15 +41,22 @@ pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, Decod
         "worker",
         "periodic_task_name",
         "date_done",
+        // Workers of Celeriac 0.1 do not send these.
+        "date_started",
+        "queue",
+        "retries",
     ];
-    let columns = Columns::read(body, NAMES, limits)?;
+    let columns = Columns::read(body, NAMES, 13, limits)?;
     let status = State::from(&*columns.key("status")?);
     let date_done = columns.time("date_done")?;
+    let date_started = match status {
+        State::Started => Some(date_done),
+        _ => columns.value("date_started").map(|_| columns.time("date_started")).transpose()?,
+    };
     Ok(TaskResult {
         task_id: columns.key("task_id")?.into_owned(),
-        date_created: date_done,
-        date_started: (status == State::Started).then_some(date_done),
-        started_by_arrival: false,
+        date_created: date_started.map_or(date_done, |started| started.min(date_done)),
+        date_started: date_started.filter(|started| *started <= date_done),
         outcome: Outcome {
             status,
             content_type: columns.text("content_type")?,
@@ -66,6 +73,8 @@ pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, Decod
             task_kwargs: columns.text_or_null("task_kwargs")?,
             worker: columns.text_or_null("worker")?,
             periodic_task_name: columns.text_or_null("periodic_task_name")?,
+            queue: columns.value("queue").and_then(|_| columns.text("queue").ok()),
+            retries: columns.value("retries").and_then(|number| number.parse().ok()),
         },
     })
 }
@@ -74,7 +83,7 @@ pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, Decod
 pub(super) fn group(body: &[u8], limits: &WireLimits) -> Result<GroupResult, DecodeError> {
     const NAMES: [&str; 5] =
         ["group_id", "content_type", "content_encoding", "result", "date_done"];
-    let columns = Columns::read(body, NAMES, limits)?;
+    let columns = Columns::read(body, NAMES, NAMES.len(), limits)?;
     let date_done = columns.time("date_done")?;
     Ok(GroupResult {
         group_id: columns.key("group_id")?.into_owned(),
@@ -93,10 +102,11 @@ struct Columns<'body, const N: usize> {
 }
 
 impl<'body, const N: usize> Columns<'body, N> {
-    /// Reads the named members, all of which are required. Other members are ignored.
+    /// Reads the named members, of which the first ones are required. Other members are ignored.
     fn read(
         body: &'body [u8],
         names: [&'static str; N],
+        required: usize,
         limits: &WireLimits,
     ) -> Result<Self, DecodeError> {
         let mut version = None;
@@ -117,7 +127,7 @@ impl<'body, const N: usize> Columns<'body, N> {
             }
             _ => return Err(wrong("version", "missing or not a number")),
         }
-        match values.iter().position(Option::is_none) {
+        match values[..required].iter().position(Option::is_none) {
             Some(place) => Err(wrong(names[place], "missing")),
             None => Ok(Self { names, values }),
         }
@@ -214,7 +224,7 @@ mod tests {
         let time = result.outcome.date_done;
         assert_eq!(time.to_rfc3339(), "2026-11-23T06:51:16.000321+00:00");
         assert_eq!((result.date_created, result.date_started), (time, Some(time)));
-        assert!(!result.outcome.by_arrival && !result.started_by_arrival);
+        assert!(!result.outcome.by_arrival);
     }
 
     #[test]

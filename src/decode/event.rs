@@ -12,17 +12,15 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
-use crate::decode::result_meta::{Text, WireValue, to_microseconds};
+use crate::decode::result_meta::{Text, WireValue, is_storable, to_microseconds};
 use crate::decode::{DecodeError, Decoded};
-use crate::message::Message;
 use crate::row::Row;
 use crate::row::state::State;
-use crate::row::task_result::{Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult};
-
-/// How far a worker's clock may be ahead of this machine's.
-const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
+use crate::row::task_result::{
+    Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult, to_arrival,
+};
 
 /// 2009-04-01 in seconds since the epoch: a date before the first release of Celery.
 const CELERY_BEGAN: i64 = 1_238_544_000;
@@ -114,7 +112,6 @@ impl<'body, V: WireValue<'body>> Event<V> {
     /// Returns what is wrong with an event that cannot come from Celery.
     pub(super) fn into_result(
         self,
-        message: &Message,
         policy: EventPolicy,
     ) -> Result<Option<TaskResult>, &'static str> {
         let kind = key(self.kind).ok_or("`type` is missing or not a text")?;
@@ -131,7 +128,7 @@ impl<'body, V: WireValue<'body>> Event<V> {
         let time = self
             .timestamp
             .and_then(V::number)
-            .and_then(|seconds| time(seconds, message.received_at))
+            .and_then(time)
             .ok_or("`timestamp` is missing or cannot be the time of an event")?;
         let status = state(kind).unwrap_or_else(|| State::from(&*kind.to_uppercase()));
 
@@ -155,10 +152,11 @@ impl<'body, V: WireValue<'body>> Event<V> {
                 task_kwargs: arguments(self.kwargs),
                 // The `hostname` of `task-sent` is that of the client.
                 worker: text(self.hostname.filter(|_| kind != "sent")),
+                ..Description::default()
             },
-            date_created: time,
+            // A start that arrived after a final state is moved to the end in this precision.
+            date_created: if status.is_ready() { to_arrival(time) } else { time },
             date_started: (status == State::Started).then_some(time),
-            started_by_arrival: false,
             outcome: Outcome {
                 status,
                 content_type: EVENT.to_owned(),
@@ -242,9 +240,9 @@ fn key<'body, V: WireValue<'body>>(value: Option<V>) -> Option<Cow<'body, str>> 
 /// Merging keeps the earliest and the latest times, so a single impossible one would stay in the
 /// row for ever.
 #[expect(clippy::cast_possible_truncation, reason = "it is in range when it is compared")]
-fn time(seconds: f64, received_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+fn time(seconds: f64) -> Option<DateTime<Utc>> {
     let time = DateTime::from_timestamp_micros((seconds * 1e6).round() as i64)?;
-    let is_possible = time.timestamp() >= CELERY_BEGAN && time <= received_at + MAX_AHEAD;
+    let is_possible = time.timestamp() >= CELERY_BEGAN && is_storable(&time);
     is_possible.then(|| to_microseconds(time))
 }
 
@@ -308,6 +306,7 @@ pub(super) fn python_json(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::decode::Decoder;
+    use crate::message::Message;
     use crate::message::Properties;
 
     /// The default limit.
@@ -372,9 +371,11 @@ mod tests {
             assert_eq!(result.outcome.status.as_str(), status);
             assert_eq!(result.outcome.content_type, EVENT);
             assert_eq!(result.outcome.date_done.to_rfc3339(), "2026-11-23T06:51:09.273176+00:00");
-            assert_eq!(result.date_created, result.outcome.date_done);
+            let is_final = result.outcome.status.is_ready();
+            let created = if is_final { "09.273+00:00" } else { "09.273176+00:00" };
+            assert!(result.date_created.to_rfc3339().ends_with(created), "{kind}");
             assert_eq!(result.date_started.is_some(), kind == "started");
-            assert!(!result.outcome.by_arrival && !result.started_by_arrival);
+            assert!(!result.outcome.by_arrival);
             let worker = (kind != "sent").then_some("w@h");
             assert_eq!(result.description.worker.as_deref(), worker);
         }
@@ -491,7 +492,7 @@ mod tests {
             r#"{"type": "task-started", "uuid": "t", "timestamp": -Infinity}"#,
             r#"{"type": "task-started", "uuid": "t", "timestamp": 1e300}"#,
             r#"{"type": "task-started", "uuid": "t", "timestamp": 5}"#,
-            r#"{"type": "task-started", "uuid": "t", "timestamp": 32503680000}"#,
+            r#"{"type": "task-started", "uuid": "t", "timestamp": 300000000000}"#,
         ] {
             let events = events(&format!("[{good}, {bad}, {good}]"), EVERYTHING);
             assert_eq!(events.rows.len(), 2, "{bad}");

@@ -26,6 +26,8 @@ use self::limits::Context;
 pub use self::limits::WireLimits;
 use crate::message::{Message, Value};
 use crate::row::Row;
+use crate::row::merge::Law;
+use crate::row::task_result::TaskResult;
 
 /// Decodes messages, with the settings for it.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +40,12 @@ pub struct Decoder {
     pub security: Security,
     /// Which parts of events are stored.
     pub events: EventPolicy,
+    /// Whether the arguments in messages of `rpc://` are stored. They can contain secrets: Celery
+    /// 5.7 sends the arguments themselves and not their `argsrepr` and `kwargsrepr`
+    /// (`_get_result_meta` in `celery/backends/base.py`).
+    pub rpc_arguments: bool,
+    /// The law by which the rows will be merged.
+    pub law: Law,
 }
 
 /// What kind of messages a source delivers.
@@ -79,7 +87,12 @@ impl Decoder {
     ///
     /// When the message can never be decoded; trying again gives the same error.
     pub fn decode(&self, message: &Message, kind: SourceKind<'_>) -> Result<Decoded, DecodeError> {
-        if kind.is_events(message) { self.events(message) } else { self.result(message) }
+        let mut decoded =
+            if kind.is_events(message) { self.events(message) } else { self.result(message) }?;
+        for row in &mut decoded.rows {
+            row.mark_times(message.received_at, self.law.clock_tolerance);
+        }
+        Ok(decoded)
     }
 
     /// Decodes a message of a worker's result backend.
@@ -94,10 +107,10 @@ impl Decoder {
         }
         let context = Context { message, limits: &self.limits };
         let row = match body.content_type {
-            accept::JSON => Row::Task(json::decode(body.utf8()?, context)?),
-            accept::MSGPACK => Row::Task(msgpack::decode(&body.bytes, context)?),
-            accept::PICKLE => Row::Task(pickle::decode(&body.bytes, context)?),
-            accept::YAML => Row::Task(yaml::decode(body.utf8()?, context)?),
+            accept::JSON => self.rpc(json::decode(body.utf8()?, context)?),
+            accept::MSGPACK => self.rpc(msgpack::decode(&body.bytes, context)?),
+            accept::PICKLE => self.rpc(pickle::decode(&body.bytes, context)?),
+            accept::YAML => self.rpc(yaml::decode(body.utf8()?, context)?),
             columns::TASK => {
                 let result = columns::task(body.utf8()?, &self.limits)?;
                 self.accept.check(&result.outcome.content_type)?;
@@ -111,6 +124,15 @@ impl Decoder {
             other => return Err(DecodeError::UnsupportedContentType(other.to_owned())),
         };
         Ok(Decoded { rows: vec![row], ..Decoded::default() })
+    }
+
+    /// The row of a message of `rpc://`.
+    fn rpc(&self, mut result: TaskResult) -> Row {
+        if !self.rpc_arguments {
+            result.description.task_args = None;
+            result.description.task_kwargs = None;
+        }
+        Row::Task(result)
     }
 
     /// Decodes the task events in a message of a worker's event dispatcher.

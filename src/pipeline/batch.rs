@@ -6,7 +6,9 @@ use std::collections::btree_map::Entry;
 
 use crate::message::Message;
 use crate::message::dead_letter::Reason;
+use crate::row::merge::Law;
 use crate::row::{Key, Row};
+use crate::store::Write;
 
 /// The limits of a batch. A batch is full when one of them is reached. It can always hold one
 /// message, however large.
@@ -28,6 +30,7 @@ pub struct Batch {
     refused: Vec<Refused>,
     skipped: BTreeMap<&'static str, usize>,
     size_bytes: usize,
+    law: Law,
 }
 
 #[derive(Debug)]
@@ -46,6 +49,12 @@ pub struct Refused {
 }
 
 impl Batch {
+    /// An empty batch whose rows are merged by a law.
+    #[must_use]
+    pub fn new(law: Law) -> Self {
+        Self { law, ..Self::default() }
+    }
+
     /// Adds a message and the rows that were decoded from it. Each row is merged with the row of
     /// the same id.
     pub fn push(&mut self, message: Message, read: Result<Vec<Row>, Reason>) {
@@ -64,14 +73,15 @@ impl Batch {
         }
     }
 
-    fn merge(&mut self, row: Row, place: usize) {
+    fn merge(&mut self, mut row: Row, place: usize) {
         match self.rows.entry(row.key()) {
             Entry::Vacant(entry) => {
                 entry.insert(Merged { row, sources: vec![place] });
             }
             Entry::Occupied(mut entry) => {
                 let merged = entry.get_mut();
-                merged.row.merge(row);
+                row.follow(&merged.row);
+                merged.row.merge(row, self.law);
                 if merged.sources.last() != Some(&place) {
                     merged.sources.push(place);
                 }
@@ -114,7 +124,17 @@ impl Batch {
         self.size_bytes
     }
 
-    /// The rows in the order of their ids, so that concurrent writers lock rows in the same order.
+    /// The rows to write, in the order of their ids, so that concurrent writers lock rows in the
+    /// same order.
+    pub fn writes(&self) -> impl ExactSizeIterator<Item = Write<'_>> {
+        let was_delivered_before = |&place: &usize| self.messages[place].redelivered;
+        self.rows.values().map(move |merged| Write {
+            row: &merged.row,
+            may_be_stored: merged.sources.iter().any(was_delivered_before),
+        })
+    }
+
+    /// The rows in the order of their ids.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &Row> {
         self.rows.values().map(|merged| &merged.row)
     }

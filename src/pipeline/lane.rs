@@ -25,9 +25,9 @@ const LEFT_TO_BROKER: &str = "messages are left to the broker for now";
 
 /// Runs one lane until `shutdown` is cancelled. It consumes messages only while the database can be
 /// written to, and reconnects after it has lost the broker or the database.
-pub async fn run<B: Broker, S: Store>(
+pub async fn run<B: Broker>(
     broker: &mut B,
-    store: &mut S,
+    store: &mut dyn Store,
     reading: Reading<'_>,
     policy: BatchPolicy,
     shutdown: &CancellationToken,
@@ -126,9 +126,9 @@ async fn cancel_after(max_age: Option<Duration>, until: &CancellationToken) -> I
 
 /// Connects to the database and then to the broker, so that messages are consumed only when they
 /// can be stored. Returns `None` on shutdown.
-async fn open<B: Broker, S: Store>(
+async fn open<B: Broker>(
     broker: &mut B,
-    store: &mut S,
+    store: &mut dyn Store,
     telemetry: &Lane,
     backoff: &mut Backoff,
     shutdown: &CancellationToken,

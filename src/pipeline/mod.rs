@@ -57,10 +57,10 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Merges messages into batches, stores the batches, and acknowledges or dead-letters the messages.
 /// It ends when the stream ends, when the database has not been writable for too long, or when
 /// `shutdown` is cancelled.
-pub async fn run<S: Store, A: Acknowledge>(
+pub async fn run<A: Acknowledge>(
     mut messages: impl Stream<Item = Result<Message, BrokerError>> + Unpin,
     reading: Reading<'_>,
-    store: &mut S,
+    store: &mut dyn Store,
     acknowledger: &A,
     policy: BatchPolicy,
     shutdown: &CancellationToken,
@@ -72,7 +72,7 @@ pub async fn run<S: Store, A: Acknowledge>(
             return End::StoreUnavailable(error, Batch::default());
         }
     };
-    let mut batch = Batch::default();
+    let mut batch = Batch::new(reading.decoder.law);
     // When the first message of the batch arrived, and when the last write ended.
     let mut begun_at = None;
     let mut written_at = None;
@@ -97,7 +97,7 @@ pub async fn run<S: Store, A: Acknowledge>(
             && let Some(store) = idle.take()
         {
             begun_at = None;
-            let batch = std::mem::take(&mut batch);
+            let batch = std::mem::replace(&mut batch, Batch::new(reading.decoder.law));
             let settling = settle(store, acknowledger, batch, reading, &catalog, shutdown);
             write.set(settling.fuse());
         }
@@ -169,7 +169,7 @@ async fn sleep_until(instant: Option<Instant>) {
 }
 
 /// Checks that the database answers, so that an outage is noticed before there are rows to write.
-async fn check<S: Store>(store: &mut S, lane: &Lane, shutdown: &CancellationToken) {
+async fn check(store: &mut dyn Store, lane: &Lane, shutdown: &CancellationToken) {
     let checked = tokio::select! {
         checked = tokio::time::timeout(CHECK_TIMEOUT, store.check()) => checked,
         () = shutdown.cancelled() => return,

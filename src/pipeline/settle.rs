@@ -14,8 +14,9 @@ use crate::broker::{Acknowledge, BrokerError};
 use crate::diagnosis::reason;
 use crate::message::dead_letter::{Reason, UNSTORABLE};
 use crate::retry::Backoff;
-use crate::row::Row;
-use crate::store::{Action, Catalog, ErrorClass, MAX_HOLD, Store, StoreError, Written};
+use crate::store::{
+    Action, Catalog, Change, ErrorClass, MAX_HOLD, Store, StoreError, Write, Written,
+};
 use crate::telemetry::{BatchSize, Lane};
 
 /// How long a write may take after the shutdown has begun.
@@ -23,16 +24,18 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Stores a batch, dead-letters the messages that cannot be stored, and acknowledges all messages.
 /// Returns the store and the outcome.
-pub(super) async fn settle<'store, S: Store, A: Acknowledge>(
-    store: &'store mut S,
+pub(super) async fn settle<'store, A: Acknowledge>(
+    store: &'store mut dyn Store,
     acknowledger: &A,
     mut batch: Batch,
     reading: Reading<'_>,
     catalog: &Catalog,
     shutdown: &CancellationToken,
-) -> (&'store mut S, Result<(), End>) {
+) -> (&'store mut dyn Store, Result<(), End>) {
     let started_at = Instant::now();
-    if let Err(error) = store_batch(store, &mut batch, reading, catalog, shutdown).await {
+    let mut changes = Vec::new();
+    let stored = store_batch(store, &mut batch, reading, catalog, shutdown, &mut changes).await;
+    if let Err(error) = stored {
         return (store, Err(End::StoreUnavailable(error, batch)));
     }
     if let Err(error) = dead_letter(acknowledger, &batch, reading.lane, shutdown).await {
@@ -57,6 +60,7 @@ pub(super) async fn settle<'store, S: Store, A: Acknowledge>(
     tracing::debug!(
         messages = batch.len(),
         rows = batch.rows().len(),
+        changed_rows = changes.len(),
         size_bytes = batch.size_bytes(),
         milliseconds = started_at.elapsed().as_millis(),
         "batch stored"
@@ -70,17 +74,20 @@ pub(super) async fn settle<'store, S: Store, A: Acknowledge>(
 /// Nothing is consumed before a write succeeds, because each delivery counts towards the delivery
 /// limit of the queue: an outage costs one delivery, however long it lasts. Writing the rows twice
 /// does no harm.
-pub async fn wait_for_store<S: Store>(
-    store: &mut S,
+pub async fn wait_for_store(
+    store: &mut dyn Store,
     batch: &Batch,
     lane: &Lane,
     backoff: &mut Backoff,
     shutdown: &CancellationToken,
 ) -> bool {
-    let rows: Vec<_> = batch.rows().collect();
+    // What changes is reported when the messages are delivered again: they are marked then as
+    // delivered before.
+    let writes: Vec<_> =
+        batch.writes().map(|write| Write { may_be_stored: true, ..write }).collect();
     loop {
         lane.record_progress();
-        let error = match write(store, &rows, lane).await {
+        let error = match write(store, &writes, lane, &mut Vec::new()).await {
             Err(error) if error.class != ErrorClass::Poison => error,
             _ => {
                 lane.set_database(Ok(()));
@@ -96,11 +103,16 @@ pub async fn wait_for_store<S: Store>(
 }
 
 /// Writes rows once.
-async fn write<S: Store>(store: &mut S, rows: &[&Row], lane: &Lane) -> Result<Written, StoreError> {
+async fn write(
+    store: &mut dyn Store,
+    writes: &[Write<'_>],
+    lane: &Lane,
+    changes: &mut Vec<Change>,
+) -> Result<Written, StoreError> {
     let _step = lane.begin("write");
     let started_at = Instant::now();
-    let written = store.store(rows).await;
-    lane.end_write(rows, &written, started_at.elapsed());
+    let written = store.store(writes, changes).await;
+    lane.end_write(writes.iter().map(|write| write.row), &written, started_at.elapsed());
     written
 }
 
@@ -108,28 +120,31 @@ async fn write<S: Store>(store: &mut S, rows: &[&Row], lane: &Lane) -> Result<Wr
 ///
 /// If the database refuses a statement, its rows are split in halves until the refused row is
 /// alone. That row may be merged from several messages of which only one is wrong, so the row of
-/// each message is then written separately.
-async fn store_batch<S: Store>(
-    store: &mut S,
+/// each message is then written separately. Adds what has changed to `changes`.
+async fn store_batch(
+    store: &mut dyn Store,
     batch: &mut Batch,
     reading: Reading<'_>,
     catalog: &Catalog,
     shutdown: &CancellationToken,
+    changes: &mut Vec<Change>,
 ) -> Result<(), StoreError> {
     let mut refused = Vec::new();
     {
-        let rows: Vec<&Row> = batch.rows().collect();
-        let mut parts = vec![rows.as_slice()];
+        let writes: Vec<_> = batch.writes().collect();
+        let mut parts = vec![writes.as_slice()];
         while let Some(part) = parts.pop() {
-            match (store_part(store, part, reading.lane, shutdown).await?, part) {
+            match (store_part(store, part, reading.lane, shutdown, changes).await?, part) {
                 (Stored::All, _) => {}
-                (Stored::Refused(_), [row]) => {
-                    let key = row.key();
+                (Stored::Refused(_), [write]) => {
+                    let key = write.row.key();
                     for (place, message) in batch.sources(&key) {
                         let Ok(read) = intake::read(message, reading, catalog) else { continue };
                         for row in read.rows.iter().filter(|row| row.key() == key) {
-                            let stored = store_part(store, &[row], reading.lane, shutdown).await?;
-                            if let Stored::Refused(error) = stored {
+                            let writes = [Write { row, ..*write }];
+                            let stored =
+                                store_part(store, &writes, reading.lane, shutdown, changes);
+                            if let Stored::Refused(error) = stored.await? {
                                 refused.push((place, error));
                             }
                         }
@@ -157,26 +172,31 @@ enum Stored {
 
 /// Writes rows until they are committed or refused, with retries that depend on the class of the
 /// error.
-async fn store_part<S: Store>(
-    store: &mut S,
-    rows: &[&Row],
+async fn store_part(
+    store: &mut dyn Store,
+    writes: &[Write<'_>],
     lane: &Lane,
     shutdown: &CancellationToken,
+    changes: &mut Vec<Change>,
 ) -> Result<Stored, StoreError> {
-    if rows.is_empty() {
+    if writes.is_empty() {
         return Ok(Stored::All);
     }
+    let mut writes = writes.to_vec();
     let mut attempt = 0;
     let mut backoff = Backoff::new();
     loop {
         let written = tokio::select! {
-            written = write(store, rows, lane) => written,
+            written = write(store, &writes, lane, changes) => written,
             error = shutdown_timeout(shutdown) => Err(error),
         };
         let Err(error) = written else {
             backoff.end("the database takes writes again");
             return Ok(Stored::All);
         };
+        for write in &mut writes {
+            write.may_be_stored = true;
+        }
         match error.class.action(attempt) {
             Action::Refuse => {
                 lane.set_database(Ok(()));

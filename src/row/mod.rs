@@ -7,7 +7,7 @@ pub mod merge;
 pub mod state;
 pub mod task_result;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::row::group_result::GroupResult;
 use crate::row::task_result::TaskResult;
@@ -38,6 +38,50 @@ impl Row {
         match self {
             Self::Task(result) => Key::Task(result.task_id.clone()),
             Self::Group(result) => Key::Group(result.group_id.clone()),
+        }
+    }
+
+    /// Marks the times of a row as those of its message or as those of the message's arrival; see
+    /// [`TaskResult::mark_times`]. A group that was saved more than a day in the future has the
+    /// time of the arrival.
+    pub fn mark_times(&mut self, received_at: DateTime<Utc>, tolerance: TimeDelta) {
+        match self {
+            Self::Task(result) => result.mark_times(received_at, tolerance),
+            Self::Group(result) if result.date_done > received_at + TimeDelta::days(1) => {
+                result.date_done = received_at;
+                result.date_created = received_at;
+            }
+            Self::Group(_) => {}
+        }
+    }
+
+    /// Moves the time of an arrival after that of an earlier arrival in the same millisecond.
+    pub fn follow(&mut self, earlier: &Self) {
+        if let (Self::Task(result), Self::Task(earlier)) = (self, earlier) {
+            result.follow(earlier);
+        }
+    }
+
+    /// The same row with another spelling of its id.
+    #[must_use]
+    pub fn with_id(mut self, id: &str) -> Self {
+        let own = match &mut self {
+            Self::Task(result) => &mut result.task_id,
+            Self::Group(result) => &mut result.group_id,
+        };
+        if own != id {
+            id.clone_into(own);
+        }
+        self
+    }
+
+    /// Whether all columns of two rows are the same.
+    #[must_use]
+    pub fn has_same_columns(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Task(one), Self::Task(other)) => one.has_same_columns(other),
+            (Self::Group(one), Self::Group(other)) => one == other,
+            _ => false,
         }
     }
 

@@ -47,8 +47,7 @@ impl State {
 
     /// How final the state is: SUCCESS 3, FAILURE 2, REVOKED 1, every other state 0.
     ///
-    /// The states above 0 are Celery's `READY_STATES`. The statements in `store/upsert.rs` use the
-    /// same ranking.
+    /// The states above 0 are Celery's `READY_STATES`.
     #[must_use]
     pub fn finality(&self) -> u8 {
         match self {

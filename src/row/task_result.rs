@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 
 use crate::row::state::State;
 
@@ -30,11 +30,71 @@ pub struct TaskResult {
     pub description: Description,
     /// The time of the earliest message about the task.
     pub date_created: DateTime<Utc>,
-    /// When the last attempt began.
+    /// When the last attempt began. Whole milliseconds can mean that it is a time of arrival.
     pub date_started: Option<DateTime<Utc>>,
-    /// Whether `date_started` may be later than the real start, because the result backend's
-    /// messages do not contain the time at which the task started (`rpc://`, every version).
-    pub started_by_arrival: bool,
+}
+
+/// The difference between a time that a message contains and one of arrival: whole milliseconds
+/// become the following microsecond.
+const OWN_TIME: TimeDelta = TimeDelta::microseconds(1);
+
+/// Whether a time is one of arrival, if it is that of a state that is not final.
+pub(super) fn is_arrival(time: DateTime<Utc>) -> bool {
+    time.timestamp_subsec_micros().is_multiple_of(1_000)
+}
+
+/// A time in the form of one of arrival.
+pub(crate) fn to_arrival(time: DateTime<Utc>) -> DateTime<Utc> {
+    time.trunc_subsecs(3)
+}
+
+impl TaskResult {
+    /// Marks the times of a result message as those of its arrival, or as its own.
+    ///
+    /// A time that lies in the future is replaced by that of the arrival, because it would win over
+    /// every later state: `tolerance` in the future, or a day if the state is final.
+    pub fn mark_times(&mut self, received_at: DateTime<Utc>, tolerance: TimeDelta) {
+        let is_final = self.outcome.status.is_ready();
+        let ahead = if is_final { TimeDelta::days(1) } else { tolerance };
+        if self.outcome.date_done > received_at + ahead {
+            self.outcome.by_arrival = true;
+            self.outcome.date_done = received_at;
+            self.date_created = received_at;
+            self.date_started = self.date_started.map(|_| received_at);
+        }
+        if is_final || self.outcome.is_event() {
+            return;
+        }
+        let date_done = self.outcome.date_done;
+        if self.outcome.by_arrival {
+            self.outcome.date_done = to_arrival(date_done);
+            self.date_started = self.date_started.map(to_arrival);
+            self.date_created = self.date_created.min(self.outcome.date_done);
+        } else if is_arrival(date_done) {
+            self.outcome.date_done = date_done + OWN_TIME;
+        }
+    }
+
+    /// Moves the time of an arrival after that of an earlier arrival in the same millisecond.
+    pub fn follow(&mut self, earlier: &Self) {
+        let (one, other) = (&earlier.outcome, &mut self.outcome);
+        let are_arrivals =
+            one.by_arrival && other.by_arrival && !other.status.is_ready() && !other.is_event();
+        if are_arrivals && other.date_done <= one.date_done && other.status != one.status {
+            other.date_done = to_arrival(one.date_done) + TimeDelta::milliseconds(1);
+        }
+    }
+
+    /// Whether all columns of two rows are the same, which do not show whether times are those of
+    /// an arrival.
+    pub(super) fn has_same_columns(&self, other: &Self) -> bool {
+        let outcome = Outcome { by_arrival: self.outcome.by_arrival, ..other.outcome.clone() };
+        self.task_id == other.task_id
+            && self.outcome == outcome
+            && self.description == other.description
+            && self.date_created == other.date_created
+            && self.date_started == other.date_started
+    }
 }
 
 /// The state of a task and everything that belongs to that state.
@@ -52,10 +112,13 @@ pub struct Outcome {
     pub traceback: Option<String>,
     /// The children of the task and `request.meta`.
     pub meta: Option<String>,
-    /// The time at which the task reached the state.
+    /// The time at which the task reached the state, or the time at which the message was received
+    /// if it did not contain one. In a state that is not final, the second is cut to whole
+    /// milliseconds and the first never has whole milliseconds, so that a row shows which one it
+    /// has. See [`TaskResult::mark_times`].
     pub date_done: DateTime<Utc>,
-    /// Whether `date_done` is only the time at which the message was received. If the same outcome
-    /// arrives again, it is then a duplicate and not a newer outcome.
+    /// Whether `date_done` is the time at which the message was received. A row that was read from a
+    /// table does not have this flag.
     pub by_arrival: bool,
 }
 
@@ -72,6 +135,11 @@ pub struct Description {
     pub worker: Option<String>,
     /// The name of the periodic task that sent this one.
     pub periodic_task_name: Option<String>,
+    /// The routing key of the task's message. No released django-celery-results has this column and
+    /// the next one; its pull request 514 adds them.
+    pub queue: Option<String>,
+    /// How often the task was retried before.
+    pub retries: Option<i64>,
 }
 
 /// Shows the id and the state but neither arguments nor results.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::value::Record;
 use super::{ErrorClass, GROUPS, StoreError, TASKS};
 use crate::row::Row;
 use crate::row::group_result::GroupResult;
@@ -27,6 +28,9 @@ const REQUIRED: [&str; 13] = [
 /// The columns that were added later, in django-celery-results 2.3 and 2.6.
 const OPTIONAL: [&str; 2] = ["periodic_task_name", "date_started"];
 
+/// Columns that a future django-celery-results may have (its pull request 514).
+const UPCOMING: [&str; 2] = ["queue", "retries"];
+
 /// The columns of the group table in every version of django-celery-results since 2.0.
 const GROUP_COLUMNS: [&str; 6] =
     ["group_id", "content_type", "content_encoding", "result", "date_created", "date_done"];
@@ -42,10 +46,23 @@ pub struct Column {
     pub is_required: bool,
 }
 
+impl Column {
+    /// Reads a column from a record with these members in this order.
+    pub(super) fn from_record(mut record: Record) -> Self {
+        Self {
+            name: record.text().unwrap_or_default(),
+            max_chars: record.integer().and_then(|chars| usize::try_from(chars).ok()),
+            is_required: record.integer() == Some(1),
+        }
+    }
+}
+
 /// What the tables of a database can store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Catalog {
     missing: Vec<&'static str>,
+    /// Those of [`UPCOMING`] that the task table has.
+    upcoming: Vec<&'static str>,
     max_chars: MaxChars,
     /// Why the group table cannot be written; `None` if it can.
     groups_problem: Option<String>,
@@ -62,6 +79,7 @@ struct MaxChars {
     task_name: Option<usize>,
     worker: Option<usize>,
     periodic_task_name: Option<usize>,
+    queue: Option<usize>,
 }
 
 /// The tables of the newest django-celery-results, without length limits.
@@ -69,6 +87,7 @@ impl Default for Catalog {
     fn default() -> Self {
         Self {
             missing: Vec::new(),
+            upcoming: Vec::new(),
             max_chars: MaxChars::default(),
             groups_problem: None,
             allows_nul: true,
@@ -103,8 +122,9 @@ impl Catalog {
                 ),
             ));
         }
-        let is_known =
-            |name: &str| name == "id" || REQUIRED.contains(&name) || OPTIONAL.contains(&name);
+        let is_known = |name: &str| {
+            name == "id" || [&REQUIRED[..], &OPTIONAL, &UPCOMING].concat().contains(&name)
+        };
         if let Some(column) =
             columns.iter().find(|column| column.is_required && !is_known(&column.name))
         {
@@ -121,6 +141,7 @@ impl Catalog {
         let group_id = groups.iter().find(|column| column.name == "group_id");
         Ok(Self {
             missing: OPTIONAL.into_iter().filter(|&name| find(name).is_none()).collect(),
+            upcoming: UPCOMING.into_iter().filter(|&name| find(name).is_some()).collect(),
             max_chars: MaxChars {
                 task_id: max_chars("task_id"),
                 group_id: group_id.and_then(|column| column.max_chars),
@@ -128,6 +149,7 @@ impl Catalog {
                 task_name: max_chars("task_name"),
                 worker: max_chars("worker"),
                 periodic_task_name: max_chars("periodic_task_name"),
+                queue: max_chars("queue"),
             },
             groups_problem: groups_problem(groups),
             allows_nul,
@@ -148,6 +170,7 @@ impl Catalog {
     /// Whether the table has a column that Celeriac writes.
     pub(super) fn has(&self, column: &str) -> bool {
         !self.missing.contains(&column)
+            && (!UPCOMING.contains(&column) || self.upcoming.contains(&column))
     }
 
     /// Changes a row so that its table can store it.
@@ -193,6 +216,19 @@ impl Catalog {
 
     fn fit_task(&self, result: &mut TaskResult) -> Result<bool, String> {
         self.check_key("task_id", &result.task_id, self.max_chars.task_id)?;
+        if !self.has("date_started") {
+            result.date_started = None;
+        }
+        let description = &mut result.description;
+        if !self.has("periodic_task_name") {
+            description.periodic_task_name = None;
+        }
+        if !self.has("queue") {
+            description.queue = None;
+        }
+        if !self.has("retries") {
+            description.retries = None;
+        }
         let max = &self.max_chars;
         let (outcome, description) = (&mut result.outcome, &mut result.description);
         let status = self.fitted(outcome.status.as_str(), max.status);
@@ -210,6 +246,7 @@ impl Catalog {
             (&mut description.task_name, max.task_name),
             (&mut description.worker, max.worker),
             (&mut description.periodic_task_name, max.periodic_task_name),
+            (&mut description.queue, max.queue),
         ] {
             let fitted = text.as_deref().and_then(|text| self.fitted(text, max_chars));
             if fitted.is_some() {
@@ -299,7 +336,6 @@ mod tests {
             description: Description { worker: Some(worker.to_owned()), ..Description::default() },
             date_created: DateTime::UNIX_EPOCH,
             date_started: None,
-            started_by_arrival: false,
         }
     }
 

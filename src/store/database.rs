@@ -1,41 +1,64 @@
-//! The store for the database that the settings name.
+//! The database that the settings name.
 
-use crate::config::{Config, DatabaseKind};
+use std::sync::Arc;
+
+use super::cleanup::Cleaner;
+use super::dialect::Dialect;
+use super::mysql::Mysql;
+use super::postgres::Postgres;
+use super::sqlite::Sqlite;
+use super::write::SqlStore;
+use super::{Job, Standing, StoreError, inspect, migrate};
+use crate::config::{Config, DatabaseKind, DatabaseUrl};
 use crate::diagnosis::finding::Finding;
 use crate::row::Row;
-use crate::store::{
-    Catalog, Cleaner, Job, Mysql, Postgres, Sqlite, Standing, Store, StoreError, Written, cleanup,
-    inspect, migrate,
-};
+use crate::row::merge::Law;
 
-/// A store for any of the supported databases.
-pub enum Database {
-    /// PostgreSQL.
-    Postgres(Postgres),
-    /// MySQL or MariaDB.
-    Mysql(Mysql),
-    /// SQLite.
-    Sqlite(Sqlite),
+/// A database. Each operation opens its own connection.
+#[derive(Clone, Debug)]
+pub struct Database {
+    dialect: Arc<dyn Dialect>,
+    law: Law,
 }
 
 impl Database {
-    /// Makes a store that is not connected yet.
+    /// The database of the settings. Nothing is connected yet.
     ///
     /// # Errors
     ///
     /// When the URL has parameters that the database's driver refuses.
     pub fn new(config: &Config) -> Result<Self, StoreError> {
-        Ok(match config.database.kind() {
-            DatabaseKind::Postgres => Self::Postgres(Postgres::new(&config.database)?),
-            DatabaseKind::Mysql => Self::Mysql(Mysql::new(&config.database, config.time_zone)?),
-            DatabaseKind::Sqlite => {
-                Self::Sqlite(Sqlite::new(config.database.path(), config.time_zone))
-            }
-        })
+        let database = Self::at(&config.database, config.time_zone)?;
+        Ok(Self { law: config.decoder.law, ..database })
     }
-}
 
-impl Database {
+    /// The database at a URL. `time_zone` is the one in which Django stores times in a database
+    /// whose columns have none: UTC with `USE_TZ`, and `TIME_ZONE` otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When the URL has parameters that the database's driver refuses.
+    pub fn at(url: &DatabaseUrl, time_zone: chrono_tz::Tz) -> Result<Self, StoreError> {
+        let dialect: Arc<dyn Dialect> = match url.kind() {
+            DatabaseKind::Postgres => Arc::new(Postgres::new(url)?),
+            DatabaseKind::Mysql => Arc::new(Mysql::new(url, time_zone)?),
+            DatabaseKind::Sqlite => Arc::new(Sqlite::new(url.path(), time_zone)),
+        };
+        Ok(Self { dialect, law: Law::default() })
+    }
+
+    /// A store that connects when it is first used.
+    #[must_use]
+    pub fn store(&self) -> SqlStore {
+        SqlStore::new(Arc::clone(&self.dialect), self.law)
+    }
+
+    /// A cleaner that deletes expired rows and connects when it begins.
+    #[must_use]
+    pub fn cleaner(&self, job: Job) -> Cleaner {
+        Cleaner::new(Arc::clone(&self.dialect), job)
+    }
+
     /// Creates the tables of django-celery-results if there are none, and records Django's migrations
     /// for them. `length` is the length of the ids; the default is that of Django. Returns the state
     /// of the database before.
@@ -45,22 +68,7 @@ impl Database {
     /// When there are tables that are older, incomplete or different, which are not changed then, or
     /// when the database refuses a statement.
     pub async fn migrate(&self, length: Option<u32>) -> Result<Standing, StoreError> {
-        let length = length.unwrap_or(migrate::DEFAULT_LENGTH);
-        match self {
-            Self::Postgres(store) => migrate::run(store.database(), length).await,
-            Self::Mysql(store) => migrate::run(store.database(), length).await,
-            Self::Sqlite(store) => migrate::run(store.database(), length).await,
-        }
-    }
-
-    /// A cleaner that deletes expired rows. It opens its own connection when it begins.
-    #[must_use]
-    pub fn into_cleaner(self, job: Job) -> Box<dyn Cleaner> {
-        match self {
-            Self::Postgres(store) => cleanup::cleaner(store, job),
-            Self::Mysql(store) => cleanup::cleaner(store, job),
-            Self::Sqlite(store) => cleanup::cleaner(store, job),
-        }
+        migrate::run(&*self.dialect, length.unwrap_or(migrate::DEFAULT_LENGTH)).await
     }
 
     /// The SQL that [`Database::migrate`] would run now.
@@ -69,62 +77,18 @@ impl Database {
     ///
     /// When [`Database::migrate`] would refuse, or when the database cannot be read.
     pub async fn migration_sql(&self, length: Option<u32>) -> Result<String, StoreError> {
-        let length = length.unwrap_or(migrate::DEFAULT_LENGTH);
-        match self {
-            Self::Postgres(store) => migrate::dry_run(store.database(), length).await,
-            Self::Mysql(store) => migrate::dry_run(store.database(), length).await,
-            Self::Sqlite(store) => migrate::dry_run(store.database(), length).await,
-        }
+        migrate::dry_run(&*self.dialect, length.unwrap_or(migrate::DEFAULT_LENGTH)).await
     }
-}
 
-impl Database {
     /// Reports on the server, the tables and their migrations, without changing anything. Returns
     /// whether rows can be written, as far as this can be told without writing.
     pub async fn inspect(&self, report: &mut dyn FnMut(Finding)) -> bool {
-        match self {
-            Self::Postgres(store) => inspect::inspect(store.database(), report).await,
-            Self::Mysql(store) => inspect::inspect(store.database(), report).await,
-            Self::Sqlite(store) => inspect::inspect(store.database(), report).await,
-        }
+        inspect::inspect(&*self.dialect, report).await
     }
 
     /// Writes rows in a transaction that is rolled back and reports the result. If `delete` is set,
     /// does the same once more and also deletes the rows.
     pub async fn rehearse(&self, rows: &[&Row], delete: bool, report: &mut dyn FnMut(Finding)) {
-        match self {
-            Self::Postgres(store) => {
-                inspect::rehearse(store.database(), rows, delete, report).await;
-            }
-            Self::Mysql(store) => inspect::rehearse(store.database(), rows, delete, report).await,
-            Self::Sqlite(store) => inspect::rehearse(store.database(), rows, delete, report).await,
-        }
-    }
-}
-
-// The futures are boxed to keep the future of a lane small, which contains them.
-impl Store for Database {
-    async fn prepare(&mut self) -> Result<&Catalog, StoreError> {
-        match self {
-            Self::Postgres(store) => Box::pin(store.prepare()).await,
-            Self::Mysql(store) => Box::pin(store.prepare()).await,
-            Self::Sqlite(store) => Box::pin(store.prepare()).await,
-        }
-    }
-
-    async fn store(&mut self, rows: &[&Row]) -> Result<Written, StoreError> {
-        match self {
-            Self::Postgres(store) => Box::pin(store.store(rows)).await,
-            Self::Mysql(store) => Box::pin(store.store(rows)).await,
-            Self::Sqlite(store) => Box::pin(store.store(rows)).await,
-        }
-    }
-
-    async fn check(&mut self) -> Result<(), StoreError> {
-        match self {
-            Self::Postgres(store) => Box::pin(store.check()).await,
-            Self::Mysql(store) => Box::pin(store.check()).await,
-            Self::Sqlite(store) => Box::pin(store.check()).await,
-        }
+        inspect::rehearse(&*self.dialect, rows, delete, report).await;
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use sqlx::error::DatabaseError;
 use tracing::Level;
 
 use super::TASKS;
@@ -97,7 +98,10 @@ impl StoreError {
 
     /// Classifies an error of sqlx. `classify` classifies the errors that the database itself
     /// reports.
-    pub(super) fn from_sqlx(error: &sqlx::Error, classify: Classify) -> Self {
+    pub(super) fn from_sqlx(
+        error: &sqlx::Error,
+        classify: impl Fn(&dyn DatabaseError) -> ErrorClass,
+    ) -> Self {
         match error {
             sqlx::Error::Database(database) => {
                 let class = classify(&**database);
@@ -112,9 +116,6 @@ impl StoreError {
         }
     }
 }
-
-/// The class of an error that the database reports.
-pub(super) type Classify = fn(&dyn sqlx::error::DatabaseError) -> ErrorClass;
 
 /// Removes values from an error message. Databases quote the value that they refuse, which can be a
 /// whole row, and the messages of triggers can contain anything. The whole message is therefore

@@ -1,18 +1,20 @@
 //! Inspects a database for `celeriac check`: the server, the tables, their migrations, and a test
 //! write that is rolled back. Nothing is changed.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::Connection;
+use sqlx::SqlStr;
 
-use super::migrate::{self, Migrate, Standing};
-use super::session::patiently;
-use super::{Catalog, Column, ErrorClass, GROUPS, StoreError, TASKS};
+use super::columns::{self, Table};
+use super::dialect::{Dialect, Purpose, patiently};
+use super::migrate::{self, Standing};
+use super::session::Session;
+use super::value::{Record, first_integer, first_text};
+use super::{Catalog, Column, ErrorClass, StoreError, TASKS, Write, write};
 use crate::diagnosis::finding::{Finding, Severity, Subject};
 use crate::row::Row;
-use crate::row::task_result::TaskResult;
+use crate::row::state::State;
 
 /// The difference between two clocks from which on it is reported.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(1);
@@ -20,58 +22,28 @@ const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(1);
 /// A row whose time is further in the future than this was written in another time zone.
 const ZONE_TOLERANCE: TimeDelta = TimeDelta::minutes(10);
 
+/// The percentage of the numbers of the primary key from which on it is reported.
+const MOST_NUMBERS: i128 = 80;
+
 /// The command that completes the tables.
 const MIGRATE: &str = "`python manage.py migrate django_celery_results`";
 
-/// What a database server reports about itself.
-pub(super) struct Server {
-    /// Its product and version.
-    pub(super) name: String,
-    /// Why its version is too old, if it is.
-    pub(super) lacks: Option<String>,
-    /// The time by its clock, if it has a clock of its own.
-    pub(super) now: Option<DateTime<Utc>>,
-}
-
-/// The parts of an inspection that differ between databases.
-pub(super) trait Inspect: Migrate {
-    /// Asks the server for its product, version and time.
-    async fn server(connection: &mut Self::Connection) -> Result<Server, sqlx::Error>;
-
-    /// Findings that are specific to the database. The tables exist when this is called.
-    async fn particulars(
-        &self,
-        connection: &mut Self::Connection,
-    ) -> Result<Vec<Finding>, sqlx::Error>;
-
-    /// Whether a write can be rolled back. If it cannot, no write is tried.
-    async fn can_undo(connection: &mut Self::Connection) -> Result<bool, sqlx::Error>;
-
-    /// Writes rows twice, so that they are first inserted and then updated, deletes them if
-    /// `delete` is set, and rolls everything back.
-    async fn rehearse(
-        &self,
-        connection: &mut Self::Connection,
-        statement: &Arc<str>,
-        rows: &[&TaskResult],
-        delete: bool,
-    ) -> Result<(), sqlx::Error>;
-}
-
 /// Opens a connection that does not change the database. An ordinary connection would switch an
 /// SQLite file to WAL mode.
-async fn look<D: Inspect>(database: &D) -> Result<D::Connection, StoreError> {
-    match patiently::<D, _>(database.open(true)).await? {
-        Some(connection) => Ok(connection),
-        // Fails with an error that says what does not exist.
-        None => patiently::<D, _>(database.connect()).await,
+async fn connect(dialect: &dyn Dialect) -> Result<Box<dyn Session>, StoreError> {
+    for purpose in [Purpose::Inspect, Purpose::Write] {
+        // The second one fails with an error that says what does not exist.
+        if let Some(session) = patiently(dialect, dialect.connect(purpose)).await? {
+            return Ok(session);
+        }
     }
+    Err(StoreError::new(ErrorClass::Outage, "there is no connection"))
 }
 
 /// Reports on the database. Returns whether rows can be written, as far as this can be told without
 /// writing.
-pub(super) async fn inspect<D: Inspect>(database: &D, report: &mut dyn FnMut(Finding)) -> bool {
-    match inspected(database, report).await {
+pub(super) async fn inspect(dialect: &dyn Dialect, report: &mut dyn FnMut(Finding)) -> bool {
+    match inspected(dialect, report).await {
         Ok(is_usable) => is_usable,
         Err(error) => {
             report(Finding::error(Subject::Database, error.message));
@@ -80,30 +52,26 @@ pub(super) async fn inspect<D: Inspect>(database: &D, report: &mut dyn FnMut(Fin
     }
 }
 
-async fn inspected<D: Inspect>(
-    database: &D,
+async fn inspected(
+    dialect: &dyn Dialect,
     report: &mut dyn FnMut(Finding),
 ) -> Result<bool, StoreError> {
     let began = Instant::now();
-    let mut connection = look(database).await?;
+    let mut session = connect(dialect).await?;
+    let session = &mut *session;
     let milliseconds = began.elapsed().as_millis();
-    let asked_at = Utc::now();
-    let server = patiently::<D, _>(D::server(&mut connection)).await?;
-    let answered_at = Utc::now();
-    report(Finding::ok(
-        Subject::Database,
-        format!("{}, connected in {milliseconds} ms", server.name),
-    ));
-    if let Some(lacks) = server.lacks {
+    let (name, lacks) = patiently(dialect, dialect.version(session)).await?;
+    report(Finding::ok(Subject::Database, format!("{name}, connected in {milliseconds} ms")));
+    if let Some(lacks) = lacks {
         report(Finding::error(Subject::Database, lacks));
         return Ok(false);
     }
-    if let Some(now) = server.now {
-        report(clocks(now, asked_at, answered_at));
+    let asked_at = Utc::now();
+    if let Some(now) = now(dialect, session).await? {
+        report(clocks(now, asked_at, Utc::now()));
     }
-    let tasks = patiently::<D, _>(database.columns(&mut connection, TASKS)).await?;
-    let groups = patiently::<D, _>(database.columns(&mut connection, GROUPS)).await?;
-    let catalog = Catalog::new(&tasks, &groups, D::ALLOWS_NUL)?;
+    let tasks = patiently(dialect, dialect.columns(session, TASKS)).await?;
+    let catalog = write::catalog(dialect, session).await?;
     report(table(&tasks, &catalog));
     if let Some(problem) = catalog.groups_problem() {
         report(
@@ -111,11 +79,42 @@ async fn inspected<D: Inspect>(
                 .fix(MIGRATE),
         );
     }
-    report(standing(migrate::standing(database, &mut connection).await));
-    for finding in patiently::<D, _>(database.particulars(&mut connection)).await? {
+    report(standing(migrate::standing(dialect, session).await));
+    if let Some(sql) = dialect.sql().numbers {
+        // A user who lacks the right to read the table is told so when its row is written.
+        let numbers = session.fetch(SqlStr::from_static(sql), Vec::new());
+        let numbers = patiently(dialect, numbers).await.unwrap_or_default();
+        numbers.into_iter().filter_map(numbers_left).for_each(&mut *report);
+    }
+    for finding in patiently(dialect, dialect.particulars(session)).await? {
         report(finding);
     }
     Ok(true)
+}
+
+/// The finding about the numbers of the primary key, if few are left. The record has the last one
+/// that was used and the greatest one.
+fn numbers_left(mut record: Record) -> Option<Finding> {
+    let (used, greatest) = (record.integer()?, record.integer()?);
+    let percent = i128::from(used) * 100 / i128::from(greatest.max(1));
+    let text = format!(
+        "{percent} % of the numbers of the column id are used: {used} of {greatest}. No row can be \
+         added when they are used up"
+    );
+    (percent >= MOST_NUMBERS)
+        .then(|| Finding::warning(Subject::Database, text).fix("make the column a bigint"))
+}
+
+/// The time by the server's clock, if it has one.
+pub(super) async fn now(
+    dialect: &dyn Dialect,
+    session: &mut dyn Session,
+) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let Some(sql) = dialect.sql().now else { return Ok(None) };
+    let now = session.fetch(SqlStr::from_static(sql), Vec::new());
+    let now = first_text(patiently(dialect, now).await?);
+    let now = now.and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
+    Ok(now.map(|time| time.to_utc()))
 }
 
 /// The finding about the columns of the task table.
@@ -174,13 +173,13 @@ fn standing(standing: Result<Standing, StoreError>) -> Finding {
 
 /// Writes rows and rolls this back. If `delete` is set, does the same once more and also deletes
 /// them.
-pub(super) async fn rehearse<D: Inspect>(
-    database: &D,
+pub(super) async fn rehearse(
+    dialect: &dyn Dialect,
     rows: &[&Row],
     delete: bool,
     report: &mut dyn FnMut(Finding),
 ) {
-    let written = rehearsed(database, rows, false).await;
+    let written = rehearsed(dialect, rows, false).await;
     let is_good = matches!(written, Ok(Some(_)));
     report(match written {
         Ok(Some(duration)) => {
@@ -206,7 +205,7 @@ pub(super) async fn rehearse<D: Inspect>(
         }
     });
     if delete && is_good {
-        report(match rehearsed(database, rows, true).await {
+        report(match rehearsed(dialect, rows, true).await {
             Ok(_) => {
                 Finding::ok(Subject::Message, "its row could be deleted, as --cleanup-every asks")
             }
@@ -218,31 +217,51 @@ pub(super) async fn rehearse<D: Inspect>(
     }
 }
 
+/// Writes rows twice, so that they are first inserted and then updated, and rolls everything back.
 /// Returns how long it took; `None` if no write was tried because it could not be rolled back.
-async fn rehearsed<D: Inspect>(
-    database: &D,
+async fn rehearsed(
+    dialect: &dyn Dialect,
     rows: &[&Row],
     delete: bool,
 ) -> Result<Option<Duration>, StoreError> {
-    let mut connection = look(database).await?;
-    if !patiently::<D, _>(D::can_undo(&mut connection)).await? {
-        return Ok(None);
+    let mut session = connect(dialect).await?;
+    if let Some(sql) = dialect.sql().can_undo {
+        let can_undo = session.fetch(SqlStr::from_static(sql), Vec::new());
+        if first_integer(patiently(dialect, can_undo).await?) != Some(1) {
+            return Ok(None);
+        }
     }
-    let tasks = patiently::<D, _>(database.columns(&mut connection, TASKS)).await?;
-    let groups = patiently::<D, _>(database.columns(&mut connection, GROUPS)).await?;
-    let catalog = Catalog::new(&tasks, &groups, D::ALLOWS_NUL)?;
-    let tasks = rows.iter().filter_map(|row| match row {
-        Row::Task(result) => Some(result),
-        Row::Group(_) => None,
-    });
-    let tasks: Vec<_> = tasks.collect();
-    let statement = database.tasks_statement(&catalog).into();
+    let catalog = write::catalog(dialect, &mut *session).await?;
+    let table = Table::tasks(&catalog);
     let began = Instant::now();
-    patiently::<D, _>(database.rehearse(&mut connection, &statement, &tasks, delete)).await?;
+    for statement in dialect.sql().begin {
+        patiently(dialect, session.execute(statement)).await?;
+    }
+    for state in [State::Started, State::Success] {
+        let rows: Vec<_> = rows.iter().map(|row| in_state(row, &state)).collect();
+        let writes: Vec<_> = rows.iter().map(|row| Write { row, may_be_stored: false }).collect();
+        let writes: Vec<_> = writes.iter().collect();
+        write::write_within(dialect, &mut *session, &table, &writes).await?;
+    }
+    if delete {
+        // The ids are made by `celeriac check` and contain no quotation marks.
+        let ids: Vec<_> = rows.iter().map(|row| format!("'{}'", columns::key(row))).collect();
+        let statement = format!("delete from {TASKS} where task_id in ({})", ids.join(", "));
+        patiently(dialect, session.execute(&statement)).await?;
+    }
+    patiently(dialect, session.execute("rollback")).await?;
     let duration = began.elapsed();
-    // Closed properly, so that the server does not log a lost connection.
-    let _ = connection.close().await;
+    session.close().await;
     Ok(Some(duration))
+}
+
+/// The row of a task in another state.
+fn in_state(row: &Row, state: &State) -> Row {
+    let mut row = row.clone();
+    if let Row::Task(result) = &mut row {
+        result.outcome.status = state.clone();
+    }
+    row
 }
 
 /// The finding about the time zone, for databases whose columns do not store one. `newest` is the
@@ -269,6 +288,19 @@ mod tests {
     use chrono_tz::Tz;
 
     use super::*;
+    use crate::store::value::Value;
+
+    #[test]
+    fn few_numbers_are_reported() {
+        let text = |used, greatest| {
+            let values = vec![Value::Integer(used), Value::Integer(greatest)];
+            numbers_left(Record::new(values)).map(|finding| finding.text)
+        };
+        assert_eq!(text(79, 100), None);
+        assert!(text(80, 100).is_some_and(|text| text.contains("80 % of the numbers")));
+        assert_eq!(text(i64::from(i32::MAX), i64::MAX), None, "a bigint");
+        assert!(text(i64::MAX, i64::MAX).is_some());
+    }
 
     #[test]
     fn clocks_agree_within_the_time_of_the_answer() {

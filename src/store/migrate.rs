@@ -1,16 +1,20 @@
-//! Making the tables of django-celery-results where there are none, and recording Django's
-//! migrations for them.
+//! Creates the tables of django-celery-results if there are none, and records Django's migrations
+//! for them.
 //!
-//! The statements are in `migrations/`, one file for each database. Tables that are there are never
-//! changed. What is there is looked at under a lock, so that two processes may run at once, and all
-//! is done in one transaction where the database can undo the making of a table. MySQL cannot: the
-//! tables then get their names all at once, and where only the record is missing it is made up for.
+//! The statements are in `migrations/`, one file for each database. Existing tables are never
+//! changed. The tables are read under a lock, so that two processes can run at once, and everything
+//! is done in one transaction if the database can roll back the creation of a table. MySQL cannot:
+//! there the tables get their names in one statement, and if only the records are missing, the next
+//! run adds them.
 
 use std::fmt::Write as _;
 
-use sqlx::error::DatabaseError;
+use chrono::Utc;
+use sqlx::SqlStr;
 
-use super::session::SqlDatabase;
+use super::dialect::{Dialect, Purpose};
+use super::session::Session;
+use super::value::first_integer;
 use super::{Column, ErrorClass, GROUPS, StoreError, TASKS};
 
 /// Django's name for the app whose tables these are.
@@ -25,11 +29,11 @@ const CHORDS: &str = "django_celery_results_chordcounter";
 /// Django's command, for what is not done here.
 const DJANGO: &str = "python manage.py migrate django_celery_results";
 
-/// The length of ids where Django's settings do not name one (`TaskResult.task_id` in
+/// The length of ids if Django's settings do not set one (`TaskResult.task_id` in
 /// `django_celery_results/models.py`, 2.6.0).
 pub(super) const DEFAULT_LENGTH: u32 = 255;
 
-/// Stands in a statement for the length of ids.
+/// Is replaced in a statement by the length of ids.
 const LENGTH: &str = "{length}";
 
 /// The migrations of django-celery-results 2.6.0.
@@ -50,71 +54,43 @@ const MIGRATIONS: [&str; 14] = [
     "0014_alter_taskresult_status",
 ];
 
-/// How a database stands, or stood before it was migrated.
+/// The state of the tables in a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// There are no tables, and nothing is recorded of them.
+    /// There are no tables, and no migration is recorded.
     Empty,
-    /// The tables are those of the newest version that is known, and no migration is recorded.
+    /// The tables are those of the newest known version, and no migration is recorded.
     Unrecorded,
-    /// The tables of the newest version that is known are there and recorded.
+    /// The tables are those of the newest known version, and its migrations are recorded.
     Newest,
-    /// These migrations are recorded as well, which are of a later version.
+    /// These migrations of a later version are recorded as well.
     Later(Vec<String>),
 }
 
-/// What one database does in its own way.
-pub(super) trait Migrate: SqlDatabase {
-    /// The statements that make the tables.
-    const SQL: &str;
-
-    /// The statement that makes `django_migrations` as Django 3.2 and later make it.
-    const MAKE_RECORDS: &str;
-
-    /// What begins and ends the transaction around everything, where the database can undo the
-    /// making of a table.
-    const TRANSACTION: Option<[&str; 2]>;
-
-    /// Connects, and makes a database that is a file unless it is only to be looked at. Returns
-    /// nothing where there is no such file.
-    async fn open(&self, to_look: bool) -> Result<Option<Self::Connection>, sqlx::Error>;
-
-    /// Waits until no other process migrates; until the end of the transaction, or of the session
-    /// where there is none.
-    async fn lock(connection: &mut Self::Connection) -> Result<(), sqlx::Error>;
-
-    /// The migrations of the app in `django_migrations`, which is there.
-    async fn recorded(connection: &mut Self::Connection) -> Result<Vec<String>, sqlx::Error>;
-
-    /// This moment as Django writes it.
-    fn now(&self) -> String;
-
-    /// The right that a statement needs, where an error says that it is missing.
-    fn missing_right(error: &dyn DatabaseError, statement: &str) -> Option<&'static str>;
-}
-
-/// What is there.
+/// What was found in a database.
 #[derive(Clone, Debug, Default)]
 struct State {
-    /// The migrations that are recorded; nothing where there is no table of records.
+    /// The migrations that are recorded; `None` if there is no table of records.
     recorded: Option<Vec<String>>,
-    /// The columns of the tables that are there.
+    /// The columns of the tables that exist.
     tables: Vec<(&'static str, Vec<Column>)>,
 }
 
 impl State {
-    async fn read<D: Migrate>(
-        database: &D,
-        connection: &mut D::Connection,
-    ) -> Result<Self, StoreError> {
+    async fn read(dialect: &dyn Dialect, session: &mut dyn Session) -> Result<Self, StoreError> {
+        const RECORDED: SqlStr = SqlStr::from_static(
+            "select name from django_migrations where app = 'django_celery_results' order by id",
+        );
         let explain =
-            |error: sqlx::Error| explained::<D>(&error, "SELECT name FROM django_migrations");
+            |error: sqlx::Error| explained(dialect, &error, "SELECT name FROM django_migrations");
         let mut state = Self::default();
-        if !database.columns(connection, RECORDS).await.map_err(explain)?.is_empty() {
-            state.recorded = Some(D::recorded(connection).await.map_err(explain)?);
+        if !dialect.columns(session, RECORDS).await.map_err(explain)?.is_empty() {
+            let records = session.fetch(RECORDED, Vec::new()).await.map_err(explain)?;
+            let names = records.into_iter().filter_map(|mut record| record.text());
+            state.recorded = Some(names.collect());
         }
         for name in [TASKS, GROUPS, CHORDS] {
-            let columns = database.columns(connection, name).await.map_err(explain)?;
+            let columns = dialect.columns(session, name).await.map_err(explain)?;
             if !columns.is_empty() {
                 state.tables.push((name, columns));
             }
@@ -122,12 +98,12 @@ impl State {
         Ok(state)
     }
 
-    /// How the database stands with these tables, which `sql` makes.
+    /// Compares the tables with those that `sql` creates.
     ///
     /// # Errors
     ///
-    /// Where the tables are older than those of `sql`, are not all there, or differ; or the records
-    /// do not fit them. Says what was found and what to type.
+    /// When the tables are older than those of `sql`, incomplete or different, or when the records
+    /// do not match them. Says what was found and what to type.
     fn standing(&self, sql: &str) -> Result<Standing, String> {
         let recorded = self.recorded.as_deref().unwrap_or_default();
         let is_recorded = |name: &&str| recorded.iter().any(|recorded| recorded == name);
@@ -185,53 +161,60 @@ impl State {
     }
 }
 
-/// How far the tables have come.
+/// How the tables compare with the newest ones that are known.
 ///
 /// # Errors
 ///
-/// Where that cannot be read, or the tables are older, incomplete or different.
-pub(super) async fn standing<D: Migrate>(
-    database: &D,
-    connection: &mut D::Connection,
+/// When the tables cannot be read, or are older, incomplete or different.
+pub(super) async fn standing(
+    dialect: &dyn Dialect,
+    session: &mut dyn Session,
 ) -> Result<Standing, StoreError> {
-    State::read(database, connection).await?.standing(D::SQL).map_err(refused)
+    State::read(dialect, session).await?.standing(dialect.sql().tables).map_err(refused)
 }
 
-/// Makes and records what is missing, and returns how the database stood before.
-pub(super) async fn run<D: Migrate>(database: &D, length: u32) -> Result<Standing, StoreError> {
-    let opened = database.open(false).await.map_err(|error| explained::<D>(&error, ""))?;
-    let Some(mut connection) = opened else {
-        return Err(StoreError::new(ErrorClass::Setup, "the database could not be made"));
+/// Creates and records what is missing, and returns how the database was before.
+pub(super) async fn run(dialect: &dyn Dialect, length: u32) -> Result<Standing, StoreError> {
+    let sql = dialect.sql();
+    let Some(mut session) = connect(dialect, Purpose::Migrate).await? else {
+        return Err(StoreError::new(ErrorClass::Setup, "the database could not be created"));
     };
-    if let Some([begin, _]) = D::TRANSACTION {
-        execute::<D>(&mut connection, begin).await?;
+    let session = &mut *session;
+    if let Some([begin, _]) = sql.migration {
+        execute(dialect, session, begin).await?;
     }
-    D::lock(&mut connection).await.map_err(|error| explained::<D>(&error, ""))?;
-    // Where this returns, the connection is closed and its transaction undone.
-    let state = State::read(database, &mut connection).await?;
-    let standing = state.standing(D::SQL).map_err(refused)?;
-    for statement in to_run(database, &state, &standing, length) {
-        execute::<D>(&mut connection, &statement).await?;
+    if let Some(lock) = sql.migration_lock {
+        let locked = session.fetch(SqlStr::from_static(lock), Vec::new()).await;
+        let locked = locked.map_err(|error| explained(dialect, &error, ""))?;
+        if first_integer(locked) == Some(0) {
+            let problem = "another process has been migrating for a minute: try again";
+            return Err(StoreError::new(ErrorClass::Setup, problem));
+        }
     }
-    if let Some([_, commit]) = D::TRANSACTION {
-        execute::<D>(&mut connection, commit).await?;
+    // If this returns, the connection is closed and its transaction is rolled back.
+    let state = State::read(dialect, session).await?;
+    let standing = state.standing(sql.tables).map_err(refused)?;
+    for statement in to_run(dialect, &state, &standing, length) {
+        execute(dialect, session, &statement).await?;
+    }
+    if let Some([_, commit]) = sql.migration {
+        execute(dialect, session, commit).await?;
     }
     Ok(standing)
 }
 
-/// Writes down what [`run`] would do, as SQL, and does nothing.
-pub(super) async fn dry_run<D: Migrate>(database: &D, length: u32) -> Result<String, StoreError> {
-    let connection = database.open(true).await.map_err(|error| explained::<D>(&error, ""))?;
-    let state = match connection {
+/// The SQL that [`run`] would run. Nothing is changed.
+pub(super) async fn dry_run(dialect: &dyn Dialect, length: u32) -> Result<String, StoreError> {
+    let state = match connect(dialect, Purpose::Inspect).await? {
         None => State::default(),
-        Some(mut connection) => State::read(database, &mut connection).await?,
+        Some(mut session) => State::read(dialect, &mut *session).await?,
     };
-    let standing = state.standing(D::SQL).map_err(refused)?;
-    let statements = to_run(database, &state, &standing, length);
+    let standing = state.standing(dialect.sql().tables).map_err(refused)?;
+    let statements = to_run(dialect, &state, &standing, length);
     if statements.is_empty() {
         return Ok("-- There is nothing to do.\n".to_owned());
     }
-    let [begin, commit] = D::TRANSACTION.map_or([None; 2], |words| words.map(Some));
+    let [begin, commit] = dialect.sql().migration.map_or([None; 2], |words| words.map(Some));
     let mut sql = String::new();
     for statement in begin.into_iter().chain(statements.iter().map(String::as_str)).chain(commit) {
         let _ = writeln!(sql, "{statement};");
@@ -239,31 +222,35 @@ pub(super) async fn dry_run<D: Migrate>(database: &D, length: u32) -> Result<Str
     Ok(sql)
 }
 
-/// The statements that make and record what is missing.
-fn to_run<D: Migrate>(
-    database: &D,
-    state: &State,
-    standing: &Standing,
-    length: u32,
-) -> Vec<String> {
+async fn connect(
+    dialect: &dyn Dialect,
+    purpose: Purpose,
+) -> Result<Option<Box<dyn Session>>, StoreError> {
+    dialect.connect(purpose).await.map_err(|error| explained(dialect, &error, ""))
+}
+
+/// The statements that create and record what is missing.
+fn to_run(dialect: &dyn Dialect, state: &State, standing: &Standing, length: u32) -> Vec<String> {
     let mut run = Vec::new();
     if !matches!(standing, Standing::Empty | Standing::Unrecorded) {
         return run;
     }
     if state.recorded.is_none() {
-        run.push(D::MAKE_RECORDS.to_owned());
+        run.push(dialect.sql().records_table.to_owned());
     }
     if *standing == Standing::Empty {
-        run.extend(statements(D::SQL).map(|text| text.replace(LENGTH, &length.to_string())));
+        run.extend(
+            statements(dialect.sql().tables).map(|text| text.replace(LENGTH, &length.to_string())),
+        );
     }
     // None of the values has a quotation mark in it.
-    let now = database.now();
+    let now = dialect.written(Utc::now());
     let rows = MIGRATIONS.map(|name| format!("('{APP}', '{name}', '{now}')"));
     run.push(format!("INSERT INTO {RECORDS} (app, name, applied) VALUES {}", rows.join(", ")));
     run
 }
 
-/// The statements of a file, each in one line as Django writes it: SQLite keeps the text.
+/// The statements of a file, each on one line as Django writes it, because SQLite keeps the text.
 fn statements(sql: &str) -> impl Iterator<Item = String> {
     let lines = sql.lines().filter(|line| !line.starts_with("--"));
     let words: Vec<_> = lines.flat_map(str::split_whitespace).collect();
@@ -272,14 +259,15 @@ fn statements(sql: &str) -> impl Iterator<Item = String> {
     statements.filter(|statement| !statement.is_empty()).collect::<Vec<_>>().into_iter()
 }
 
-/// The tables that a file makes, with their columns. Those whose length a setting says have none.
+/// The tables that a file creates, with their columns. The length of a column is 0 if a setting
+/// determines it.
 fn tables(sql: &str) -> Vec<(&'static str, Vec<Column>)> {
     let column = |definition: &str| {
         let (name, kind) = definition.split_once(' ').unwrap_or_default();
         let chars = kind.strip_prefix("varchar(").and_then(|kind| kind.split_once(')'));
         Column {
             name: name.trim_matches(['"', '`']).to_owned(),
-            // The setting's value is not known here, and any length is good.
+            // The value of the setting is not known here, and any length is accepted.
             max_chars: chars.map(|(chars, _)| chars.parse().unwrap_or(0)),
             is_required: kind.contains("NOT NULL") && !kind.contains("PRIMARY KEY"),
         }
@@ -292,7 +280,7 @@ fn tables(sql: &str) -> Vec<(&'static str, Vec<Column>)> {
     statements(sql).filter_map(table).collect()
 }
 
-/// What of the columns of a table is not as expected.
+/// How the columns of a table differ from the expected ones.
 fn differences(expected: &[Column], actual: &[Column]) -> Vec<String> {
     let mut found = Vec::new();
     for Column { name, max_chars, is_required } in expected {
@@ -321,18 +309,19 @@ fn refused(problem: String) -> StoreError {
     StoreError::new(ErrorClass::Setup, problem)
 }
 
-async fn execute<D: Migrate>(
-    connection: &mut D::Connection,
+async fn execute(
+    dialect: &dyn Dialect,
+    session: &mut dyn Session,
     statement: &str,
 ) -> Result<(), StoreError> {
-    D::execute(connection, statement).await.map_err(|error| explained::<D>(&error, statement))
+    session.execute(statement).await.map_err(|error| explained(dialect, &error, statement))
 }
 
-/// An error with the statement that it is about, where there is one, and the right that is missing
+/// An error with the statement that it is about, if there is one, and the right that is missing
 /// for it.
-fn explained<D: Migrate>(error: &sqlx::Error, statement: &str) -> StoreError {
-    let right = error.as_database_error().and_then(|error| D::missing_right(error, statement));
-    let mut error = StoreError::from_sqlx(error, D::classify);
+fn explained(dialect: &dyn Dialect, error: &sqlx::Error, statement: &str) -> StoreError {
+    let right = error.as_database_error().and_then(|error| dialect.missing_right(error, statement));
+    let mut error = StoreError::from_sqlx(error, |error| dialect.classify(error));
     if let Some(right) = right {
         let _ = write!(error.message, "; this user needs {right}");
     }
@@ -345,11 +334,12 @@ fn explained<D: Migrate>(error: &sqlx::Error, statement: &str) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::mysql::MysqlDatabase;
-    use crate::store::postgres::PostgresDatabase;
-    use crate::store::sqlite::SqliteDatabase;
 
-    const FILES: [&str; 3] = [PostgresDatabase::SQL, MysqlDatabase::SQL, SqliteDatabase::SQL];
+    const FILES: [&str; 3] = [
+        include_str!("../../migrations/postgres.sql"),
+        include_str!("../../migrations/mysql.sql"),
+        include_str!("../../migrations/sqlite.sql"),
+    ];
 
     /// The newest tables with so many migrations recorded.
     fn state(sql: &str, recorded: usize) -> State {
@@ -409,7 +399,7 @@ mod tests {
             (|state| drop(state.recorded.as_mut().map(Vec::pop)), "does not record 0014_alter_"),
             (|state| state.tables[0].1.clear(), "and 12 more"),
         ];
-        let sql = PostgresDatabase::SQL;
+        let [sql, ..] = FILES;
         for (change, words) in changes {
             let mut changed = state(sql, 14);
             change(&mut changed);

@@ -150,9 +150,9 @@ impl Lane {
     }
 
     /// Records a write to the database, successful or not.
-    pub(crate) fn end_write(
+    pub(crate) fn end_write<'row>(
         &self,
-        rows: &[&Row],
+        rows: impl Iterator<Item = &'row Row>,
         written: &Result<Written, StoreError>,
         duration: Duration,
     ) {
@@ -162,7 +162,7 @@ impl Lane {
                 self.tasks.add(&written.tasks);
                 self.groups.add(&written.groups);
                 let now = Utc::now();
-                for time in rows.iter().filter_map(|row| row.own_time()) {
+                for time in rows.filter_map(Row::own_time) {
                     // Clocks differ, so the time of a state may be in the future.
                     let lag = (now - time).to_std().unwrap_or_default();
                     self.lag_seconds.observe(lag.as_secs_f64());
@@ -311,9 +311,7 @@ impl TableMetrics {
     fn add(&self, effect: &Effect) {
         self.rows_stored.inc_by(effect.rows);
         self.statements.inc_by(effect.statements);
-        if let Some(stale) = effect.stale {
-            self.rows_stale.get_or_create(&self.labels).inc_by(stale);
-        }
+        self.rows_stale.get_or_create(&self.labels).inc_by(effect.stale);
     }
 }
 

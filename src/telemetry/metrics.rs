@@ -164,8 +164,9 @@ mod tests {
     fn busy() -> Telemetry {
         let telemetry = Telemetry::new();
         let lane = telemetry.lane("1", "results");
-        let tasks = Effect { rows: 1, statements: 1, stale: Some(1) };
-        lane.end_write(&[], &Ok(Written { tasks, ..Written::default() }), Duration::ZERO);
+        let tasks = Effect { rows: 1, statements: 1, stale: 1 };
+        let written = Ok(Written { tasks, ..Written::default() });
+        lane.end_write(std::iter::empty(), &written, Duration::ZERO);
         telemetry.set_depth("results", "results", Some((1, 1)));
         telemetry.cleanup().end(CleanupOutcome::Done);
         telemetry

@@ -25,6 +25,7 @@ use celeriac::message::dead_letter::Reason;
 use celeriac::message::dead_letter::{self, Circumstances};
 use celeriac::message::{Message, Properties, Value};
 use celeriac::row::Row;
+use celeriac::row::merge::Law;
 use chrono::{DateTime, Utc};
 use pickle_value::Objects;
 
@@ -140,6 +141,8 @@ static DECODER: LazyLock<Decoder> = LazyLock::new(|| Decoder {
     accept: Accept::parse("json,msgpack,yaml,pickle,auth").expect("known names"),
     limits: WireLimits { body_bytes: ROOM, decompressed_bytes: ROOM, ..WireLimits::default() },
     events: EventPolicy { pending: true, arguments: true, unfinished_only: false },
+    rpc_arguments: true,
+    law: Law::default(),
 });
 
 /// Trusts the worker of the captures.
@@ -184,7 +187,7 @@ fn decode(
             assert!(size <= most, "texts of {size} bytes, and {most} are the most");
             for row in rows {
                 let mut merged = row.clone();
-                merged.merge(row.clone());
+                merged.merge(row.clone(), Law::default());
                 assert!(merged == *row, "merged with itself, it is another");
             }
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -188,7 +189,9 @@ def test_rights_in_the_database(
             database.execute(f"revoke {right} on django_celery_results_taskresult from {name}")
             daemon = make_daemon(broker.url, url)
             daemon.start()
-            broker.publish(results.result(results.new_id()))
+            an_hour_ago = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(hours=1)
+            changed = task_id if right == "update" else results.new_id()
+            broker.publish(results.result(changed, date_done=an_hour_ago.isoformat()))
             daemon.wait_for(ADVICE)
             database.execute(f"grant {right} on django_celery_results_taskresult to {name}")
             daemon.wait_while_alive(

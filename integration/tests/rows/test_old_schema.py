@@ -31,7 +31,7 @@ def test_rows_in_tables_of_2_0(
     databases.migrate(database, python["oldest"])
     columns = {name for name in table_columns(database)}
     assert not columns & {"date_started", "periodic_task_name"}
-    daemon = make_daemon(broker.url, database.url)
+    daemon = make_daemon(broker.url, database.url, "--rpc-arguments")
     daemon.start_consuming()
     # WHEN a task's messages are stored twice
     succeeded, failed = results.new_id(), results.new_id()

@@ -122,7 +122,7 @@ WHOLE = (*OUTCOME, "content_type", "content_encoding", "date_done")
 
 DIFFERENCES = [
     Difference(
-        "a late state never overwrites a final one",
+        "a late message never replaces a newer state",
         # Up to 5.6 Celery revokes the members of a body after failing them.
         ("late.*", "chord.group_body_never"),
         (*OUTCOME, *ENCODED, *DESCRIPTION, "date_started"),

@@ -36,7 +36,7 @@ LABELS = {"content_type": "application/x-python-serialize", "content_encoding": 
 @pytest.fixture
 def pipeline(rabbitmq: RabbitMQ, databases: Databases, logs: Path) -> Iterator[Pipeline]:
     broker, database = Broker(rabbitmq.create()), databases.migrated("sqlite")
-    options = ("--accept-content", "json,pickle")
+    options = ("--accept-content", "json,pickle", "--rpc-arguments")
     daemon = Daemon(logs / "celeriac-pickle.log", broker.url, database.url, *options)
     daemon.start_consuming()
     try:

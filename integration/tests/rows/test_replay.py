@@ -58,7 +58,13 @@ class Variant:
 
 VARIANTS = (
     Variant("plain", ("--events",)),
-    Variant("arguments", ("--events", "--events-pending", "--events-arguments", "--max-rows", "7")),
+    Variant(
+        "arguments",
+        (
+            *("--events", "--events-pending", "--events-arguments", "--rpc-arguments"),
+            *("--max-rows", "7"),
+        ),
+    ),
 )
 
 

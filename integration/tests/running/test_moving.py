@@ -145,7 +145,7 @@ def test_a_fleet_moves_there_and_back_without_losing_a_row(
     # THEN every task of every step has its row with a final state
     assert all(count > 0 for count in counts.values())
     try:
-        wait_until(lambda: not missing(database, caller.wanted), "every row", SECONDS, 0.5)
+        wait_until(lambda: not missing(database, caller.wanted), "every row", 3 * SECONDS, 0.5)
     except Exception as error:
         error.add_note(f"{missing(database, caller.wanted)}")
         raise

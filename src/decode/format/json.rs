@@ -28,11 +28,11 @@ pub(in crate::decode) fn decode_events(
     policy: EventPolicy,
     context: Context<'_>,
 ) -> Result<Decoded, DecodeError> {
-    let Context { message, limits } = context;
+    let limits = context.limits;
     let body = text(body)?;
     let mut events = Decoded::default();
     let Some(elements) = Elements::of(body, limits.depth) else {
-        events.push(Event::collect(members(body, limits)?)?.into_result(message, policy));
+        events.push(Event::collect(members(body, limits)?)?.into_result(policy));
         return Ok(events);
     };
     for (number, element) in elements.enumerate() {
@@ -41,7 +41,7 @@ pub(in crate::decode) fn decode_events(
             return Err(DecodeError::TooManyEvents { limit: limits.events });
         }
         events.push(if element.starts_with('{') {
-            Event::collect(members(element, limits)?)?.into_result(message, policy)
+            Event::collect(members(element, limits)?)?.into_result(policy)
         } else {
             Err("it is not an object")
         });
@@ -171,7 +171,7 @@ mod tests {
             "retries": 0, "queue": "celery", "task_id": "t"}"#,
         );
         assert_eq!(result.outcome.date_done.to_rfc3339(), "2026-11-23T06:51:16.000321+00:00");
-        assert!(!result.outcome.by_arrival && result.started_by_arrival);
+        assert!(!result.outcome.by_arrival);
         assert_eq!(result.outcome.traceback.as_deref(), Some("Traceback\n  \"x\""));
         assert_eq!(result.outcome.meta.as_deref(), Some(r#"{"children": [[["c", null], null]]}"#));
         assert_eq!(result.description.task_name.as_deref(), Some("shop.pay"));

@@ -31,7 +31,7 @@ pub(in crate::decode) fn decode_events(
     policy: EventPolicy,
     context: Context<'_>,
 ) -> Result<Decoded, DecodeError> {
-    let Context { message, limits } = context;
+    let limits = context.limits;
     let mut events = Decoded::default();
     let (count, mut position) = match *body {
         [header @ 0x90..=0x9F, ..] => (u32::from(header & 0x0F), 1),
@@ -39,7 +39,7 @@ pub(in crate::decode) fn decode_events(
         [0xDD, a, b, c, d, ..] => (u32::from_be_bytes([a, b, c, d]), 5),
         _ => {
             let event = Event::collect(Members::of(body, limits.depth)?)?;
-            events.push(event.into_result(message, policy));
+            events.push(event.into_result(policy));
             return Ok(events);
         }
     };
@@ -50,7 +50,7 @@ pub(in crate::decode) fn decode_events(
         let value = first_value(body, position, limits.depth)?;
         position += value.0.len();
         events.push(match Members::of(value.0, limits.depth) {
-            Ok(members) => Event::collect(members)?.into_result(message, policy),
+            Ok(members) => Event::collect(members)?.into_result(policy),
             Err(_) => Err("it is not a map"),
         });
     }

@@ -1,106 +1,65 @@
 //! The inspection of PostgreSQL.
 
-use std::sync::Arc;
-
-use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Row};
+use sqlx::SqlStr;
 
 use crate::diagnosis::finding::{Finding, Subject};
-use crate::row::task_result::TaskResult;
-use crate::store::inspect::{Inspect, Server};
-use crate::store::postgres::PostgresDatabase;
-use crate::store::session::SqlDatabase;
+use crate::store::session::Session;
+use crate::store::value::{first_integer, first_text};
 
-/// The first version that supports `materialized`, in the format of `server_version_num`.
-const OLDEST: i32 = 120_000;
+/// The first version that is tested, in the format of `server_version_num`.
+const OLDEST: i64 = 120_000;
 
-impl Inspect for PostgresDatabase {
-    async fn server(connection: &mut PgConnection) -> Result<Server, sqlx::Error> {
-        let row = sqlx::query(
-            "select current_setting('server_version') as version,
-                current_setting('server_version_num')::int4 as number,
-                clock_timestamp() as now",
-        )
-        .fetch_one(connection)
-        .await?;
-        let version: String = row.try_get("version")?;
-        let version = version.split_whitespace().next().unwrap_or_default();
-        let is_old = row.try_get::<i32, _>("number")? < OLDEST;
-        Ok(Server {
-            name: format!("PostgreSQL {version}"),
-            lacks: is_old
-                .then(|| "PostgreSQL 12 or later is needed: upgrade the server".to_owned()),
-            now: Some(row.try_get("now")?),
-        })
+pub(super) async fn version(
+    session: &mut dyn Session,
+) -> Result<(String, Option<String>), sqlx::Error> {
+    const VERSION: SqlStr = SqlStr::from_static("select current_setting('server_version')");
+    const NUMBER: SqlStr =
+        SqlStr::from_static("select current_setting('server_version_num')::bigint");
+    let version = first_text(session.fetch(VERSION, Vec::new()).await?).unwrap_or_default();
+    let version = version.split_whitespace().next().unwrap_or_default();
+    let number = first_integer(session.fetch(NUMBER, Vec::new()).await?).unwrap_or_default();
+    let lacks = (number < OLDEST)
+        .then(|| "PostgreSQL 12 or later is needed: upgrade the server".to_owned());
+    Ok((format!("PostgreSQL {version}"), lacks))
+}
+
+pub(super) async fn particulars(session: &mut dyn Session) -> Result<Vec<Finding>, sqlx::Error> {
+    const SETTINGS: SqlStr = SqlStr::from_static(
+        "select current_setting('server_encoding'), current_setting('synchronous_commit'),
+            current_setting('fsync'), pg_is_in_recovery()",
+    );
+    let mut findings = Vec::new();
+    let Some(mut settings) = session.fetch(SETTINGS, Vec::new()).await?.into_iter().next() else {
+        return Ok(findings);
+    };
+    let encoding = settings.text().unwrap_or_default();
+    if encoding != "UTF8" {
+        let text = format!(
+            "the database's encoding is {encoding}: results with other characters become dead \
+             letters"
+        );
+        findings.push(
+            Finding::warning(Subject::Database, text)
+                .fix("restore a dump of it into a database with `encoding 'UTF8'`"),
+        );
     }
-
-    async fn particulars(
-        &self,
-        connection: &mut PgConnection,
-    ) -> Result<Vec<Finding>, sqlx::Error> {
-        let row = sqlx::query(
-            "select current_setting('server_encoding') as encoding,
-                current_setting('synchronous_commit') as commit,
-                current_setting('fsync') as fsync,
-                pg_is_in_recovery() as is_standby",
-        )
-        .fetch_one(connection)
-        .await?;
-        let mut findings = Vec::new();
-        let encoding: String = row.try_get("encoding")?;
-        if encoding != "UTF8" {
+    for name in ["synchronous_commit", "fsync"] {
+        if settings.text().as_deref() == Some("off") {
             let text = format!(
-                "the database's encoding is {encoding}: results with other characters become dead \
-                 letters"
+                "{name} is off: if the server crashes, it can lose rows whose messages have been \
+                 acknowledged"
             );
             findings.push(
                 Finding::warning(Subject::Database, text)
-                    .fix("restore a dump of it into a database with `encoding 'UTF8'`"),
+                    .fix(format!("set {name} to on, for this user or for the server")),
             );
         }
-        for setting in ["commit", "fsync"] {
-            if row.try_get::<String, _>(setting)? == "off" {
-                let name = if setting == "commit" { "synchronous_commit" } else { setting };
-                let text = format!(
-                    "{name} is off: if the server crashes, it can lose rows whose messages have been \
-                     acknowledged"
-                );
-                findings.push(
-                    Finding::warning(Subject::Database, text)
-                        .fix(format!("set {name} to on, for this user or for the server")),
-                );
-            }
-        }
-        if row.try_get("is_standby")? {
-            findings.push(
-                Finding::error(Subject::Database, "the server is a standby and takes no writes")
-                    .fix("--database: name the primary"),
-            );
-        }
-        Ok(findings)
     }
-
-    async fn can_undo(_connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-        Ok(true)
+    if settings.integer() == Some(1) {
+        findings.push(
+            Finding::error(Subject::Database, "the server is a standby and takes no writes")
+                .fix("--database: name the primary"),
+        );
     }
-
-    async fn rehearse(
-        &self,
-        connection: &mut PgConnection,
-        statement: &Arc<str>,
-        rows: &[&TaskResult],
-        delete: bool,
-    ) -> Result<(), sqlx::Error> {
-        let mut transaction = connection.begin().await?;
-        for _ in 0..2 {
-            self.upsert_tasks(&mut transaction, statement, rows).await?;
-        }
-        for row in rows.iter().filter(|_| delete) {
-            sqlx::query("delete from django_celery_results_taskresult where task_id = $1")
-                .bind(row.task_id.as_str())
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.rollback().await
-    }
+    Ok(findings)
 }

@@ -1,73 +1,36 @@
 //! The inspection of SQLite.
 
-use std::sync::Arc;
-
-use chrono::{DateTime, NaiveDateTime, TimeZone, Utc};
-use sqlx::Connection;
-use sqlx::sqlite::SqliteConnection;
+use chrono_tz::Tz;
+use sqlx::SqlStr;
 
 use crate::diagnosis::finding::{Finding, Subject};
-use crate::row::task_result::TaskResult;
-use crate::store::inspect::{Inspect, Server, zone};
-use crate::store::sqlite::SqliteDatabase;
+use crate::store::inspect::zone;
+use crate::store::session::Session;
+use crate::store::value::first_text;
 
-impl Inspect for SqliteDatabase {
-    async fn server(connection: &mut SqliteConnection) -> Result<Server, sqlx::Error> {
-        let version: String =
-            sqlx::query_scalar("select sqlite_version()").fetch_one(connection).await?;
-        Ok(Server { name: format!("SQLite {version}"), lacks: None, now: None })
-    }
-
-    async fn particulars(
-        &self,
-        connection: &mut SqliteConnection,
-    ) -> Result<Vec<Finding>, sqlx::Error> {
-        let mode: String =
-            sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *connection).await?;
-        let text = if mode == "wal" {
-            "the file is in WAL mode".to_owned()
-        } else {
-            format!("the file is in {mode} mode, and `celeriac run` switches it to WAL mode")
-        };
-        let newest: Option<String> = sqlx::query_scalar(
-            "select cast(max(date_done) as text) from django_celery_results_taskresult",
-        )
-        .fetch_one(&mut *connection)
-        .await?;
-        let newest = newest.and_then(|time| self.utc(&time));
-        Ok(vec![Finding::ok(Subject::Database, text), zone(newest, self.time_zone)])
-    }
-
-    async fn can_undo(_connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-        Ok(true)
-    }
-
-    async fn rehearse(
-        &self,
-        connection: &mut SqliteConnection,
-        statement: &Arc<str>,
-        rows: &[&TaskResult],
-        delete: bool,
-    ) -> Result<(), sqlx::Error> {
-        let mut transaction = connection.begin_with("begin immediate").await?;
-        for _ in 0..2 {
-            self.upsert_tasks_within(&mut transaction, statement, rows).await?;
-        }
-        for row in rows.iter().filter(|_| delete) {
-            sqlx::query("delete from django_celery_results_taskresult where task_id = ?")
-                .bind(row.task_id.as_str())
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.rollback().await
-    }
+pub(super) async fn version(
+    session: &mut dyn Session,
+) -> Result<(String, Option<String>), sqlx::Error> {
+    const VERSION: SqlStr = SqlStr::from_static("select sqlite_version()");
+    let version = first_text(session.fetch(VERSION, Vec::new()).await?).unwrap_or_default();
+    Ok((format!("SQLite {version}"), None))
 }
 
-impl SqliteDatabase {
-    /// Converts a time that Django has written. If it occurs twice because clocks were set back,
-    /// the earlier one is used.
-    fn utc(&self, time: &str) -> Option<DateTime<Utc>> {
-        let time = NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S%.f").ok()?;
-        Some(self.time_zone.from_local_datetime(&time).earliest()?.to_utc())
-    }
+pub(super) async fn particulars(
+    session: &mut dyn Session,
+    time_zone: Tz,
+) -> Result<Vec<Finding>, sqlx::Error> {
+    const MODE: SqlStr = SqlStr::from_static("pragma journal_mode");
+    const NEWEST: SqlStr = SqlStr::from_static(
+        "select date_done from django_celery_results_taskresult order by date_done desc limit 1",
+    );
+    let mode = first_text(session.fetch(MODE, Vec::new()).await?).unwrap_or_default();
+    let text = if mode == "wal" {
+        "the file is in WAL mode".to_owned()
+    } else {
+        format!("the file is in {mode} mode, and `celeriac run` switches it to WAL mode")
+    };
+    let newest = session.fetch(NEWEST, Vec::new()).await?.into_iter().next();
+    let newest = newest.and_then(|mut record| record.time());
+    Ok(vec![Finding::ok(Subject::Database, text), zone(newest, time_zone)])
 }

@@ -51,7 +51,7 @@ pub(in crate::decode) fn decode_events(
     policy: EventPolicy,
     context: Context<'_>,
 ) -> Result<Decoded, DecodeError> {
-    let Context { message, limits } = context;
+    let limits = context.limits;
     let program = Program::read(body, limits.depth, 2)?;
     // Celery's events share only short strings, such as the host name.
     if program.shared_bytes() > body.len() + MAX_SHARED_EXCESS {
@@ -60,7 +60,7 @@ pub(in crate::decode) fn decode_events(
     let mut events = Decoded::default();
     match program.root {
         (dict, Kind::Dict) => {
-            events.push(Event::collect(members(&program, dict))?.into_result(message, policy));
+            events.push(Event::collect(members(&program, dict))?.into_result(policy));
         }
         (_, Kind::List) if program.elements.len() > limits.events => {
             return Err(DecodeError::TooManyEvents { limit: limits.events });
@@ -68,7 +68,7 @@ pub(in crate::decode) fn decode_events(
         (_, Kind::List) => {
             for &(dict, kind) in &program.elements {
                 events.push(if kind == Kind::Dict {
-                    Event::collect(members(&program, dict))?.into_result(message, policy)
+                    Event::collect(members(&program, dict))?.into_result(policy)
                 } else {
                     Err("it is not a dict")
                 });

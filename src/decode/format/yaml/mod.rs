@@ -45,7 +45,7 @@ pub(in crate::decode) fn decode_events(
     policy: EventPolicy,
     context: Context<'_>,
 ) -> Result<Decoded, DecodeError> {
-    let Context { message, limits } = context;
+    let limits = context.limits;
     let text = compat::rewritten(text(body)?)?;
     let document = Document::read(&text, limits)?;
     let root = &document.nodes[Document::ROOT];
@@ -68,7 +68,7 @@ pub(in crate::decode) fn decode_events(
             return Err(DecodeError::ColumnsTooLarge { limit });
         }
         events.push(match event.node().kind {
-            Kind::Mapping => Event::collect(event.named())?.into_result(message, policy),
+            Kind::Mapping => Event::collect(event.named())?.into_result(policy),
             _ => Err("it is not a mapping"),
         });
     }

@@ -2,6 +2,7 @@
 
 import json
 
+from celery import current_app
 from django.core.management.base import BaseCommand
 
 from shop.zoo import CASES, SETS, publish_all
@@ -19,5 +20,7 @@ class Command(BaseCommand):
         parser.add_argument("--signed", action="store_true", help="what is kept with signatures")
 
     def handle(self, *args, **options):
+        # Without confirms RabbitMQ can drop what a process published just before it ended.
+        current_app.conf.broker_transport_options = {"confirm_publish": True}
         cases = next((SETS[name] for name in SETS if options.get(name)), CASES)
         self.stdout.write(json.dumps(publish_all(options["run"], cases)))

@@ -1,0 +1,25 @@
+//! The SQL of SQLite.
+
+use super::super::dialect::Sql;
+
+pub(super) const SQL: Sql = Sql {
+    allows_nul: true,
+    inserts_first: false,
+    begin: &["begin immediate"],
+    now: None,
+    numbers: None,
+    can_undo: None,
+    cleanup_session: &[],
+    try_cleanup_lock: None,
+    after_time: "?1",
+    after_id: "?2",
+    before: "?3",
+    // There is only one writer at a time, so rows need not be locked.
+    skip_locked: "",
+    locks_by_key: false,
+    tables: include_str!("../../../migrations/sqlite.sql"),
+    records_table: r#"CREATE TABLE "django_migrations" ("id" integer NOT NULL PRIMARY KEY AUTOINCREMENT, "app" varchar(255) NOT NULL, "name" varchar(255) NOT NULL, "applied" datetime NOT NULL)"#,
+    migration: Some(["BEGIN IMMEDIATE", "COMMIT"]),
+    // The transaction is the lock.
+    migration_lock: None,
+};
