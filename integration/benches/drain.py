@@ -1,12 +1,14 @@
 """Stores a backlog of results in each database, with Celeriac and with django-celery-results.
 
-    python -m benches.drain [--rows N] [--peer-rows N] [--lanes N] [--seed N] [ENGINE…]
+    python -m benches.drain [--rows N] [--peer-rows N] [--table-rows N] [--lanes N] [--seed N]
+                            [ENGINE…]
 
 N results, one for each task, wait in a durable quorum queue before `celeriac run` starts; the same
 seed gives the same results. The time is measured from the start of the daemon to its last row. CPU
-time and memory are those of the daemon, read from /proc. The peer is one process that passes the
-first of the same results to the `DatabaseBackend` of django-celery-results, as a worker process
-does, with an equally empty table.
+time and memory are those of the daemon, read from /proc. The limit is the server's own `insert …
+select` of the same rows from another table, in one transaction. The peer is one process that passes
+the first of the same results to the `DatabaseBackend` of django-celery-results, as a worker process
+does. With `--table-rows` the table has that many rows before the daemon and the limit are measured.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pathlib import Path
 from harness import environments, results
 from harness.broker import RESULTS, Broker, Message, connect, open_channel
 from harness.daemon import Daemon
-from harness.database import Database, Databases
+from harness.database import TABLE, Database, Databases
 from harness.processes import end_on_terminate
 from harness.project import SITE, Project
 from harness.services import service
@@ -119,6 +121,47 @@ def drain(broker: Broker, database: Database, log: Path, rows: int, lanes: int) 
     }
 
 
+#: Numbers from 1 on, as a table `numbers` with the column `n`.
+NUMBERS = {
+    "postgresql": "generate_series(1, {rows}) as numbers (n)",
+    "mariadb": "(select seq as n from seq_1_to_{rows}) as numbers",
+    "sqlite": "(with recursive numbers (n) as (select 1 union all select n + 1 from numbers "
+    "where n < {rows}) select n from numbers) as numbers",
+}
+
+
+def fill_table(database: Database, rows: int) -> None:
+    """Adds other rows to the table of task results."""
+    text = "concat('other-', n)" if database.engine == "mariadb" else "'other-' || n"
+    time = "'2025-06-01 00:00:00'"
+    if database.engine != "sqlite":
+        time = f"timestamp {time}"
+    database.execute(
+        f"insert into {TABLE} (task_id, status, content_type, content_encoding, result, "
+        f"date_done, date_created) select {text}, 'SUCCESS', 'application/json', 'utf-8', "
+        f"'{'x' * 300}', {time}, {time} from {NUMBERS[database.engine].format(rows=rows)}"
+    )
+
+
+def limit(database: Database, rows: int) -> float:
+    """The rows a second with which the server itself inserts the newest rows once more."""
+    with database.connect() as connection:
+        cursor = connection.cursor()
+        cursor.execute(f"select * from {TABLE} where 1 = 0")
+        columns = ", ".join(column[0] for column in cursor.description if column[0] != "id")
+    database.execute(
+        f"create table celeriac_limit as select {columns} from {TABLE} order by id desc limit {rows}"
+    )
+    database.execute(
+        f"delete from {TABLE} where task_id in (select task_id from celeriac_limit)"
+    )
+    if database.engine == "postgresql":
+        database.execute(f"vacuum analyze {TABLE}")
+    began = time.perf_counter()
+    database.execute(f"insert into {TABLE} ({columns}) select {columns} from celeriac_limit")
+    return rows / (time.perf_counter() - began)
+
+
 def peer(project: Project, backlog: list[dict]) -> dict[str, float]:
     """Stores results through django-celery-results in one process."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
@@ -142,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000, help="results in the backlog")
     parser.add_argument("--peer-rows", type=int, default=5_000, help="of them for the peer")
+    parser.add_argument("--table-rows", type=int, default=0, help="other rows in the table")
     parser.add_argument("--lanes", type=int, default=1, help="lanes of the daemon")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))
@@ -154,8 +198,8 @@ def main() -> int:
     size = sum(len(json.dumps(body)) for body in backlog) / len(backlog)
     print(f"{options.rows} results of {size:.0f} bytes on average, seed {options.seed}, "
           f"{options.lanes} lane(s); django-celery-results stores {options.peer_rows} of them")
-    print(f"{'database':<12}{'celeriac':>12}{'CPU/message':>14}{'peak memory':>14}"
-          f"{'the peer':>14}{'CPU/result':>14}{'ratio':>8}")
+    print(f"{'database':<12}{'celeriac':>12}{'the limit':>12}{'of it':>8}{'CPU/message':>14}"
+          f"{'peak memory':>14}{'the peer':>12}{'CPU/result':>14}{'ratio':>8}")
     python = environments.python("celery-5.7")
     folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
     with ExitStack() as stack:
@@ -167,13 +211,17 @@ def main() -> int:
         for engine in options.engines or ENGINES:
             broker = Broker(rabbitmq.create())
             fill(broker, backlog)
-            ours = drain(broker, databases.migrated(engine), folder / f"{engine}.log",
-                         len(backlog), options.lanes)
+            database = databases.migrated(engine)
+            if options.table_rows:
+                fill_table(database, options.table_rows)
+            log = folder / f"{engine}.log"
+            ours = drain(broker, database, log, len(backlog), options.lanes)
+            most = limit(database, len(backlog))
             project = Project(python, databases.migrated(engine).url, broker.url)
             theirs = peer(project, backlog[: options.peer_rows])
-            print(f"{engine:<12}{ours['rate']:>8.0f}/s  {ours['cpu']:>10.1f} µs"
-                  f"{ours['peak']:>10.1f} MiB{theirs['rate']:>10.0f}/s  {theirs['cpu']:>10.0f} µs"
-                  f"{ours['rate'] / theirs['rate']:>7.1f}x", flush=True)
+            print(f"{engine:<12}{ours['rate']:>10.0f}/s{most:>10.0f}/s{ours['rate'] / most:>8.2f}"
+                  f"{ours['cpu']:>11.1f} µs{ours['peak']:>10.1f} MiB{theirs['rate']:>10.0f}/s"
+                  f"{theirs['cpu']:>11.0f} µs{ours['rate'] / theirs['rate']:>7.1f}x", flush=True)
     return 0
 
 
