@@ -468,7 +468,7 @@ async fn changes_are_reported(database: &mut TestDatabase) {
 
     let rows = [
         Row::Task(result("a", "SUCCESS", 2)),
-        Row::Task(result("b", "STARTED", 3)),
+        Row::Task(result("b", "FAILURE", 3)),
         Row::Task(result("c", "RETRY", 1)),
     ];
     let (written, mut changes) = store.store(&rows).await.expect("stored");

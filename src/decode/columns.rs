@@ -373,7 +373,7 @@ mod tests {
         assert_eq!(result.outcome.date_done.to_rfc3339(), "2026-03-04T05:06:08.000002+00:00");
         assert_eq!(
             group(saved).expect("a group").date_done,
-            task(success).expect("read").date_created
+            task(success).expect("read").outcome.date_done
         );
         // The tables in the document describe exactly the members of the examples.
         for (body, heading) in [(success, "### A state of a task"), (saved, "### A saved group")] {

@@ -92,8 +92,8 @@ pub(super) struct Sql {
     /// Whether texts may contain U+0000.
     pub(super) allows_nul: bool,
 
-    /// Whether new rows are inserted before anything is locked, without a transaction.
-    pub(super) inserts_first: bool,
+    /// Batches of up to this size are inserted before anything is locked, without a transaction.
+    pub(super) inserts_first: usize,
 
     /// The statements that begin a transaction that locks rows.
     pub(super) begin: &'static [&'static str],

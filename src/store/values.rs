@@ -20,6 +20,8 @@ pub(super) const MAX_BYTES: usize = 1_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Operation {
     Insert,
+    /// Inserts one row unless it is there. Its last parameter is the key once more.
+    InsertIfAbsent,
     Lock,
     Update,
 }
@@ -54,6 +56,7 @@ impl Statements {
         let make = || {
             let sql = match operation {
                 Operation::Insert => insert(table, rows),
+                Operation::InsertIfAbsent => insert_if_absent(table),
                 Operation::Lock => lock(table, rows, words, index),
                 Operation::Update => update(table, rows, words),
             };
@@ -67,6 +70,15 @@ fn insert(table: &Table, rows: usize) -> String {
     let (name, names) = (table.name, table.names());
     let values = placeholders(table.columns.len(), rows);
     format!("insert into {name} ({names})\nvalues {values}")
+}
+
+fn insert_if_absent(table: &Table) -> String {
+    let (name, names, key) = (table.name, table.names(), table.key());
+    let values = vec!["?"; table.columns.len()].join(", ");
+    format!(
+        "insert into {name} ({names})\nselect {values} from dual\n\
+         where not exists (select 1 from {name} where {key} = ?)"
+    )
 }
 
 /// The rows that are updated exist and are locked, so this never inserts. Their ids are given, so no

@@ -2,8 +2,9 @@
 //! not. So the law in [`crate::row::merge`] alone decides what is in the tables, and no row is
 //! overwritten that has not been read.
 //!
-//! 1. Where the database can do so in one statement, the rows that are not in the table are
-//!    inserted first, without a transaction. Most rows of most batches are new.
+//! 1. Where the database can do so in one statement (PostgreSQL any number of rows, MySQL and
+//!    MariaDB one), the rows that are not in the table are inserted first, without a transaction.
+//!    Most rows of most batches are new.
 //! 2. The others are written in a transaction: they are locked and read, in the order of their
 //!    keys; those that merging changes are updated; those that are not there are inserted. A row
 //!    that another writer deletes or inserts between the two steps is written in the next round.
@@ -203,7 +204,7 @@ impl Writing<'_> {
     async fn run(&mut self, writes: &[&Write<'_>]) -> Result<(), StoreError> {
         let mut writes = writes.to_vec();
         let sql = self.dialect.sql();
-        if sql.inserts_first {
+        if writes.len() <= sql.inserts_first {
             let created = self.insert(&mut writes).await?;
             self.changes.extend(created);
         }

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use chrono::NaiveDateTime;
 use chrono_tz::Tz;
-use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlRow};
-use sqlx::{AssertSqlSafe, Column as _, Connection, Executor, Row as _, SqlStr, TypeInfo};
+use sqlx::mysql::{MySqlArguments, MySqlConnection, MySqlDatabaseError, MySqlRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Column as _, Connection, Executor, MySql, Row as _, SqlStr, TypeInfo};
 
 use super::error::{DUPLICATE, has_no_number};
 use crate::row::Row;
@@ -42,10 +43,41 @@ impl MysqlSession {
         Self { connection, time_zone, prepared, indexes, statements: 0 }
     }
 
+    fn query<'row>(
+        &self,
+        sql: SqlStr,
+        params: Vec<Param<'row>>,
+    ) -> Result<Query<'row, MySql, MySqlArguments>, sqlx::Error> {
+        let mut query = sqlx::query(sql).persistent(!params.is_empty());
+        for param in params {
+            query = match param {
+                Param::Text(text) => query.bind(text),
+                Param::Time(time) => {
+                    query.bind(time.map(|time| time.with_timezone(&self.time_zone).naive_local()))
+                }
+                Param::Integer(number) => query.bind(number),
+                Param::Texts(_) | Param::Times(_) | Param::Integers(_) => {
+                    return Err(sqlx::Error::Encode("MySQL takes no arrays".into()));
+                }
+            };
+        }
+        Ok(query)
+    }
+
     fn statement(&mut self, operation: Operation, table: &Table, rows: usize) -> SqlStr {
         self.statements += 1;
         let index = self.indexes.get(table.name).map(String::as_str).unwrap_or_default();
         self.prepared.get(operation, table, rows, &WORDS, index)
+    }
+
+    /// Inserts one row unless it is there, and returns whether it was inserted. An `insert … select`
+    /// of several rows would reserve more numbers than it uses.
+    async fn insert_one(&mut self, table: &Table, row: &Row) -> Result<bool, sqlx::Error> {
+        let sql = self.statement(Operation::InsertIfAbsent, table, 1);
+        let mut params = table.values(row);
+        params.push(Param::Text(Some(columns::key(row))));
+        let done = self.query(sql, params)?.execute(&mut self.connection).await?;
+        Ok(done.rows_affected() == 1)
     }
 
     async fn find_index(&mut self, table: &Table) -> Result<(), sqlx::Error> {
@@ -94,20 +126,7 @@ impl Session for MysqlSession {
         sql: SqlStr,
         params: Vec<Param<'_>>,
     ) -> Result<Vec<Record>, sqlx::Error> {
-        let mut query = sqlx::query(sql).persistent(!params.is_empty());
-        for param in params {
-            query = match param {
-                Param::Text(text) => query.bind(text),
-                Param::Time(time) => {
-                    query.bind(time.map(|time| time.with_timezone(&self.time_zone).naive_local()))
-                }
-                Param::Integer(number) => query.bind(number),
-                Param::Texts(_) | Param::Times(_) | Param::Integers(_) => {
-                    return Err(sqlx::Error::Encode("MySQL takes no arrays".into()));
-                }
-            };
-        }
-        let rows = query.fetch_all(&mut self.connection).await?;
+        let rows = self.query(sql, params)?.fetch_all(&mut self.connection).await?;
         rows.iter().map(|row| record(row, self.time_zone)).collect()
     }
 
@@ -116,10 +135,16 @@ impl Session for MysqlSession {
         let mut is_complete = true;
         for part in values::parts(rows, |row| row.size_bytes()) {
             self.check_size(part.iter().map(|row| row.size_bytes()).sum()).await?;
-            let sql = self.statement(Operation::Insert, table, part.len());
-            let params = part.iter().flat_map(|row| table.values(row)).collect();
-            match self.fetch(sql, params).await {
-                Ok(_) => inserted.extend(part.iter().map(|row| columns::key(row).to_owned())),
+            let done = if let [row] = part {
+                self.insert_one(table, row).await
+            } else {
+                let sql = self.statement(Operation::Insert, table, part.len());
+                let params = part.iter().flat_map(|row| table.values(row)).collect();
+                self.fetch(sql, params).await.map(|_| true)
+            };
+            match done {
+                Ok(false) => is_complete = false,
+                Ok(true) => inserted.extend(part.iter().map(|row| columns::key(row).to_owned())),
                 // Another writer has inserted one of the rows. The statement has inserted none.
                 Err(error) if is_duplicate(&error) => is_complete = false,
                 Err(error) => return Err(error),

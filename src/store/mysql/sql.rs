@@ -4,7 +4,7 @@ use super::super::dialect::Sql;
 
 pub(super) const SQL: Sql = Sql {
     allows_nul: true,
-    inserts_first: false,
+    inserts_first: 1,
     // READ COMMITTED has no gap locks, which would block the inserts of others.
     begin: &["set transaction isolation level read committed", "start transaction"],
     now: Some("select date_format(utc_timestamp(6), '%Y-%m-%dT%H:%i:%s.%fZ')"),

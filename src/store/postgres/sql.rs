@@ -4,7 +4,7 @@ use super::super::dialect::Sql;
 
 pub(super) const SQL: Sql = Sql {
     allows_nul: false,
-    inserts_first: true,
+    inserts_first: usize::MAX,
     begin: &["begin isolation level read committed"],
     now: Some(
         r#"select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#,

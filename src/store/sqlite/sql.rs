@@ -4,7 +4,7 @@ use super::super::dialect::Sql;
 
 pub(super) const SQL: Sql = Sql {
     allows_nul: true,
-    inserts_first: false,
+    inserts_first: 0,
     begin: &["begin immediate"],
     now: None,
     numbers: None,
