@@ -164,7 +164,7 @@ class Process:
         if self.is_alive():
             os.kill(self.pid, signal_number)
 
-    def stop(self, timeout_seconds: float = 20, signal_number: int = signal.SIGTERM) -> int | None:
+    def stop(self, timeout_seconds: float = 60, signal_number: int = signal.SIGTERM) -> int | None:
         """Asks the process to end, kills it if it does not, and returns its exit code."""
         with self._lock:
             if self._child is None:

@@ -28,7 +28,8 @@ from harness.services import RabbitMQ
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    # The last line may not be complete yet.
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
 
 
 def body(line: dict[str, Any]) -> bytes:

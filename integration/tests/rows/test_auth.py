@@ -149,6 +149,7 @@ def test_messages_with_untrusted_signatures_are_dead_letters(
     pipeline.broker.publish(*(signed(envelope) for envelope, _ in cases.values()))
     pipeline.broker.publish(results.result(good))
     pipeline.wait_for_rows({good: "SUCCESS"})
+    wait_until(lambda: pipeline.broker.depth(DEAD) == len(cases), "the dead letters", 30)
     letters = pipeline.broker.take(DEAD)
     reasons = [letter.headers["x-celeriac-reason"] for letter in letters]
     assert reasons == [reason for _, reason in cases.values()]

@@ -295,7 +295,7 @@ def test_database_falls_silent(behind_database_proxy: Pipeline, database_proxy: 
         # WHEN its connection neither transfers data nor ends, as after a failover
         database_proxy.swallow()
     # THEN the daemon gives up on it within a time limit and connects again
-    stream.check(behind_database_proxy, timeout_seconds=90)
+    stream.check(behind_database_proxy, timeout_seconds=180)
 
 
 @pytest.mark.parametrize("engine", full_except("mariadb", SERVERS))
