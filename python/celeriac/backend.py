@@ -108,6 +108,8 @@ class CeleriacBackend(BaseDictBackend):
         if state == states.STARTED:
             self._started[task_id] = date_done
         content_type, content_encoding, encoded = self.encode_content(result)
+        extended = self.app.conf.find_value_for_key("extended", "result")
+        described = request if request and extended else None
         meta = {
             **self._get_meta_from_request(request),
             "children": self.current_task_children(request),
@@ -119,9 +121,14 @@ class CeleriacBackend(BaseDictBackend):
             "result": encoded,
             "meta": self.encode_content(meta)[2],
             "traceback": traceback,
-            **self._extended_properties(request),
+            **self._extended_properties(described),
         }
-        more = {"date_started": self._started.get(task_id), **self._upcoming_columns(request)}
+        # The last two are the columns that pull request 514 adds to django-celery-results.
+        more = {
+            "date_started": self._started.get(task_id),
+            "queue": (getattr(described, "delivery_info", None) or {}).get("routing_key"),
+            "retries": getattr(described, "retries", None),
+        }
         try:
             self._publish(message.task_result(task_id, date_done, columns, **more))
         except PublishError as error:
@@ -131,20 +138,9 @@ class CeleriacBackend(BaseDictBackend):
             self._started.pop(task_id, None)
         return encoded
 
-    def _upcoming_columns(self, request: Any) -> dict[str, Any]:
-        """The columns that pull request 514 adds to django-celery-results."""
-        if not (request and self.app.conf.find_value_for_key("extended", "result")):
-            return {}
-        delivery_info = getattr(request, "delivery_info", None) or {}
-        return {
-            "queue": delivery_info.get("routing_key"),
-            "retries": getattr(request, "retries", None),
-        }
-
     def _extended_properties(self, request: Any) -> dict[str, Any]:
-        """As `_get_extended_properties` of django-celery-results, without the traceback."""
-        if not (request and self.app.conf.find_value_for_key("extended", "result")):
-            request = None
+        """As `_get_extended_properties` of django-celery-results, without the traceback. `request`
+        is None without `result_extended`."""
 
         def arguments(representation: str, raw: str) -> Any:
             # Messages of task protocol 1 have only the arguments, not their `repr`.
