@@ -81,8 +81,8 @@ pub async fn wait_for_store(
     backoff: &mut Backoff,
     shutdown: &CancellationToken,
 ) -> bool {
-    // What changes is reported when the messages are delivered again: they are marked then as
-    // delivered before.
+    // These changes are not reported now. The messages will be delivered again, marked as redelivered,
+    // and their rows are then reported as changed.
     let writes: Vec<_> =
         batch.writes().map(|write| Write { may_be_stored: true, ..write }).collect();
     loop {
