@@ -19,7 +19,7 @@ use crate::decode::{DecodeError, Decoded};
 use crate::row::Row;
 use crate::row::state::State;
 use crate::row::task_result::{
-    Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult, to_arrival,
+    Description, EVENT, Outcome, TOLD_BY_EVENTS, TaskResult, created_without_start,
 };
 
 /// 2009-04-01 in seconds since the epoch: a date before the first release of Celery.
@@ -154,8 +154,7 @@ impl<'body, V: WireValue<'body>> Event<V> {
                 worker: text(self.hostname.filter(|_| kind != "sent")),
                 ..Description::default()
             },
-            // A start that arrived after a final state is moved to the end in this precision.
-            date_created: if status.is_ready() { to_arrival(time) } else { time },
+            date_created: created_without_start(&status, time),
             date_started: (status == State::Started).then_some(time),
             outcome: Outcome {
                 status,

@@ -12,7 +12,7 @@ use chrono::{DateTime, Datelike, NaiveDateTime, Utc};
 use crate::decode::DecodeError;
 use crate::message::Message;
 use crate::row::state::State;
-use crate::row::task_result::{Description, Outcome, TaskResult, to_arrival};
+use crate::row::task_result::{Description, Outcome, TaskResult, created_without_start};
 
 /// The value of a member, still in its serialized form.
 pub(super) trait WireValue<'body>: Copy {
@@ -153,8 +153,7 @@ impl<'body, V: WireValue<'body>> ResultMeta<V> {
         let date_done = to_microseconds(own_time.unwrap_or(message.received_at));
         Ok(TaskResult {
             task_id: task_id.into_owned(),
-            // A start that arrived after a final state is moved to the end in this precision.
-            date_created: if status.is_ready() { to_arrival(date_done) } else { date_done },
+            date_created: created_without_start(&status, date_done),
             date_started: (status == State::Started).then_some(date_done),
             outcome: Outcome {
                 status,

@@ -75,13 +75,10 @@ impl Row {
         self
     }
 
-    /// Whether all columns of two rows are the same.
-    #[must_use]
-    pub fn has_same_columns(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Task(one), Self::Task(other)) => one.has_same_columns(other),
-            (Self::Group(one), Self::Group(other)) => one == other,
-            _ => false,
+    /// Forgets what the columns of a table do not show: whether `date_done` is a time of arrival.
+    pub fn forget_arrival(&mut self) {
+        if let Self::Task(result) = self {
+            result.outcome.by_arrival = false;
         }
     }
 

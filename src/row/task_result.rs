@@ -43,8 +43,15 @@ pub(super) fn is_arrival(time: DateTime<Utc>) -> bool {
     time.timestamp_subsec_micros().is_multiple_of(1_000)
 }
 
+/// The `date_created` of a message that never contains the start of its attempt. If the start arrives
+/// after a final state, the merge law moves it to the end in the precision of an arrival, and the
+/// row must not have been created later.
+pub(crate) fn created_without_start(status: &State, date_done: DateTime<Utc>) -> DateTime<Utc> {
+    if status.is_ready() { to_arrival(date_done) } else { date_done }
+}
+
 /// A time in the form of one of arrival.
-pub(crate) fn to_arrival(time: DateTime<Utc>) -> DateTime<Utc> {
+pub(super) fn to_arrival(time: DateTime<Utc>) -> DateTime<Utc> {
     time.trunc_subsecs(3)
 }
 
@@ -83,17 +90,6 @@ impl TaskResult {
         if are_arrivals && other.date_done <= one.date_done && other.status != one.status {
             other.date_done = to_arrival(one.date_done) + TimeDelta::milliseconds(1);
         }
-    }
-
-    /// Whether all columns of two rows are the same, which do not show whether times are those of
-    /// an arrival.
-    pub(super) fn has_same_columns(&self, other: &Self) -> bool {
-        let outcome = Outcome { by_arrival: self.outcome.by_arrival, ..other.outcome.clone() };
-        self.task_id == other.task_id
-            && self.outcome == outcome
-            && self.description == other.description
-            && self.date_created == other.date_created
-            && self.date_started == other.date_started
     }
 }
 

@@ -162,6 +162,11 @@ impl Catalog {
         &self.missing
     }
 
+    /// The maximum length of a task's id in characters, if the database enforces one.
+    pub(super) fn id_chars(&self) -> Option<usize> {
+        self.max_chars.task_id
+    }
+
     /// Why the group table cannot be written; `None` if it can.
     pub(super) fn groups_problem(&self) -> Option<&str> {
         self.groups_problem.as_deref()

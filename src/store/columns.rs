@@ -17,8 +17,11 @@ pub(super) enum Kind {
     Integer,
 }
 
-/// The columns of the task table in the order in which statements name them. The last ones may be
-/// missing, see [`Catalog::has`].
+/// How many of [`TASK_COLUMNS`] every table has.
+const ALWAYS: usize = 13;
+
+/// The columns of the task table in the order in which statements name them. Those after the first
+/// [`ALWAYS`] may be missing, see [`Catalog::has`].
 const TASK_COLUMNS: [(&str, Kind); 17] = [
     ("task_id", Kind::Text),
     ("status", Kind::Text),
@@ -115,7 +118,7 @@ impl Table {
         outcome.date_done = record.time().unwrap_or(DateTime::<Utc>::MIN_UTC);
         let date_created = record.time().unwrap_or(DateTime::<Utc>::MAX_UTC);
         let mut date_started = None;
-        for (name, _) in &self.columns[13..] {
+        for (name, _) in &self.columns[ALWAYS..] {
             match *name {
                 "periodic_task_name" => description.periodic_task_name = record.text(),
                 "date_started" => date_started = record.time(),

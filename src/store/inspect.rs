@@ -11,7 +11,7 @@ use super::dialect::{Dialect, Purpose, patiently};
 use super::migrate::{self, Standing};
 use super::session::Session;
 use super::value::{Record, first_integer, first_text};
-use super::{Catalog, Column, ErrorClass, StoreError, TASKS, Write, write};
+use super::{Catalog, ErrorClass, StoreError, TASKS, Write, write};
 use crate::diagnosis::finding::{Finding, Severity, Subject};
 use crate::row::Row;
 use crate::row::state::State;
@@ -70,9 +70,8 @@ async fn inspected(
     if let Some(now) = now(dialect, session).await? {
         report(clocks(now, asked_at, Utc::now()));
     }
-    let tasks = patiently(dialect, dialect.columns(session, TASKS)).await?;
     let catalog = write::catalog(dialect, session).await?;
-    report(table(&tasks, &catalog));
+    report(table(&catalog));
     if let Some(problem) = catalog.groups_problem() {
         report(
             Finding::warning(Subject::Database, format!("{problem}: groups become dead letters"))
@@ -118,7 +117,7 @@ pub(super) async fn now(
 }
 
 /// The finding about the columns of the task table.
-fn table(columns: &[Column], catalog: &Catalog) -> Finding {
+fn table(catalog: &Catalog) -> Finding {
     let missing = catalog.missing_columns();
     if !missing.is_empty() {
         let text = format!(
@@ -130,8 +129,7 @@ fn table(columns: &[Column], catalog: &Catalog) -> Finding {
             "if your django-celery-results has it: {MIGRATE}, then restart the daemon"
         ));
     }
-    let length = columns.iter().find(|column| column.name == "task_id");
-    let length = length.and_then(|column| column.max_chars);
+    let length = catalog.id_chars();
     let length = length.map(|chars| format!("; ids take {chars} characters")).unwrap_or_default();
     Finding::ok(Subject::Database, format!("the table {TASKS} has every column{length}"))
 }

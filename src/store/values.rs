@@ -5,9 +5,12 @@
 
 use std::collections::HashMap;
 
+use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::columns::Table;
+use super::session::{Session, Stored};
+use super::value::Param;
 
 /// The numbers of rows for which there are statements.
 const SIZES: [usize; 4] = [512, 64, 8, 1];
@@ -15,6 +18,48 @@ const SIZES: [usize; 4] = [512, 64, 8, 1];
 /// The most bytes that several rows of one statement may have. No version of MySQL or MariaDB has
 /// had a default of less than 1 MiB for `max_allowed_packet`.
 pub(super) const MAX_BYTES: usize = 1_000_000;
+
+/// A connection whose statements have lists of values.
+#[async_trait]
+pub(super) trait ValueSession: Session {
+    /// The statement for this number of rows, which is then counted as sent.
+    fn statement(&mut self, operation: Operation, table: &Table, rows: usize) -> SqlStr;
+
+    /// Refuses rows that are too large for one statement.
+    async fn check_size(&mut self, bytes: usize) -> Result<(), sqlx::Error>;
+}
+
+/// [`Session::lock`] with lists of values.
+pub(super) async fn lock_rows(
+    session: &mut impl ValueSession,
+    table: &Table,
+    keys: &[&str],
+) -> Result<Vec<Stored>, sqlx::Error> {
+    let mut stored = Vec::new();
+    for keys in keys.chunks(SIZES[0]) {
+        let keys = padded(keys);
+        let sql = session.statement(Operation::Lock, table, keys.len());
+        let params = keys.into_iter().map(|key| Param::Text(Some(key))).collect();
+        let records = session.fetch(sql, params).await?;
+        stored.extend(records.into_iter().map(|record| Stored::read(table, record)));
+    }
+    Ok(stored)
+}
+
+/// [`Session::update`] with lists of values.
+pub(super) async fn update_rows(
+    session: &mut impl ValueSession,
+    table: &Table,
+    rows: &[&Stored],
+) -> Result<(), sqlx::Error> {
+    for part in parts(rows, |stored| stored.row.size_bytes()) {
+        session.check_size(part.iter().map(|stored| stored.row.size_bytes()).sum()).await?;
+        let sql = session.statement(Operation::Update, table, part.len());
+        let params = part.iter().flat_map(|stored| stored.values(table)).collect();
+        session.fetch(sql, params).await?;
+    }
+    Ok(())
+}
 
 /// What a statement does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,7 +173,7 @@ pub(super) fn parts<T>(rows: &[T], bytes: impl Fn(&T) -> usize) -> Vec<&[T]> {
 }
 
 /// Repeats the last key until there is a statement for the number of keys.
-pub(super) fn padded<'key>(keys: &[&'key str]) -> Vec<&'key str> {
+fn padded<'key>(keys: &[&'key str]) -> Vec<&'key str> {
     let mut keys = keys.to_vec();
     if let Some(&last) = keys.last()
         && let Some(size) = SIZES.into_iter().rev().find(|&size| size >= keys.len())
@@ -137,9 +182,6 @@ pub(super) fn padded<'key>(keys: &[&'key str]) -> Vec<&'key str> {
     }
     keys
 }
-
-/// The most keys that one query takes.
-pub(super) const MAX_KEYS: usize = SIZES[0];
 
 #[cfg(test)]
 mod tests {

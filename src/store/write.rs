@@ -166,28 +166,25 @@ impl<'found> Merged<'found> {
 
     fn add(&mut self, write: &Write<'_>, law: Law) {
         self.row.merge(write.row.clone().with_id(columns::key(&self.stored.row)), law);
+        self.row.forget_arrival();
         self.may_be_stored |= write.may_be_stored;
     }
 
-    fn is_changed(&self) -> bool {
-        !self.row.has_same_columns(&self.stored.row)
-    }
-
-    /// What to report, if the row changes or may have been changed by an earlier attempt.
-    fn change(&self) -> Option<Change> {
+    /// What to report, if the row changes or may have been changed by an earlier attempt, and what
+    /// to write, if the row changes.
+    fn end(self) -> (Option<Change>, Option<Stored>) {
+        let is_changed = self.row != self.stored.row;
         let before = if self.may_be_stored {
             Before::Unknown
-        } else if self.is_changed() {
-            Before::Present(columns::state(&self.stored.row))
         } else {
-            return None;
+            Before::Present(columns::state(&self.stored.row))
         };
-        Some(Change { key: self.row.key(), before, after: columns::state(&self.row) })
-    }
-
-    /// What to write, if the row changes.
-    fn update(self) -> Option<Stored> {
-        self.is_changed().then_some(Stored { id: self.stored.id, row: self.row })
+        let change = (is_changed || self.may_be_stored).then(|| Change {
+            key: self.row.key(),
+            before,
+            after: columns::state(&self.row),
+        });
+        (change, is_changed.then_some(Stored { id: self.stored.id, row: self.row }))
     }
 }
 
@@ -272,8 +269,9 @@ impl Writing<'_> {
             }
         }
         for merged in merged.into_values() {
-            changes.extend(merged.change());
-            updated.extend(merged.update());
+            let (change, update) = merged.end();
+            changes.extend(change);
+            updated.extend(update);
         }
         if !absent.is_empty() {
             changes.extend(self.insert(&mut absent).await?);

@@ -13,8 +13,8 @@ use super::error::{DUPLICATE, has_no_number};
 use crate::row::Row;
 use crate::store::columns::{self, Table};
 use crate::store::session::{Inserted, Session, Stored};
-use crate::store::value::{Param, Record, Value, in_zone};
-use crate::store::values::{self, MAX_BYTES, MAX_KEYS, Operation, Statements, Words};
+use crate::store::value::{Param, Record, Value, first_integer, first_text, in_zone};
+use crate::store::values::{self, MAX_BYTES, Operation, Statements, ValueSession, Words};
 
 /// `values(…)` is the value that was given. MySQL 8 deprecates it in favour of an alias, which
 /// MariaDB does not support.
@@ -64,12 +64,6 @@ impl MysqlSession {
         Ok(query)
     }
 
-    fn statement(&mut self, operation: Operation, table: &Table, rows: usize) -> SqlStr {
-        self.statements += 1;
-        let index = self.indexes.get(table.name).map(String::as_str).unwrap_or_default();
-        self.prepared.get(operation, table, rows, &WORDS, index)
-    }
-
     /// Inserts one row unless it is there, and returns whether it was inserted. An `insert … select`
     /// of several rows would reserve more numbers than it uses.
     async fn insert_one(&mut self, table: &Table, row: &Row) -> Result<bool, sqlx::Error> {
@@ -88,28 +82,9 @@ impl MysqlSession {
         );
         if !self.indexes.contains_key(table.name) {
             let params = vec![Param::Text(Some(table.name)), Param::Text(Some(table.key()))];
-            let name = super::super::value::first_text(self.fetch(INDEX, params).await?);
+            let name = first_text(self.fetch(INDEX, params).await?);
             let clause = name.map(|name| format!("force index (`{name}`)")).unwrap_or_default();
             self.indexes.insert(table.name, clause);
-        }
-        Ok(())
-    }
-
-    /// Refuses a row that is larger than a packet may be. The server would reset the connection,
-    /// which looks like an outage, so the write would be repeated for ever.
-    async fn check_size(&mut self, bytes: usize) -> Result<(), sqlx::Error> {
-        const LIMIT: SqlStr = SqlStr::from_static("select cast(@@max_allowed_packet as signed)");
-        if bytes < MAX_BYTES {
-            return Ok(());
-        }
-        let limit = super::super::value::first_integer(self.fetch(LIMIT, Vec::new()).await?);
-        let limit = usize::try_from(limit.unwrap_or_default()).unwrap_or_default();
-        if bytes + PACKET_OVERHEAD > limit {
-            let problem = format!(
-                "the row takes {bytes} bytes and the server's max_allowed_packet is {limit}: raise \
-                 it to store such results"
-            );
-            return Err(sqlx::Error::Encode(problem.into()));
         }
         Ok(())
     }
@@ -155,25 +130,11 @@ impl Session for MysqlSession {
 
     async fn lock(&mut self, table: &Table, keys: &[&str]) -> Result<Vec<Stored>, sqlx::Error> {
         self.find_index(table).await?;
-        let mut stored = Vec::new();
-        for keys in keys.chunks(MAX_KEYS) {
-            let keys = values::padded(keys);
-            let sql = self.statement(Operation::Lock, table, keys.len());
-            let params = keys.into_iter().map(|key| Param::Text(Some(key))).collect();
-            let records = self.fetch(sql, params).await?;
-            stored.extend(records.into_iter().map(|record| Stored::read(table, record)));
-        }
-        Ok(stored)
+        values::lock_rows(self, table, keys).await
     }
 
     async fn update(&mut self, table: &Table, rows: &[&Stored]) -> Result<(), sqlx::Error> {
-        for part in values::parts(rows, |stored| stored.row.size_bytes()) {
-            self.check_size(part.iter().map(|stored| stored.row.size_bytes()).sum()).await?;
-            let sql = self.statement(Operation::Update, table, part.len());
-            let params = part.iter().flat_map(|stored| stored.values(table)).collect();
-            self.fetch(sql, params).await?;
-        }
-        Ok(())
+        values::update_rows(self, table, rows).await
     }
 
     fn take_statements(&mut self) -> u64 {
@@ -186,6 +147,34 @@ impl Session for MysqlSession {
 
     async fn close(self: Box<Self>) {
         let _ = self.connection.close().await;
+    }
+}
+
+#[async_trait]
+impl ValueSession for MysqlSession {
+    fn statement(&mut self, operation: Operation, table: &Table, rows: usize) -> SqlStr {
+        self.statements += 1;
+        let index = self.indexes.get(table.name).map(String::as_str).unwrap_or_default();
+        self.prepared.get(operation, table, rows, &WORDS, index)
+    }
+
+    /// Refuses a row that is larger than a packet may be. The server would reset the connection,
+    /// which looks like an outage, so the write would be repeated for ever.
+    async fn check_size(&mut self, bytes: usize) -> Result<(), sqlx::Error> {
+        const LIMIT: SqlStr = SqlStr::from_static("select cast(@@max_allowed_packet as signed)");
+        if bytes < MAX_BYTES {
+            return Ok(());
+        }
+        let limit = first_integer(self.fetch(LIMIT, Vec::new()).await?);
+        let limit = usize::try_from(limit.unwrap_or_default()).unwrap_or_default();
+        if bytes + PACKET_OVERHEAD > limit {
+            let problem = format!(
+                "the row takes {bytes} bytes and the server's max_allowed_packet is {limit}: raise \
+                 it to store such results"
+            );
+            return Err(sqlx::Error::Encode(problem.into()));
+        }
+        Ok(())
     }
 }
 

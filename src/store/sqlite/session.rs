@@ -12,7 +12,7 @@ use crate::row::Row;
 use crate::store::columns::Table;
 use crate::store::session::{Inserted, Session, Stored};
 use crate::store::value::{Param, Record, Value, in_zone};
-use crate::store::values::{self, MAX_KEYS, Operation, Statements, Words};
+use crate::store::values::{self, Operation, Statements, ValueSession, Words};
 
 /// The conflict is one of `id` and of the key at the same time, so none is named.
 const WORDS: Words =
@@ -28,11 +28,6 @@ pub(super) struct SqliteSession {
 impl SqliteSession {
     pub(super) fn new(connection: SqliteConnection, time_zone: Tz) -> Self {
         Self { connection, time_zone, prepared: Statements::default(), statements: 0 }
-    }
-
-    fn statement(&mut self, operation: Operation, table: &Table, rows: usize) -> SqlStr {
-        self.statements += 1;
-        self.prepared.get(operation, table, rows, &WORDS, "")
     }
 }
 
@@ -72,24 +67,11 @@ impl Session for SqliteSession {
     }
 
     async fn lock(&mut self, table: &Table, keys: &[&str]) -> Result<Vec<Stored>, sqlx::Error> {
-        let mut stored = Vec::new();
-        for keys in keys.chunks(MAX_KEYS) {
-            let keys = values::padded(keys);
-            let sql = self.statement(Operation::Lock, table, keys.len());
-            let params = keys.into_iter().map(|key| Param::Text(Some(key))).collect();
-            let records = self.fetch(sql, params).await?;
-            stored.extend(records.into_iter().map(|record| Stored::read(table, record)));
-        }
-        Ok(stored)
+        values::lock_rows(self, table, keys).await
     }
 
     async fn update(&mut self, table: &Table, rows: &[&Stored]) -> Result<(), sqlx::Error> {
-        for part in values::parts(rows, |stored| stored.row.size_bytes()) {
-            let sql = self.statement(Operation::Update, table, part.len());
-            let params = part.iter().flat_map(|stored| stored.values(table)).collect();
-            self.fetch(sql, params).await?;
-        }
-        Ok(())
+        values::update_rows(self, table, rows).await
     }
 
     fn take_statements(&mut self) -> u64 {
@@ -102,6 +84,19 @@ impl Session for SqliteSession {
 
     async fn close(self: Box<Self>) {
         let _ = self.connection.close().await;
+    }
+}
+
+#[async_trait]
+impl ValueSession for SqliteSession {
+    fn statement(&mut self, operation: Operation, table: &Table, rows: usize) -> SqlStr {
+        self.statements += 1;
+        self.prepared.get(operation, table, rows, &WORDS, "")
+    }
+
+    /// SQLite itself refuses a value that is too large.
+    async fn check_size(&mut self, _bytes: usize) -> Result<(), sqlx::Error> {
+        Ok(())
     }
 }
 

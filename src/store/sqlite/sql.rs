@@ -1,6 +1,6 @@
 //! The SQL of SQLite.
 
-use super::super::dialect::Sql;
+use crate::store::dialect::Sql;
 
 pub(super) const SQL: Sql = Sql {
     allows_nul: true,
