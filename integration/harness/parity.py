@@ -92,7 +92,10 @@ class Side:
             worker.wait_while_alive(is_over, "end of the zoo", RUN_SECONDS)
         except Failure as failure:
             lacking = missing()
-            failure.add_note(f"{len(lacking)} rows are missing or wrong:")
+            failure.add_note(
+                f"{len(lacking)} rows of {self.database.url} are missing or wrong; "
+                f"the worker's log is {self.log}:"
+            )
             failure.add_note("\n".join(lacking[:20]))
             raise
 

@@ -6,6 +6,7 @@ from celery import chain, group, shared_task, signature
 from .cases import (
     MAYBE,
     NO_ROW,
+    SOON,
     add,
     break_down,
     child_id_of,
@@ -54,7 +55,7 @@ def spawn_and_retry(self):
     name = f"child {self.request.retries}"
     echo.apply_async((name,), task_id=child_id_of(self.request.id, name))
     if not self.request.retries:
-        raise self.retry(countdown=0)
+        raise self.retry(countdown=SOON)
 
 
 @shared_task(bind=True)

@@ -19,6 +19,10 @@ SEEN = "SEEN"
 #: The task may have a row.
 MAYBE = "MAYBE"
 
+#: The delay before a retry, in seconds. With no delay another process may store the end of the
+#: next attempt before this one has stored RETRY, and with django-db the later write remains.
+SOON = 0.5
+
 
 def task_id_of(run, name):
     return str(uuid.uuid5(ZOO, f"{run}/{name}"))

@@ -17,6 +17,7 @@ from .cases import (
     MAYBE,
     NO_ROW,
     SEEN,
+    SOON,
     add,
     child_id_of,
     children_of,
@@ -76,7 +77,7 @@ def add_member(self):
 @shared_task(bind=True)
 def fail_at_first(self):
     if not self.request.retries:
-        raise self.retry(countdown=0)
+        raise self.retry(countdown=SOON)
     raise ValueError("at last")
 
 

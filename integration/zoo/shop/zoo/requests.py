@@ -11,6 +11,7 @@ from .cases import (
     ENDS,
     MAYBE,
     SEEN,
+    SOON,
     break_down,
     called,
     child_id_of,
@@ -44,7 +45,7 @@ def set_meta(self, name, end):
     if end == "fail":
         raise ValueError("with meta")
     if end == "retry" and not self.request.retries:
-        raise self.retry(countdown=0)
+        raise self.retry(countdown=SOON)
     if end == "progress":
         self.update_state(state="PROGRESS", meta={"not": "that meta"})
     return end

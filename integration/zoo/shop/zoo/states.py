@@ -4,30 +4,30 @@ import celery
 from celery import Task, current_app, shared_task
 from celery.exceptions import Ignore, Reject, Retry
 
-from .cases import ENDS, MAYBE, NO_ROW, SEEN, called, child_id_of, echo, simple
+from .cases import ENDS, MAYBE, NO_ROW, SEEN, SOON, called, child_id_of, echo, simple
 
 
 @shared_task(bind=True, max_retries=3)
 def retry_then(self, retries, outcome):
     if self.request.retries < retries:
-        raise self.retry(exc=ConnectionError("try again"), countdown=0)
+        raise self.retry(exc=ConnectionError("try again"), countdown=SOON)
     return outcome
 
 
 @shared_task(bind=True, max_retries=1)
 def retry_for_ever(self, with_error):
-    raise self.retry(exc=ConnectionError("never") if with_error else None, countdown=0)
+    raise self.retry(exc=ConnectionError("never") if with_error else None, countdown=SOON)
 
 
 @shared_task(bind=True)
 def retry_with_other_args(self, number):
     """The row has the arguments of the last attempt."""
     if number < 2:
-        raise self.retry(args=(number + 1,), countdown=0)
+        raise self.retry(args=(number + 1,), countdown=SOON)
     return number
 
 
-@shared_task(autoretry_for=(OSError,), retry_kwargs={"max_retries": 1, "countdown": 0})
+@shared_task(autoretry_for=(OSError,), retry_kwargs={"max_retries": 1, "countdown": SOON})
 def autoretry():
     raise OSError(5, "input/output error")
 
@@ -46,10 +46,10 @@ def retry_in_handler(self, kind):
         {}["missing"]
     except KeyError as error:
         if kind == "implicit":
-            raise self.retry(countdown=0)
+            raise self.retry(countdown=SOON)
         if kind == "explicit":
-            raise self.retry(exc=error, countdown=0)
-        raise self.retry(countdown=0) from error
+            raise self.retry(exc=error, countdown=SOON)
+        raise self.retry(countdown=SOON) from error
 
 
 @shared_task(bind=True)
@@ -63,26 +63,26 @@ def retry_waiting(self, reason):
 def retry_elsewhere(self):
     if self.request.delivery_info["routing_key"] == "other":
         return "elsewhere"
-    raise self.retry(queue="other", countdown=0)
+    raise self.retry(queue="other", countdown=SOON)
 
 
 @shared_task(bind=True)
 def retry_without_raising(self):
     if not self.request.retries:
-        self.retry(throw=False, countdown=0.5)
+        self.retry(throw=False, countdown=SOON)
         return "not raised"
     return "again"
 
 
 @shared_task(bind=True, max_retries=0)
 def retry_forbidden(self):
-    self.retry(exc=ValueError("no retries"), countdown=0)
+    self.retry(exc=ValueError("no retries"), countdown=SOON)
 
 
 @shared_task(bind=True)
 def retry_with_keywords(self, number=0, **others):
     if number < 1:
-        raise self.retry(kwargs={"number": number + 1, "extra": "é"}, countdown=0)
+        raise self.retry(kwargs={"number": number + 1, "extra": "é"}, countdown=SOON)
     return [number, others]
 
 
@@ -218,12 +218,12 @@ def unwanted_progress(self):
 @shared_task(bind=True, ignore_result=True)
 def unwanted_retry(self):
     if not self.request.retries:
-        raise self.retry(countdown=0)
+        raise self.retry(countdown=SOON)
 
 
 @shared_task(bind=True, ignore_result=True, store_errors_even_if_ignored=True, max_retries=1)
 def unwanted_retry_but_errors(self):
-    raise self.retry(exc=ValueError("again"), countdown=0)
+    raise self.retry(exc=ValueError("again"), countdown=SOON)
 
 
 # Handlers ------------------------------------------------------------------------------------
