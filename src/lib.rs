@@ -15,6 +15,7 @@
 //! - [`pipeline`]: a lane with its loop and its batches, and what happens after each kind of error.
 //! - [`store`]: writes rows to the tables, with one folder for each database. It also creates and
 //!   inspects the tables and deletes expired rows.
+//! - [`hints`]: tells processes that wait for results which tasks have ended.
 //! - [`retry`]: waits between attempts.
 //! - [`diagnosis`]: error messages that say what is wrong and how to fix it.
 //! - [`telemetry`]: logging, metrics and health, over HTTP and for systemd.
@@ -42,6 +43,7 @@ pub mod cleanup;
 pub mod config;
 pub mod decode;
 pub mod diagnosis;
+pub mod hints;
 pub mod message;
 pub mod pipeline;
 pub mod retry;

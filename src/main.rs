@@ -247,6 +247,7 @@ fn command_line() -> clap::Command {
                 "results_queue",
                 "exchange",
                 "dead_queue",
+                "hints",
                 "events",
                 "events_queue",
                 "event_exchange",

@@ -21,6 +21,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("store", &["config", "diagnosis", "row"]),
     ("telemetry", &["config", "diagnosis", "message", "row", "store", "version"]),
     ("check", &["broker", "config", "decode", "diagnosis", "message", "store"]),
+    ("hints", &["broker", "retry", "row", "store", "telemetry"]),
     ("cleanup", &["config", "diagnosis", "retry", "row", "store", "telemetry"]),
     (
         "pipeline",
@@ -29,6 +30,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "config",
             "decode",
             "diagnosis",
+            "hints",
             "message",
             "retry",
             "row",
@@ -45,6 +47,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "config",
             "decode",
             "diagnosis",
+            "hints",
             "message",
             "pipeline",
             "row",

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use celeriac::broker::{Acknowledge, BrokerError, BrokerErrorClass};
 use celeriac::decode::{Decoder, SourceKind};
+use celeriac::hints::Hints;
 use celeriac::message::dead_letter::Reason;
 use celeriac::message::{DeliveryId, Message, Properties};
 use celeriac::pipeline::batch::{Batch, BatchLimits};
@@ -210,7 +211,8 @@ impl Running {
                 };
                 let decoder = Decoder::default();
                 let lane = Telemetry::new().lane("1", "results");
-                let reading = Reading { decoder: &decoder, kind: SourceKind::Results, lane: &lane };
+                let (kind, hints) = (SourceKind::Results, Hints::off());
+                let reading = Reading { decoder: &decoder, kind, lane: &lane, hints: &hints };
                 pipeline::run(messages, reading, &mut store, &acknowledger, policy, &shutdown).await
             }
         });

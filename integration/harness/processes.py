@@ -83,6 +83,9 @@ def is_running(pid: int) -> bool:
 class Process:
     """A child process whose output goes to a log file, for which tests can wait."""
 
+    #: After how many seconds a process that still runs gets the signal to stop again.
+    SECOND_SIGNAL_SECONDS: float | None = None
+
     def __init__(
         self,
         name: str,
@@ -170,17 +173,19 @@ class Process:
             if self._child is None:
                 return None
             below = descendants(self.pid)
-            self.terminate(signal_number)
-            try:
-                self._child.wait(timeout_seconds)
-            except subprocess.TimeoutExpired:
+            for seconds in filter(None, (self.SECOND_SIGNAL_SECONDS, timeout_seconds)):
+                self.terminate(signal_number)
+                try:
+                    self._child.wait(seconds)
+                except subprocess.TimeoutExpired:
+                    continue
                 self._kill(below)
-                raise Failure(
-                    f"{self.name} did not end within {timeout_seconds:.0f} s of the signal; "
-                    f"its log ends with:\n{self.last_words()}"
-                ) from None
+                return self._child.returncode
             self._kill(below)
-            return self._child.returncode
+            raise Failure(
+                f"{self.name} did not end within {timeout_seconds:.0f} s of the signal; "
+                f"its log ends with:\n{self.last_words()}"
+            )
 
     def kill(self) -> None:
         """Kills the process and its descendants."""

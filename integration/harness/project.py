@@ -35,6 +35,14 @@ def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
 
 
+class Worker(Process):
+    """A Celery worker."""
+
+    #: Celery's signal handler raises an exception, which Python ignores if the signal arrives while
+    #: a destructor runs.
+    SECOND_SIGNAL_SECONDS = 15
+
+
 class Project:
     """A Django project; `settings` are the variables that `zoo/shop/settings.py` reads."""
 
@@ -93,7 +101,7 @@ class Project:
         backend = ["--result-backend", result_backend] if result_backend else []
         options = ["--concurrency", "2", "--hostname", "worker@test", "--loglevel", "INFO"]
         options += more_options
-        return Process(
+        return Worker(
             f"Celery worker ({result_backend or 'django-db'})",
             [celery, "-A", "shop", *backend, "worker", *options],
             log,

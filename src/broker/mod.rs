@@ -66,6 +66,24 @@ pub trait Session: Send {
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
+/// Publishes hints for processes that wait for results.
+pub trait Announce: Send {
+    /// Connects, after the start and after an error.
+    ///
+    /// # Errors
+    ///
+    /// When no broker answers, or when this user may not publish hints.
+    fn connect(&mut self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Publishes the body of a hint without waiting for a confirmation. Nothing happens if nobody
+    /// waits.
+    ///
+    /// # Errors
+    ///
+    /// When the connection cannot be used any more.
+    fn announce(&mut self, body: &[u8]) -> impl Future<Output = Result<(), BrokerError>> + Send;
+}
+
 /// Acknowledges and dead-letters the messages of one session.
 ///
 /// A message may be acknowledged only after its row is committed or after [`dead_letter`] has

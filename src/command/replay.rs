@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use celeriac::broker::{Acknowledge, BrokerError};
 use celeriac::config::Config;
 use celeriac::decode::SourceKind;
+use celeriac::hints::Hints;
 use celeriac::message::Message;
 use celeriac::message::capture;
 use celeriac::message::dead_letter::{Reason, UNSTORABLE};
@@ -89,10 +90,12 @@ async fn replay(
     });
     let telemetry = Telemetry::new();
     let lane = telemetry.lane("replay", "");
+    let hints = Hints::off();
     let reading = Reading {
         decoder: &config.decoder,
         kind: SourceKind::ByExchange(&config.event_exchange),
         lane: &lane,
+        hints: &hints,
     };
     let policy = BatchPolicy::of(config);
     let end = pipeline::run(messages, reading, store, &*report, policy, shutdown).await;

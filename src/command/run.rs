@@ -2,12 +2,14 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
-use celeriac::broker::rabbitmq::{RabbitMq, queue_depth};
+use celeriac::broker::rabbitmq::{RabbitMq, RabbitMqHints, queue_depth};
 use celeriac::cleanup;
 use celeriac::config::Config;
 use celeriac::decode::SourceKind;
+use celeriac::hints::{self, Hints};
 use celeriac::pipeline::{BatchPolicy, Reading, lane};
 use celeriac::store::Database;
 use celeriac::telemetry::http::Listener;
@@ -19,6 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::listen_for_signals;
+
+/// How long the last hints may take when the daemon stops.
+const LAST_HINTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs the daemon.
 #[tokio::main]
@@ -57,7 +62,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         None => None,
     };
     listen_for_signals(shutdown.clone())?;
-    let lanes = run_lanes(&config, &telemetry, &shutdown)?;
+    let hints = Arc::new(if config.hints { Hints::new(telemetry.hints()) } else { Hints::off() });
+    let publishing =
+        tokio::spawn(publish_hints(Arc::clone(&config), Arc::clone(&hints), shutdown.clone()));
+    let lanes = run_lanes(&config, &telemetry, &hints, &shutdown)?;
     // These tasks run until the process ends, so that health and metrics are available while the
     // lanes stop.
     tokio::spawn(systemd::watch(Arc::clone(&telemetry), shutdown.clone()));
@@ -73,15 +81,25 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         tokio::spawn(cleanup::watch(config, every, telemetry, shutdown.clone()));
     }
     wait_for(lanes).await?;
+    hints.close();
+    let _ = tokio::time::timeout(LAST_HINTS_TIMEOUT, publishing).await;
     let Counts { messages, rows_read, rows_written, dead } = telemetry.counts();
     tracing::info!(messages, rows_read, rows_written, ?dead, "stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Publishes hints, if they are switched on.
+async fn publish_hints(config: Arc<Config>, hints: Arc<Hints>, shutdown: CancellationToken) {
+    if config.hints {
+        hints::publish(&hints, &mut RabbitMqHints::new(config), &shutdown).await;
+    }
 }
 
 /// Starts every lane, each with its own store.
 fn run_lanes(
     config: &Arc<Config>,
     telemetry: &Telemetry,
+    hints: &Arc<Hints>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<JoinSet<()>> {
     let mut lanes = JoinSet::new();
@@ -99,9 +117,10 @@ fn run_lanes(
         };
         let name = number.map_or_else(|| "events".to_owned(), |number| number.to_string());
         let telemetry = telemetry.lane(&name, queue);
-        let (config, shutdown) = (Arc::clone(config), shutdown.clone());
+        let (config, hints, shutdown) = (Arc::clone(config), Arc::clone(hints), shutdown.clone());
         let lane = async move {
-            let reading = Reading { decoder: &config.decoder, kind, lane: &telemetry };
+            let reading =
+                Reading { decoder: &config.decoder, kind, lane: &telemetry, hints: &hints };
             let policy = BatchPolicy::of(&config);
             lane::run(&mut broker, &mut store, reading, policy, &shutdown).await;
         };

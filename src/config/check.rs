@@ -33,6 +33,8 @@ pub struct Config {
     pub exchange: String,
     /// The queue that dead letters go to.
     pub dead_queue: String,
+    /// Whether processes that wait for results are told when they are stored.
+    pub hints: bool,
     /// The exchange that workers send events to.
     pub event_exchange: String,
     /// The queue for task events, if events are stored.
@@ -139,6 +141,7 @@ impl Settings {
             results_queue,
             exchange,
             dead_queue,
+            hints: flag("hints", self.hints.as_deref(), true)?,
             event_exchange,
             events: has_events.then_some(events),
             lanes: usize::from(lanes),

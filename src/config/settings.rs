@@ -66,6 +66,23 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", env = "CELERIAC_DEAD_QUEUE")]
     pub(super) dead_queue: Option<String>,
 
+    /// Whether processes that wait for results are told when they are stored: true or false.
+    ///
+    /// After each commit, a message with the ids of the tasks that have ended is published to the
+    /// topic exchange `celeriac.stored`. A process that waits for a result through `celeriac://`
+    /// then reads it at once. Without these messages it asks the database again and again.
+    ///
+    /// Default: true
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "CELERIAC_HINTS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(super) hints: Option<String>,
+
     /// Whether task events are stored too: true or false.
     ///
     /// With events, a task has a row as soon as a worker receives it, rows have the names of tasks,

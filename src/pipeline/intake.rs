@@ -2,12 +2,13 @@
 
 use super::batch::Batch;
 use crate::decode::{Decoded, Decoder, SourceKind};
+use crate::hints::Hints;
 use crate::message::Message;
 use crate::message::dead_letter::{Reason, UNSTORABLE};
 use crate::store::Catalog;
 use crate::telemetry::Lane;
 
-/// How the messages are read.
+/// How the messages are read, and who learns what became of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading<'config> {
     /// The decoder.
@@ -16,6 +17,8 @@ pub struct Reading<'config> {
     pub kind: SourceKind<'config>,
     /// The metrics and the health of the lane.
     pub lane: &'config Lane,
+    /// Which tasks have ended, for the processes that wait for them.
+    pub hints: &'config Hints,
 }
 
 /// Decodes a message and adds it to a batch.

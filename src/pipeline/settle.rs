@@ -35,6 +35,7 @@ pub(super) async fn settle<'store, A: Acknowledge>(
     let started_at = Instant::now();
     let mut changes = Vec::new();
     let stored = store_batch(store, &mut batch, reading, catalog, shutdown, &mut changes).await;
+    reading.hints.add(&changes);
     if let Err(error) = stored {
         return (store, Err(End::StoreUnavailable(error, batch)));
     }

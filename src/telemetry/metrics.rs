@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::cleanup::{self, CleanupMetrics};
 use super::families::{Counts, Families};
+use super::hints::{self, HintMetrics};
 use super::lane::Lane;
 use super::process::Process;
 
@@ -18,6 +19,7 @@ pub struct Telemetry {
     registry: Registry,
     families: Families,
     cleanup: cleanup::Families,
+    hints: hints::Families,
     lanes: Mutex<Vec<Arc<Lane>>>,
 }
 
@@ -37,8 +39,9 @@ impl Telemetry {
         let mut registry = Registry::default();
         let families = Families::register(&mut registry);
         let cleanup = cleanup::Families::register(&mut registry);
+        let hints = hints::Families::register(&mut registry);
         registry.register_collector(Box::new(Process::new()));
-        Self { registry, families, cleanup, lanes: Mutex::default() }
+        Self { registry, families, cleanup, hints, lanes: Mutex::default() }
     }
 
     /// Adds a lane with its name and the queue that it consumes.
@@ -51,6 +54,11 @@ impl Telemetry {
     /// The metrics of scheduled cleanups.
     pub fn cleanup(&self) -> CleanupMetrics {
         CleanupMetrics::new(&self.cleanup)
+    }
+
+    /// The metrics of hints.
+    pub fn hints(&self) -> HintMetrics {
+        HintMetrics::new(&self.hints)
     }
 
     /// Sets the numbers of ready messages and of consumers of a queue, or removes them if they are

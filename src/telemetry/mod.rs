@@ -6,6 +6,7 @@
 
 mod cleanup;
 mod families;
+mod hints;
 pub mod http;
 mod lane;
 mod metrics;
@@ -19,6 +20,7 @@ use tracing_subscriber::filter::ParseError;
 
 pub use self::cleanup::{CleanupMetrics, CleanupOutcome};
 pub use self::families::Counts;
+pub use self::hints::HintMetrics;
 pub(crate) use self::lane::BatchSize;
 pub use self::lane::{Lane, STUCK_AFTER};
 pub use self::metrics::{Health, Telemetry};

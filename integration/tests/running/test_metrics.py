@@ -88,7 +88,9 @@ def test_counts_of_a_known_stream(watched: Pipeline, probe: Probe) -> None:
     assert value("rows_merged_total", **of_results) == 0
     assert value("rows_stored_total", **of_results, table=TABLE) == 5
     assert value("rows_stored_total", **of_results, table=GROUPS) == 1
-    assert value("database_statements_total", **of_results, table=GROUPS) == 1
+    # SQLite reads a row before it inserts it.
+    statements = 2 if watched.database.engine == "sqlite" else 1
+    assert value("database_statements_total", **of_results, table=GROUPS) == statements
     dead = {
         labels["reason"]: count
         for (name, pairs), count in samples.items()

@@ -13,6 +13,7 @@ use lapin::{Connection, ExchangeKind};
 
 use super::connection::connect;
 use super::error::{Error, is_protocol_error};
+use super::hints;
 use super::topology::{
     dead_arguments, declare_and_compare, declare_passive, difference, events_arguments,
     results_arguments, short,
@@ -48,6 +49,9 @@ pub async fn check<'config>(
             if let Some((exchange, kind)) = &queue.exchange {
                 check_exchange(&connection, exchange, kind, report).await?;
             }
+        }
+        if config.hints {
+            check_hints(&connection, report).await?;
         }
         Ok(())
     };
@@ -161,6 +165,36 @@ async fn check_queue(
              -p {} {name} --if-empty`, and start `celeriac run`, which declares it again",
             broker.vhost
         )));
+    }
+    Ok(())
+}
+
+async fn check_hints(
+    connection: &Connection,
+    report: &mut dyn FnMut(Finding),
+) -> Result<(), Error> {
+    let exchange = hints::EXCHANGE;
+    match hints::is_usable(connection).await {
+        Ok(true) => {
+            report(Finding::ok(Subject::Broker, format!("the exchange {exchange} is there")));
+        }
+        Ok(false) => {
+            let text =
+                format!("the exchange {exchange} is not there yet: `celeriac run` creates it");
+            report(Finding::ok(Subject::Broker, text));
+        }
+        Err(Error::Exchange { source, .. }) if is_protocol_error(&source, &[403]) => {
+            let text = format!(
+                "this user may not publish to the exchange {exchange}, so processes that wait for \
+                 results poll the database"
+            );
+            report(Finding::warning(Subject::Broker, text).fix(format!(
+                "give the user the permission to write to `^{}$` (docs/security.md), or set \
+                 hints to false",
+                exchange.replace('.', "\\.")
+            )));
+        }
+        Err(error) => return Err(error),
     }
     Ok(())
 }

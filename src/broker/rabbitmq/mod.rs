@@ -6,6 +6,7 @@ pub mod check;
 mod connection;
 pub mod dead_queue;
 mod error;
+mod hints;
 mod message;
 mod publish;
 pub mod queue_depth;
@@ -15,4 +16,5 @@ pub mod tap;
 mod topology;
 mod unreadable;
 
+pub use self::hints::RabbitMqHints;
 pub use self::session::RabbitMq;

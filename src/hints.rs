@@ -1,0 +1,203 @@
+//! Hints: tells processes that wait for results which tasks have ended. `docs/message-format.md`
+//! describes the messages.
+//!
+//! A hint is only a reason to read a row. It may be lost: it is published without confirmation,
+//! over a connection of its own, after the row is committed. So it never delays or blocks an
+//! acknowledgement.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::time::{Duration, Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::Level;
+
+use crate::broker::{Announce, BrokerError, BrokerErrorClass};
+use crate::retry::Backoff;
+use crate::row::Key;
+use crate::store::Change;
+use crate::telemetry::HintMetrics;
+
+/// The most bytes of task ids that wait to be published. Further hints are dropped.
+const MAX_BYTES: usize = 1 << 20;
+
+/// The number of tasks a second whose hints are published at once. If there are more, hints are
+/// collected for [`GAP`], so that processes that wait for few results need not read thousands of
+/// messages a second.
+const AT_ONCE_PER_SECOND: f64 = 500.0;
+
+/// The shortest time between two messages while more tasks end.
+const GAP: Duration = Duration::from_millis(50);
+
+/// How long the broker may take to accept a message.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The hints of a process that have not been published yet. They are shared by its lanes.
+#[derive(Debug)]
+pub struct Hints {
+    /// `None` if no hints are published.
+    metrics: Option<HintMetrics>,
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    ended: Vec<(String, String)>,
+    size_bytes: usize,
+    is_closed: bool,
+}
+
+impl Hints {
+    /// Hints that [`publish`] has to publish.
+    #[must_use]
+    pub fn new(metrics: HintMetrics) -> Self {
+        Self { metrics: Some(metrics), ..Self::off() }
+    }
+
+    /// Drops all hints.
+    #[must_use]
+    pub fn off() -> Self {
+        Self { metrics: None, waiting: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// Adds the tasks that are in a final state after these changes.
+    pub fn add(&self, changes: &[Change]) {
+        let Some(metrics) = &self.metrics else { return };
+        let mut waiting = self.waiting();
+        for change in changes {
+            let (Key::Task(id), Some(state)) = (&change.key, &change.after) else { continue };
+            if !state.is_ready() {
+                continue;
+            }
+            if waiting.size_bytes + id.len() > MAX_BYTES {
+                metrics.drop_hint();
+                continue;
+            }
+            waiting.size_bytes += id.len();
+            waiting.ended.push((id.clone(), state.to_string()));
+        }
+        let has_hints = !waiting.ended.is_empty();
+        drop(waiting);
+        if has_hints {
+            self.changed.notify_one();
+        }
+    }
+
+    /// No more hints will be added: [`publish`] ends after it has published the last ones.
+    pub fn close(&self) {
+        self.waiting().is_closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for hints and takes them, as the body of a message. Returns `None` after [`close`].
+    ///
+    /// [`close`]: Hints::close
+    async fn next(&self, pace: &mut Pace) -> Option<Vec<u8>> {
+        while self.waiting().ended.is_empty() {
+            if self.waiting().is_closed {
+                return None;
+            }
+            self.changed.notified().await;
+        }
+        pace.wait().await;
+        let ended = {
+            let mut waiting = self.waiting();
+            waiting.size_bytes = 0;
+            std::mem::take(&mut waiting.ended)
+        };
+        pace.count(ended.len());
+        Some(body(&ended))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn body(ended: &[(String, String)]) -> Vec<u8> {
+    json!({ "version": 1, "final": ended }).to_string().into_bytes()
+}
+
+/// Publishes the hints until they are closed. If the broker is not available or refuses them, this
+/// is logged and tried again: nothing else depends on it.
+pub async fn publish<A: Announce>(hints: &Hints, broker: &mut A, shutdown: &CancellationToken) {
+    let mut backoff = Backoff::new();
+    let mut pace = Pace::new();
+    // A message that could not be published.
+    let mut unsent = None;
+    loop {
+        let error = match broker.connect().await {
+            Ok(()) => {
+                backoff.end("processes that wait for results are told again when they are stored");
+                match publish_all(hints, broker, &mut pace, &mut unsent).await {
+                    Ok(()) => return,
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        let problem = "processes that wait for results are not told when they are stored, and poll";
+        if backoff.wait(Level::WARN, problem, &error, shutdown).await.is_break() {
+            return;
+        }
+    }
+}
+
+async fn publish_all<A: Announce>(
+    hints: &Hints,
+    broker: &mut A,
+    pace: &mut Pace,
+    unsent: &mut Option<Vec<u8>>,
+) -> Result<(), BrokerError> {
+    loop {
+        if unsent.is_none() {
+            *unsent = hints.next(pace).await;
+        }
+        let Some(body) = &*unsent else { return Ok(()) };
+        timeout(PUBLISH_TIMEOUT, broker.announce(body)).await.unwrap_or_else(|_| {
+            let message =
+                "the broker does not take messages: it may be short of memory or disk space";
+            Err(BrokerError::new(BrokerErrorClass::Unavailable, message))
+        })?;
+        *unsent = None;
+        if let Some(metrics) = &hints.metrics {
+            metrics.publish();
+        }
+    }
+}
+
+/// Decides when the next message is published: at once, or [`GAP`] after the previous one if
+/// many tasks end.
+#[derive(Debug)]
+struct Pace {
+    /// How many tasks may still be announced at once. Negative while there are more of them.
+    credit: f64,
+    published_at: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { credit: AT_ONCE_PER_SECOND, published_at: Instant::now() }
+    }
+
+    /// Waits until the next message may be published.
+    async fn wait(&mut self) {
+        let elapsed = self.published_at.elapsed();
+        let credit = self.credit + elapsed.as_secs_f64() * AT_ONCE_PER_SECOND;
+        if credit < 1.0 {
+            sleep(GAP.saturating_sub(elapsed)).await;
+        }
+    }
+
+    /// Counts the tasks of a message that is published now.
+    #[expect(clippy::cast_precision_loss, reason = "far fewer tasks than 2^52")]
+    fn count(&mut self, tasks: usize) {
+        let elapsed = self.published_at.elapsed();
+        let credit = self.credit + elapsed.as_secs_f64() * AT_ONCE_PER_SECOND;
+        let credit = credit.min(AT_ONCE_PER_SECOND) - tasks as f64;
+        self.credit = credit.max(-AT_ONCE_PER_SECOND);
+        self.published_at = Instant::now();
+    }
+}
