@@ -201,3 +201,74 @@ impl Pace {
         self.published_at = Instant::now();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::row::state::State;
+    use crate::store::Before;
+    use crate::telemetry::Telemetry;
+
+    fn change(id: &str, after: Option<State>) -> Change {
+        Change { key: Key::Task(id.to_owned()), before: Before::Absent, after }
+    }
+
+    /// Publishes everything that is waiting, and returns the number of messages and of tasks in
+    /// them.
+    async fn take(hints: &Hints, pace: &mut Pace) -> usize {
+        let body = hints.next(pace).await.expect("hints");
+        let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        body["final"].as_array().expect("a list").len()
+    }
+
+    #[tokio::test]
+    async fn only_final_states_of_tasks_are_announced_in_the_documented_format() {
+        let hints = Hints::new(Telemetry::new().hints());
+        hints.add(&[
+            change("0f2f7a9e-7a0c-4d0f-8c53-6b1b9b9c9a55", Some(State::Success)),
+            change("running", Some(State::Started)),
+            Change { key: Key::Group("group".to_owned()), ..change("", None) },
+        ]);
+        let body = hints.next(&mut Pace::new()).await.expect("a hint");
+        let document = include_str!("../docs/message-format.md").split("## Hints").nth(1);
+        let example = document.and_then(|text| text.split("```").nth(1)).expect("an example");
+        let example: serde_json::Value =
+            serde_json::from_str(example.trim_start_matches("json")).expect("JSON");
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).expect("JSON"), example);
+        hints.close();
+        assert_eq!(hints.next(&mut Pace::new()).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn single_tasks_are_announced_at_once_and_many_together() {
+        let hints = Hints::new(Telemetry::new().hints());
+        let mut pace = Pace::new();
+        let began = Instant::now();
+        for _ in 0..1000 {
+            tokio::time::advance(Duration::from_millis(4)).await;
+            hints.add(&[change("one", Some(State::Success))]);
+            assert_eq!(take(&hints, &mut pace).await, 1);
+        }
+        assert_eq!(began.elapsed(), Duration::from_secs(4), "no hint has waited");
+        let many: Vec<_> =
+            (0..2000).map(|id| change(&id.to_string(), Some(State::Failure))).collect();
+        hints.add(&many);
+        assert_eq!(take(&hints, &mut pace).await, 2000);
+        let began = Instant::now();
+        hints.add(&many);
+        assert_eq!(take(&hints, &mut pace).await, 2000);
+        assert_eq!(began.elapsed(), GAP);
+    }
+
+    #[tokio::test]
+    async fn hints_that_nobody_takes_are_bounded() {
+        let telemetry = Telemetry::new();
+        let hints = Hints::new(telemetry.hints());
+        let ended = change(&"x".repeat(255), Some(State::Success));
+        let count = MAX_BYTES / 255;
+        hints.add(&vec![ended; count + 3]);
+        assert_eq!(take(&hints, &mut Pace::new()).await, count);
+        let metrics = telemetry.exposition().expect("text");
+        assert!(metrics.contains("celeriac_hints_dropped_total 3\n"), "{metrics}");
+    }
+}

@@ -905,6 +905,37 @@ async fn naive_times_are_in_the_projects_zone(database: &mut TestDatabase) {
     assert_eq!(row.outcome.date_done, at(7) + shift);
 }
 
+async fn order_does_not_matter_in_the_hour_that_occurs_twice(database: &mut TestDatabase) {
+    let mut store = database.store_in(Tz::Europe__Paris);
+    let catalog = store.prepare().await.expect("ready").clone();
+    // 02:50 before and 02:10 after the clocks were set back, and a state in between.
+    let times = ["2026-10-25T00:50:00.5Z", "2026-10-25T00:55:00.5Z", "2026-10-25T01:10:00.5Z"];
+    let states = |id: &str| {
+        let state = |(status, time): (&str, &str)| {
+            let mut state = result(id, status, 0);
+            state.outcome.date_done = time.parse().expect("a time");
+            state.date_created = state.outcome.date_done;
+            let mut row = Row::Task(state);
+            catalog.fit(&mut row).expect("it fits");
+            row
+        };
+        ["STARTED", "RETRY", "PROGRESS"].into_iter().zip(times).map(state).collect::<Vec<_>>()
+    };
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    let mut stored = Vec::new();
+    for (number, order) in orders.into_iter().enumerate() {
+        let id = format!("{number}");
+        let states = states(&id);
+        for place in order {
+            store.store(&states[place..=place]).await.expect("stored");
+        }
+        let row = database.row(&id).await.expect("stored");
+        stored.push((row.outcome.status, row.outcome.date_done, row.date_created));
+    }
+    stored.dedup();
+    assert_eq!(stored.len(), 1, "{stored:?}");
+}
+
 // Cleaning up -----------------------------------------------------------------------------------
 
 const DAY: Duration = Duration::from_hours(24);
@@ -1208,6 +1239,7 @@ suite!([
     a_refused_row_is_poison_and_leaves_the_connection_usable,
     writers_side_by_side_agree,
     naive_times_are_in_the_projects_zone,
+    order_does_not_matter_in_the_hour_that_occurs_twice,
     exactly_the_expired_rows_are_deleted,
     many_rows_with_one_time_are_read_page_by_page,
     rows_that_were_updated_meanwhile_are_kept,

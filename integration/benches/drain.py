@@ -1,7 +1,7 @@
 """Stores a backlog of results in each database, with Celeriac and with django-celery-results.
 
     python -m benches.drain [--rows N] [--peer-rows N] [--table-rows N] [--lanes N] [--seed N]
-                            [ENGINE…]
+                            [--daemon OPTIONS] [ENGINE…]
 
 N results, one for each task, wait in a durable quorum queue before `celeriac run` starts; the same
 seed gives the same results. The time is measured from the start of the daemon to its last row. CPU
@@ -90,11 +90,13 @@ def fill(broker: Broker, backlog: list[dict]) -> None:
         time.sleep(0.1)
 
 
-def drain(broker: Broker, database: Database, log: Path, rows: int, lanes: int) -> dict[str, float]:
+def drain(
+    broker: Broker, database: Database, log: Path, rows: int, lanes: int, more: list[str]
+) -> dict[str, float]:
     """Runs the daemon until all rows are stored, and returns what it used."""
     before = database.count()
     options = () if database.engine == "sqlite" else ("--lanes", str(lanes))
-    daemon = Daemon(log, broker.url, database.url, *options)
+    daemon = Daemon(log, broker.url, database.url, *options, *more)
     began = time.perf_counter()
     daemon.start()
     try:
@@ -144,19 +146,19 @@ def fill_table(database: Database, rows: int) -> None:
 
 
 def limit(database: Database, rows: int) -> float:
-    """The rows a second with which the server itself inserts the newest rows once more."""
+    """The rows a second with which the server itself inserts the newest rows again, with other ids.
+    """
     with database.connect() as connection:
         cursor = connection.cursor()
         cursor.execute(f"select * from {TABLE} where 1 = 0")
-        columns = ", ".join(column[0] for column in cursor.description if column[0] != "id")
+        names = [column[0] for column in cursor.description if column[0] != "id"]
+    columns = ", ".join(names)
+    rest = "substr(task_id, 2)"
+    other_id = f"concat('x', {rest})" if database.engine == "mariadb" else f"'x' || {rest}"
+    values = ", ".join(f"{other_id} as task_id" if name == "task_id" else name for name in names)
     database.execute(
-        f"create table celeriac_limit as select {columns} from {TABLE} order by id desc limit {rows}"
+        f"create table celeriac_limit as select {values} from {TABLE} order by id desc limit {rows}"
     )
-    database.execute(
-        f"delete from {TABLE} where task_id in (select task_id from celeriac_limit)"
-    )
-    if database.engine == "postgresql":
-        database.execute(f"vacuum analyze {TABLE}")
     began = time.perf_counter()
     database.execute(f"insert into {TABLE} ({columns}) select {columns} from celeriac_limit")
     return rows / (time.perf_counter() - began)
@@ -187,6 +189,9 @@ def main() -> int:
     parser.add_argument("--peer-rows", type=int, default=5_000, help="of them for the peer")
     parser.add_argument("--table-rows", type=int, default=0, help="other rows in the table")
     parser.add_argument("--lanes", type=int, default=1, help="lanes of the daemon")
+    parser.add_argument(
+        "--daemon", default="", help="more options of the daemon, such as '--hints=false'"
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))
     options = parser.parse_args()
@@ -215,7 +220,9 @@ def main() -> int:
             if options.table_rows:
                 fill_table(database, options.table_rows)
             log = folder / f"{engine}.log"
-            ours = drain(broker, database, log, len(backlog), options.lanes)
+            ours = drain(
+                broker, database, log, len(backlog), options.lanes, options.daemon.split()
+            )
             most = limit(database, len(backlog))
             project = Project(python, databases.migrated(engine).url, broker.url)
             theirs = peer(project, backlog[: options.peer_rows])

@@ -361,7 +361,7 @@ mod tests {
             .skip(1)
             .map(|rest| rest.split("```").next().expect("it ends"))
             .collect();
-        let [success, failure, saved] = examples[..] else {
+        let [success, failure, saved, _hint] = examples[..] else {
             panic!("{} examples", examples.len());
         };
         let result = task(success).expect("a task");

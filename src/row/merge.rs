@@ -103,6 +103,13 @@ impl Law {
     }
 }
 
+impl TaskResult {
+    /// Moves a start after the end of the task to the end.
+    pub(crate) fn limit_start(&mut self) {
+        self.date_started = date_started([self.date_started, None], &self.outcome);
+    }
+}
+
 /// The start of the attempt that led to an outcome.
 fn date_started(starts: [Option<DateTime<Utc>>; 2], outcome: &Outcome) -> Option<DateTime<Utc>> {
     let [one, other] = starts;

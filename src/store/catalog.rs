@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::value::Record;
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+
+use super::value::{Record, in_zone};
 use super::{ErrorClass, GROUPS, StoreError, TASKS};
 use crate::row::Row;
 use crate::row::group_result::GroupResult;
@@ -68,6 +71,8 @@ pub struct Catalog {
     groups_problem: Option<String>,
     /// Whether texts may contain U+0000, which PostgreSQL does not allow.
     allows_nul: bool,
+    /// The time zone in which times are stored.
+    zone: Tz,
 }
 
 /// The maximum lengths of the columns in characters.
@@ -91,6 +96,7 @@ impl Default for Catalog {
             max_chars: MaxChars::default(),
             groups_problem: None,
             allows_nul: true,
+            zone: Tz::UTC,
         }
     }
 }
@@ -153,7 +159,13 @@ impl Catalog {
             },
             groups_problem: groups_problem(groups),
             allows_nul,
+            zone: Tz::UTC,
         })
+    }
+
+    /// The same catalog for columns that store times in another time zone than UTC.
+    pub(super) fn with_zone(self, zone: Tz) -> Self {
+        Self { zone, ..self }
     }
 
     /// The columns of the newest django-celery-results that this table does not have.
@@ -182,6 +194,8 @@ impl Catalog {
     ///
     /// Names and states that are too long are cut to the length of the column, and U+0000 is
     /// replaced by U+FFFD if the database does not allow it. Returns whether anything was changed.
+    /// A time in the hour that occurs twice when clocks are set back becomes the time as which the
+    /// column is read, so that rows are compared alike before and after they are stored.
     ///
     /// # Errors
     ///
@@ -198,6 +212,9 @@ impl Catalog {
             return Err(problem.clone());
         }
         self.check_key("group_id", &result.group_id, self.max_chars.group_id)?;
+        for time in [&mut result.date_created, &mut result.date_done] {
+            *time = self.as_read(*time);
+        }
         let fitted = result.result.as_deref().and_then(|text| self.fitted(text, None));
         let changed = fitted.is_some();
         result.result = fitted.or(result.result.take());
@@ -224,6 +241,13 @@ impl Catalog {
         if !self.has("date_started") {
             result.date_started = None;
         }
+        for time in [&mut result.date_created, &mut result.outcome.date_done]
+            .into_iter()
+            .chain(&mut result.date_started)
+        {
+            *time = self.as_read(*time);
+        }
+        result.limit_start();
         let description = &mut result.description;
         if !self.has("periodic_task_name") {
             description.periodic_task_name = None;
@@ -260,6 +284,11 @@ impl Catalog {
             }
         }
         Ok(changed)
+    }
+
+    /// The time as which the column is read after this time was stored.
+    fn as_read(&self, time: DateTime<Utc>) -> DateTime<Utc> {
+        in_zone(time.with_timezone(&self.zone).naive_local(), self.zone)
     }
 
     /// The text in a form that can be stored; `None` if it can be stored unchanged.
@@ -398,6 +427,25 @@ mod tests {
         let mut nul = result("i\0d", "SUCCESS", "w");
         assert_eq!(Catalog::default().fit_task(&mut nul), Ok(false));
         assert_eq!(nul.outcome.traceback.as_deref(), Some("a\0b"));
+    }
+
+    #[test]
+    fn times_become_those_that_the_column_can_tell_apart() {
+        let at = |text: &str| text.parse::<DateTime<Utc>>().expect("a time");
+        let catalog =
+            Catalog::new(&columns(&[&REQUIRED[..], &OPTIONAL[..]].concat(), None), &[], true)
+                .expect("the table is good")
+                .with_zone(Tz::Europe__Berlin);
+        let mut task = result("id", "SUCCESS", "w");
+        // Clocks are set back from 03:00 to 02:00 at 01:00 UTC.
+        task.date_created = at("2026-10-24T22:59:58.5Z");
+        task.date_started = Some(at("2026-10-25T00:59:59.25Z"));
+        task.outcome.date_done = at("2026-10-25T01:00:01.125Z");
+        assert_eq!(catalog.fit_task(&mut task), Ok(false));
+        assert_eq!(task.date_created, at("2026-10-24T22:59:58.5Z"));
+        assert_eq!(task.outcome.date_done, at("2026-10-25T00:00:01.125Z"));
+        // A start must not be later than the end.
+        assert_eq!(task.date_started, Some(at("2026-10-25T00:00:01.125Z")));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use sqlx::ConnectOptions;
 use sqlx::error::DatabaseError;
 
@@ -60,6 +61,10 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync {
 
     /// The SQL that all databases have in common but spell differently.
     fn sql(&self) -> &'static Sql;
+
+    /// The time zone in which the columns store times: UTC unless they store times without a zone
+    /// and Django's `USE_TZ` is off.
+    fn zone(&self) -> Tz;
 
     /// This time as Django writes it to the database.
     fn written(&self, time: DateTime<Utc>) -> String;

@@ -78,7 +78,7 @@ pub(super) async fn catalog(
 ) -> Result<Catalog, StoreError> {
     let tasks = patiently(dialect, dialect.columns(session, TASKS)).await?;
     let groups = patiently(dialect, dialect.columns(session, GROUPS)).await?;
-    Catalog::new(&tasks, &groups, dialect.sql().allows_nul)
+    Ok(Catalog::new(&tasks, &groups, dialect.sql().allows_nul)?.with_zone(dialect.zone()))
 }
 
 #[async_trait]

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::cleanup::{self, CleanupMetrics};
 use super::families::{Counts, Families};
-use super::hints::{self, HintMetrics};
+use super::hints::HintMetrics;
 use super::lane::Lane;
 use super::process::Process;
 
@@ -19,7 +19,7 @@ pub struct Telemetry {
     registry: Registry,
     families: Families,
     cleanup: cleanup::Families,
-    hints: hints::Families,
+    hints: HintMetrics,
     lanes: Mutex<Vec<Arc<Lane>>>,
 }
 
@@ -39,7 +39,7 @@ impl Telemetry {
         let mut registry = Registry::default();
         let families = Families::register(&mut registry);
         let cleanup = cleanup::Families::register(&mut registry);
-        let hints = hints::Families::register(&mut registry);
+        let hints = HintMetrics::register(&mut registry);
         registry.register_collector(Box::new(Process::new()));
         Self { registry, families, cleanup, hints, lanes: Mutex::default() }
     }
@@ -58,7 +58,7 @@ impl Telemetry {
 
     /// The metrics of hints.
     pub fn hints(&self) -> HintMetrics {
-        HintMetrics::new(&self.hints)
+        self.hints.clone()
     }
 
     /// Sets the numbers of ready messages and of consumers of a queue, or removes them if they are

@@ -85,6 +85,10 @@ impl Dialect for Mysql {
         &sql::SQL
     }
 
+    fn zone(&self) -> Tz {
+        self.time_zone
+    }
+
     fn written(&self, time: DateTime<Utc>) -> String {
         time.with_timezone(&self.time_zone).format("%Y-%m-%d %H:%M:%S%.6f").to_string()
     }

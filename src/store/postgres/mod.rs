@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, SqlStr};
@@ -78,6 +79,10 @@ impl Dialect for Postgres {
 
     fn sql(&self) -> &'static Sql {
         &sql::SQL
+    }
+
+    fn zone(&self) -> Tz {
+        Tz::UTC
     }
 
     fn written(&self, time: DateTime<Utc>) -> String {

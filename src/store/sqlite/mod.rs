@@ -114,6 +114,10 @@ impl Dialect for Sqlite {
         &sql::SQL
     }
 
+    fn zone(&self) -> Tz {
+        self.time_zone
+    }
+
     fn written(&self, time: DateTime<Utc>) -> String {
         written(time, self.time_zone)
     }
