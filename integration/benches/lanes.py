@@ -1,10 +1,12 @@
 """Drains the same backlog with different numbers of lanes and daemons.
 
-    python -m benches.lanes [--rows N] [--rounds N] [--seed N] [ENGINE…]
+    python -m benches.lanes [--rows N] [--rounds N] [--seed N] [--started] [ENGINE…]
 
 Each round drains a backlog of N results once with each arrangement, into an empty table. The
 figures are the medians of the rounds, and the ratios to one lane in the same round. The time is
-measured from the first start to the last row. CPU time is read from /proc: that of the daemons, of
+measured from the first start to the last row. With `--started` each result is preceded by the state
+STARTED of the same task, so that lanes and daemons write the same rows at the same time. Conflicts are
+writes that were tried again because of another writer, such as deadlocks. CPU time is read from /proc: that of the daemons, of
 the database server and of RabbitMQ, per row. The servers are found by the names of their processes,
 so nothing else should use them meanwhile; a server on another machine shows as 0.
 """
@@ -24,9 +26,10 @@ from pathlib import Path
 
 from benches.drain import TICKS_PER_SECOND, bodies, fill
 from harness import environments
-from harness.broker import Broker
+from harness.broker import RESULTS, Broker
 from harness.daemon import Daemon
 from harness.database import TABLE, Database, Databases
+from harness.probe import Probe
 from harness.processes import end_on_terminate
 from harness.services import service
 
@@ -59,6 +62,7 @@ class Measured:
     database_cpu: float
     broker_cpu: float
     peak: float
+    conflicts: float
 
 
 def cpu_seconds(fields: list[str]) -> float:
@@ -87,9 +91,12 @@ def drain(
     servers = (SERVERS[database.engine], SERVERS["rabbitmq"])
     with ExitStack() as stack:
         daemons = []
+        probes = []
         for number in range(arrangement.daemons):
             log, lanes = folder / f"{database.engine}-{number}.log", str(arrangement.lanes)
-            daemon = Daemon(log, broker.url, database.url, "--lanes", lanes)
+            probe = Probe()
+            probes.append(probe)
+            daemon = Daemon(log, broker.url, database.url, "--lanes", lanes, *probe.options)
             stack.callback(daemon.kill)
             daemons.append(daemon)
         connection = stack.enter_context(database.connect())
@@ -99,7 +106,7 @@ def drain(
         for daemon in daemons:
             daemon.start()
         while True:
-            cursor.execute(f"select count(*) from {TABLE}")
+            cursor.execute(f"select count(*) from {TABLE} where status = 'SUCCESS'")
             if cursor.fetchone()[0] >= rows:
                 break
             if dead := [daemon for daemon in daemons if not daemon.is_alive()]:
@@ -108,6 +115,10 @@ def drain(
         seconds = time.perf_counter() - began
         database_cpu, broker_cpu = (
             cpu_of(names) - used for names, used in zip(servers, before, strict=True)
+        )
+        conflicts = sum(
+            probe.value("database_errors_total", queue=RESULTS, **{"class": "conflict"}) or 0
+            for probe in probes
         )
         daemon_cpu = peak = 0.0
         for daemon in daemons:
@@ -118,7 +129,8 @@ def drain(
             daemon.stop()
     per_row = 1e6 / rows
     return Measured(
-        rows / seconds, daemon_cpu * per_row, database_cpu * per_row, broker_cpu * per_row, peak
+        rows / seconds, daemon_cpu * per_row, database_cpu * per_row, broker_cpu * per_row, peak,
+        conflicts,
     )
 
 
@@ -127,6 +139,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=100_000, help="results in the backlog")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--started", action="store_true", help="STARTED before each result")
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))
     options = parser.parse_args()
     if unknown := set(options.engines) - set(ENGINES):
@@ -134,11 +147,16 @@ def main() -> int:
     end_on_terminate()
 
     backlog = bodies(options.rows, options.seed)
+    messages = backlog
+    if options.started:
+        pairs = (({**body, "status": "STARTED", "result": {"pid": 1}}, body) for body in backlog)
+        messages = [body for pair in pairs for body in pair]
     load = os.getloadavg()[0]
     print(f"{options.rows} results, seed {options.seed}, {options.rounds} rounds, "
           f"{os.cpu_count()} cores, load {load:.1f} before it began")
     print(f"{'database':<12}{'':<20}{'rows':>12}{'to 1 lane':>12}{'daemon CPU':>14}"
-          f"{'database CPU':>14}{'broker CPU':>14}{'peak memory':>14}")
+          f"{'database CPU':>14}{'broker CPU':>14}{'peak memory':>14}"
+          f"{'conflicts':>11}")
     folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -151,7 +169,7 @@ def main() -> int:
                 for arrangement in ARRANGEMENTS:
                     count = rabbitmq.count()
                     broker = Broker(rabbitmq.create())
-                    fill(broker, backlog)
+                    fill(broker, messages)
                     database = databases.migrated(engine)
                     one = drain(broker, database, folder, len(backlog), arrangement)
                     measured[arrangement].append(one)
@@ -165,7 +183,7 @@ def main() -> int:
                 print(f"{engine:<12}{arrangement!s:<20}{median('rate'):>10.0f}/s"
                       f"{statistics.median(ratios):>11.2f}x{median('daemon_cpu'):>11.1f} µs"
                       f"{median('database_cpu'):>11.1f} µs{median('broker_cpu'):>11.1f} µs"
-                      f"{median('peak'):>10.1f} MiB", flush=True)
+                      f"{median('peak'):>10.1f} MiB{median('conflicts'):>11.0f}", flush=True)
     return 0
 
 
