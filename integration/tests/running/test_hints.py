@@ -16,6 +16,7 @@ from harness.broker import EVENTS, RESULTS, Broker, connect, open_channel
 from harness.daemon import Daemon
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
+from harness.proxy import Proxy
 from harness.services import RabbitMQ
 
 HINTS = "celeriac.stored"
@@ -188,3 +189,28 @@ def test_hints_of_many_results_share_messages(own_pipeline: Pipeline) -> None:
     # THEN every one is announced once, by far fewer messages
     assert sorted(task_id for task_id, _ in listener.ended()) == sorted(ids)
     assert len(listener.messages) < 500
+
+
+@on_postgresql
+def test_a_hint_follows_a_redelivery(
+    own_pipeline: Pipeline, make_daemon: Callable[..., Daemon]
+) -> None:
+    # GIVEN a daemon that commits a row and is killed before its acknowledgement and its hint have
+    # reached the broker
+    broker, database = own_pipeline.broker, own_pipeline.database
+    task_id = results.new_id()
+    with listening(broker) as listener:
+        with Proxy(broker.url, 5672) as proxy:
+            cut_off = make_daemon(proxy.url, database.url)
+            cut_off.start_consuming()
+            with database.connect() as connection:
+                database.lock(connection)
+                broker.publish(results.result(task_id))
+                wait_until(lambda: broker.depth(RESULTS) == 0, "the delivery", 20)
+                proxy.swallow()
+            replace(own_pipeline, daemon=cut_off).wait_for_rows({task_id: "SUCCESS"})
+            cut_off.kill()
+        assert not listener.messages
+        # WHEN the message is delivered again, THEN readers are told although the row is the same
+        own_pipeline.daemon.start_consuming()
+        wait_until(lambda: listener.ended() == [[task_id, "SUCCESS"]], "the hint", 20)
