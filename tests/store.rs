@@ -1283,6 +1283,17 @@ async fn mysql_tables_of_every_collation_are_written() {
                 let row = database.row(collation).await;
                 assert_rows_equal(row.as_ref(), &expected, text);
             }
+            // Whether a character can be stored is known before the row is sent.
+            let catalog = store.prepare().await.expect("ready").clone();
+            let mut emoji = result("emoji", "SUCCESS", 1);
+            emoji.outcome.result = Some("\u{1F96C}".to_owned());
+            let mut emoji = Row::Task(emoji);
+            let is_storable = catalog.fit(&mut emoji).is_ok();
+            assert_eq!(is_storable, charset == "utf8mb4");
+            assert_eq!(store.store(&[emoji]).await.is_ok(), is_storable);
+            database
+                .execute("delete from django_celery_results_taskresult where task_id = 'emoji'")
+                .await;
         }
     })
     .await;

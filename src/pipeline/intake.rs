@@ -57,7 +57,7 @@ pub(super) fn read(
     let count = read.rows.len();
     read.rows.retain_mut(|row| catalog.fit(row).is_ok());
     if read.rows.len() < count {
-        let problem = "`uuid` is longer than the column takes, or has U+0000 in it";
+        let problem = "the table cannot store a text of it, such as a `uuid` that is too long";
         read.skipped.insert(problem, count - read.rows.len());
     }
     Ok(read)

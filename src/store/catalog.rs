@@ -47,6 +47,8 @@ pub struct Column {
     pub max_chars: Option<usize>,
     /// Whether every insert must supply a value, because the column is NOT NULL and has no default.
     pub is_required: bool,
+    /// Whether its character set is MySQL's utf8mb3, which has no characters above U+FFFF.
+    pub is_utf8mb3: bool,
 }
 
 impl Column {
@@ -56,6 +58,7 @@ impl Column {
             name: record.text().unwrap_or_default(),
             max_chars: record.integer().and_then(|chars| usize::try_from(chars).ok()),
             is_required: record.integer() == Some(1),
+            is_utf8mb3: record.integer() == Some(1),
         }
     }
 }
@@ -71,6 +74,8 @@ pub struct Catalog {
     groups_problem: Option<String>,
     /// Whether texts may contain U+0000, which PostgreSQL does not allow.
     allows_nul: bool,
+    /// The columns of the task table with the character set utf8mb3.
+    utf8mb3: Vec<String>,
     /// The time zone in which times are stored.
     zone: Tz,
 }
@@ -96,6 +101,7 @@ impl Default for Catalog {
             max_chars: MaxChars::default(),
             groups_problem: None,
             allows_nul: true,
+            utf8mb3: Vec::new(),
             zone: Tz::UTC,
         }
     }
@@ -159,6 +165,11 @@ impl Catalog {
             },
             groups_problem: groups_problem(groups),
             allows_nul,
+            utf8mb3: columns
+                .iter()
+                .filter(|column| column.is_utf8mb3)
+                .map(|column| column.name.clone())
+                .collect(),
             zone: Tz::UTC,
         })
     }
@@ -199,7 +210,8 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// When the table cannot store the id, or when the group table cannot be written.
+    /// When the table cannot store the id or a character of a text, or when the group table cannot
+    /// be written.
     pub fn fit(&self, row: &mut Row) -> Result<bool, String> {
         match row {
             Row::Task(result) => self.fit_task(result),
@@ -266,17 +278,18 @@ impl Catalog {
             outcome.status = status.as_str().into();
             changed = true;
         }
-        for (text, max_chars) in [
-            (&mut outcome.result, None),
-            (&mut outcome.traceback, None),
-            (&mut outcome.meta, None),
-            (&mut description.task_args, None),
-            (&mut description.task_kwargs, None),
-            (&mut description.task_name, max.task_name),
-            (&mut description.worker, max.worker),
-            (&mut description.periodic_task_name, max.periodic_task_name),
-            (&mut description.queue, max.queue),
+        for (column, text, max_chars) in [
+            ("result", &mut outcome.result, None),
+            ("traceback", &mut outcome.traceback, None),
+            ("meta", &mut outcome.meta, None),
+            ("task_args", &mut description.task_args, None),
+            ("task_kwargs", &mut description.task_kwargs, None),
+            ("task_name", &mut description.task_name, max.task_name),
+            ("worker", &mut description.worker, max.worker),
+            ("periodic_task_name", &mut description.periodic_task_name, max.periodic_task_name),
+            ("queue", &mut description.queue, max.queue),
         ] {
+            self.check_characters(column, text.as_deref())?;
             let fitted = text.as_deref().and_then(|text| self.fitted(text, max_chars));
             if fitted.is_some() {
                 *text = fitted;
@@ -284,6 +297,21 @@ impl Catalog {
             }
         }
         Ok(changed)
+    }
+
+    /// Refuses characters that the column's character set does not have. The database would refuse
+    /// the whole batch, and each attempt to store a part of it would use up numbers for `id`.
+    fn check_characters(&self, column: &str, text: Option<&str>) -> Result<(), String> {
+        let is_refused = self.utf8mb3.iter().any(|narrow| narrow == column)
+            && text.is_some_and(|text| text.chars().any(|char| char > '\u{FFFF}'));
+        if is_refused {
+            return Err(format!(
+                "`{column}` has a character, such as an emoji, that the character set utf8mb3 of \
+                 the column does not have: run `alter table {TASKS} convert to character set \
+                 utf8mb4`"
+            ));
+        }
+        Ok(())
     }
 
     /// The time as which the column is read after this time was stored.
@@ -350,6 +378,7 @@ mod tests {
             name: (*name).to_owned(),
             max_chars,
             is_required: *name == "task_id",
+            is_utf8mb3: false,
         };
         names.iter().map(column).collect()
     }
@@ -393,7 +422,8 @@ mod tests {
         assert!(refusal(&columns(&REQUIRED[1..], None)).contains("no column task_id"));
 
         let mut foreign = columns(&REQUIRED, None);
-        foreign.push(Column { name: "tenant".to_owned(), max_chars: None, is_required: true });
+        foreign.extend(columns(&["tenant"], None));
+        foreign.last_mut().expect("just pushed").is_required = true;
         assert!(refusal(&foreign).contains("column tenant"));
         foreign.last_mut().expect("just pushed").is_required = false;
         assert!(Catalog::new(&foreign, &[], true).is_ok());
@@ -427,6 +457,22 @@ mod tests {
         let mut nul = result("i\0d", "SUCCESS", "w");
         assert_eq!(Catalog::default().fit_task(&mut nul), Ok(false));
         assert_eq!(nul.outcome.traceback.as_deref(), Some("a\0b"));
+    }
+
+    #[test]
+    fn characters_that_utf8mb3_does_not_have_are_refused() {
+        let mut columns = columns(&REQUIRED, None);
+        for column in &mut columns {
+            column.is_utf8mb3 = column.name == "traceback";
+        }
+        let catalog = Catalog::new(&columns, &[], true).expect("the table is good");
+        let mut task = result("id", "SUCCESS", "\u{1F96C}");
+        assert_eq!(catalog.fit_task(&mut task), Ok(false), "another column");
+        task.outcome.traceback = Some("\u{FFFF}".to_owned());
+        assert_eq!(catalog.fit_task(&mut task), Ok(false));
+        task.outcome.traceback = Some("a \u{1F96C}".to_owned());
+        let reason = catalog.fit_task(&mut task).expect_err("not in utf8mb3");
+        assert!(reason.starts_with("`traceback` has") && reason.contains("utf8mb4"), "{reason}");
     }
 
     #[test]

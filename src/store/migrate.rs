@@ -270,6 +270,7 @@ fn tables(sql: &str) -> Vec<(&'static str, Vec<Column>)> {
             // The value of the setting is not known here, and any length is accepted.
             max_chars: chars.map(|(chars, _)| chars.parse().unwrap_or(0)),
             is_required: kind.contains("NOT NULL") && !kind.contains("PRIMARY KEY"),
+            is_utf8mb3: false,
         }
     };
     let table = |statement: String| {
@@ -283,7 +284,7 @@ fn tables(sql: &str) -> Vec<(&'static str, Vec<Column>)> {
 /// How the columns of a table differ from the expected ones.
 fn differences(expected: &[Column], actual: &[Column]) -> Vec<String> {
     let mut found = Vec::new();
-    for Column { name, max_chars, is_required } in expected {
+    for Column { name, max_chars, is_required, .. } in expected {
         let Some(column) = actual.iter().find(|column| column.name == *name) else {
             found.push(format!("the column {name} is missing"));
             continue;

@@ -72,7 +72,8 @@ impl Dialect for Mysql {
                 case when data_type = 'varchar'
                     then cast(character_maximum_length as signed) end,
                 cast(is_nullable = 'NO' and column_default is null
-                    and extra not like '%auto_increment%' as signed)
+                    and extra not like '%auto_increment%' as signed),
+                cast(character_set_name in ('utf8', 'utf8mb3') as signed)
             from information_schema.columns
             where table_schema = database() and table_name = ?
             order by ordinal_position",
