@@ -1,21 +1,26 @@
 """The result backend `celeriac://`, which publishes what django-celery-results would write.
 
 Writing needs neither Django nor a database. Reading uses django-celery-results, which is imported
-when a result is read for the first time.
+when a result is read for the first time. How a process waits for results is in `waiting`.
 
 Checked against Celery 5.2.7 to 5.7.0 and django-celery-results 2.6.0.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from celery import states
+from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import BaseDictBackend, get_current_task, unpickle_backend
 from celery.exceptions import BackendGetMetaError, ImproperlyConfigured
-from celery.result import GroupResult
+from celery.result import AsyncResult, GroupResult
 from celery.utils.functional import LRUCache
 from celery.utils.log import get_logger
 from celery.utils.serialization import b64encode
@@ -23,6 +28,7 @@ from celery.utils.serialization import b64encode
 from . import message
 from .options import Options, configured_url
 from .publisher import Publisher, PublishError, RefusedError, publisher
+from .waiting import ResultConsumer, unready
 
 if TYPE_CHECKING:
     import amqp
@@ -34,6 +40,9 @@ logger = get_logger(__name__)
 #: The `content_type` of rows that are known only from events (`src/row/task_result.rs`).
 EVENT = "application/vnd.celeriac.event+json"
 
+#: How many rows are read with one statement. Oracle and old versions of SQLite allow 1,000 values.
+ROWS = 500
+
 
 class ReadingError(ImproperlyConfigured, BackendGetMetaError):
     """Results cannot be read in this process; the text says what is missing.
@@ -43,11 +52,10 @@ class ReadingError(ImproperlyConfigured, BackendGetMetaError):
     """
 
 
-class CeleriacBackend(BaseDictBackend):
+class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
     """Publishes states of tasks and saved groups; reads the tables that Celeriac writes."""
 
-    #: Seconds between two queries of the database while waiting, as in django-celery-results.
-    subpolling_interval = 0.5
+    supports_native_join = True
 
     def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, url=url, **kwargs)
@@ -59,7 +67,10 @@ class CeleriacBackend(BaseDictBackend):
         self._saved_groups = LRUCache(limit=100)
         #: When the tasks began that this process runs, by their ids.
         self._started = LRUCache(limit=1000)
-        self._has_warned = False
+        self._warned: set[str] = set()
+        self.result_consumer = ResultConsumer(
+            self, app, self.accept, self._pending_results, self._pending_messages
+        )
 
     def as_uri(self, include_password: bool = False) -> str:
         return self.options.as_uri(include_password=include_password)
@@ -80,7 +91,15 @@ class CeleriacBackend(BaseDictBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As in Celery, with a `date_done` that stays the same when `_store_result` is retried."""
+        """As in Celery, with a `date_done` that stays the same when `_store_result` is retried.
+
+        The result of a task that runs eagerly (`task_store_eager_result`) is written at once, in
+        the caller's own transaction.
+        """
+        if getattr(request, "is_eager", False) and self._can_read():
+            return self.reader.store_result(
+                task_id, result, state, traceback=traceback, request=request, **kwargs
+            )
         kwargs.setdefault("date_done", message.now())
         return super().store_result(task_id, result, state, traceback, request=request, **kwargs)
 
@@ -244,21 +263,60 @@ class CeleriacBackend(BaseDictBackend):
         try:
             return super().get_state(task_id)
         except ReadingError as error:
-            if not self._has_warned:
-                self._has_warned = True
-                logger.warning("the state of every task is reported as PENDING: %s", error)
+            self._warn_once("the state of every task is reported as PENDING", error)
             return states.PENDING
 
     get_status = get_state
 
-    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+    def _warn_once(self, what: str, error: ReadingError) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("%s: %s", what, error)
+
+    def _get_task_meta_for(self, task_id: Any) -> Any:
+        if isinstance(task_id, Several):
+            return self.reader.with_rows(task_id)
         return self.reader._get_task_meta_for(task_id)
 
+    def final_metas(self, task_ids: Iterable[str]) -> dict[str, Any]:
+        """What `get_task_meta` returns for those of the tasks that have ended.
+
+        Where a row cannot be decoded, the meta is the exception.
+        """
+        found: dict[str, Any] = {}
+        unknown = []
+        for task_id in task_ids:
+            cached = self._cache.get(task_id) or {}
+            if cached.get("status") in states.READY_STATES:
+                found[task_id] = cached
+            else:
+                unknown.append(task_id)
+        for first in range(0, len(unknown), ROWS):
+            # `get_task_meta` repeats what fails (`result_backend_always_retry`).
+            reader = self.get_task_meta(Several(unknown[first : first + ROWS]), cache=False)
+            for task_id in reader.TaskModel:
+                try:
+                    meta = reader._get_task_meta_for(task_id)
+                except Exception as error:
+                    found[task_id] = error
+                    continue
+                if meta["status"] == states.SUCCESS:
+                    self._cache[task_id] = meta
+                if meta["status"] in states.READY_STATES:
+                    found[task_id] = meta
+        return found
+
     def _forget(self, task_id: str) -> None:
-        self.reader._forget(task_id)
+        try:
+            self.reader._forget(task_id)
+        except ReadingError as error:
+            self._warn_once("rows of results are not deleted when they are forgotten", error)
 
     def cleanup(self) -> None:
-        self.reader.cleanup()
+        try:
+            self.reader.cleanup()
+        except ReadingError as error:
+            self._warn_once("celery.backend_cleanup deletes no rows", error)
 
     def _restore_group(self, group_id: str) -> dict[str, Any] | None:
         saved = self._saved_groups.get(group_id)
@@ -275,7 +333,59 @@ class CeleriacBackend(BaseDictBackend):
 
     def _delete_group(self, group_id: str) -> None:
         self._saved_groups.pop(group_id, None)
-        self.reader._delete_group(group_id)
+        try:
+            self.reader._delete_group(group_id)
+        except ReadingError as error:
+            self._warn_once("rows of groups are not deleted", error)
+
+    # Waiting ------------------------------------------------------------------------------------
+
+    def add_pending_result(
+        self, result: AsyncResult, weak: bool | None = None, start_drainer: bool = True
+    ) -> AsyncResult:
+        """Registers a result that has a callback. `AsyncResult.get` calls this without `weak`, and
+        then waits, which needs no register."""
+        if weak is None:
+            return result
+        if not weak:
+            self.result_consumer.keep(result)
+        return super().add_pending_result(result, weak=True, start_drainer=start_drainer)
+
+    def iter_native(
+        self, result: Any, no_ack: bool = True, **kwargs: Any
+    ) -> Iterator[tuple[str, Any]]:
+        """Yields the results of a group as they become ready."""
+        self._ensure_not_eager()
+        nodes = deque(result.results)
+        with closing(self._wait_for_pending(result, no_ack=no_ack, **kwargs)) as waiting:
+            for _ in chain([None], waiting):
+                for _ in range(len(nodes)):
+                    node = nodes.popleft()
+                    if unready(node):
+                        nodes.append(node)
+                    else:
+                        is_group = not hasattr(node, "_cache")
+                        yield node.id, node.children if is_group else node._cache
+
+    def get_many(
+        self,
+        task_ids: Iterable[str],
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        max_iterations: int | None = None,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields ids and metas as the tasks end. With `max_iterations`, rows are read so often."""
+        self._ensure_not_eager()
+        ids = set(map(str, task_ids))
+        consumer = self.result_consumer
+        with closing(consumer.metas(ids, timeout, interval, on_interval, max_iterations)) as found:
+            for meta in chain.from_iterable(found):
+                if on_message:
+                    on_message(meta)
+                yield meta["task_id"], meta
 
 
 def unpickle(
@@ -286,6 +396,28 @@ def unpickle(
     broker = Options.parse(configured_url(backend.app)).broker
     backend.options = replace(backend.options, broker=broker)
     return backend
+
+
+class Several(tuple):
+    """The ids of tasks that are read at once, where Celery has the id of one."""
+
+    __slots__ = ()
+
+
+class Rows(dict):
+    """Rows of tasks that have ended, in place of the model `TaskResult` and its manager."""
+
+    def __init__(self, model: Any, task_ids: Several) -> None:
+        rows = model._default_manager.filter(
+            task_id__in=task_ids, status__in=sorted(states.READY_STATES)
+        )
+        super().__init__((row.task_id, row) for row in rows.order_by())
+
+    @property
+    def _default_manager(self) -> Rows:
+        return self
+
+    get_task = dict.__getitem__
 
 
 class EventText(str):
@@ -320,6 +452,12 @@ def database_backend() -> type[DatabaseBackend]:
     class Reader(DatabaseBackend):
         """Reports a task whose end is known only from an event as STARTED, because its result has
         not arrived yet, or is stored elsewhere or nowhere."""
+
+        def with_rows(self, task_ids: Several) -> Reader:
+            """A copy that knows these tasks' rows, if they have ended, and no others."""
+            copy = object.__new__(type(self))
+            copy.__dict__ = {**self.__dict__, "TaskModel": Rows(self.TaskModel, task_ids)}
+            return copy
 
         def decode_content(self, obj: Any, content: Any) -> Any:
             if content is not None and obj.content_type == EVENT:

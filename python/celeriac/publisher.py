@@ -16,9 +16,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import amqp
 from amqp import spec
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from kombu import Connection
 
 logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 #: How long the broker may take to answer in one attempt. A confirmation takes milliseconds, or some
 #: seconds while a quorum queue elects a leader. Reconnecting during an election would only add to
@@ -186,18 +188,7 @@ class Publisher:
         )
 
     def _connect(self, deadline: float) -> Link:
-        """Opens a connection to the first broker that accepts it."""
-        broker = self._broker()
-        last = len(broker.alt or [None]) - 1
-        for number in range(last + 1):
-            try:
-                connection = transport(broker).establish_connection()
-                return Link(connection, self._options, deadline)
-            except FAILURES:
-                if number == last:
-                    raise
-                broker.maybe_switch_next()
-        raise AssertionError("there is at least one broker")
+        return connect(self._broker(), lambda line: Link(line, self._options, deadline))
 
     def _failure(self, error: BaseException) -> PublishError:
         """The exception to raise. Logs the first failure of a series, because Celery up to 5.6
@@ -425,6 +416,20 @@ def transport(broker: Connection) -> pyamqp.Transport:
         f"celeriac:// publishes results to RabbitMQ, and the app's broker is {found.driver_name}: "
         "name a RabbitMQ in the URL, result_backend = 'celeriac://?broker=amqp%3A%2F%2F…'"
     )
+
+
+def connect(broker: Connection, use: Callable[[amqp.Connection], T]) -> T:
+    """Opens a connection to the first broker that accepts it, and returns what `use` makes of it.
+    """
+    last = len(broker.alt or [None]) - 1
+    for number in range(last + 1):
+        try:
+            return use(transport(broker).establish_connection())
+        except FAILURES:
+            if number == last:
+                raise
+            broker.maybe_switch_next()
+    raise AssertionError("there is at least one broker")
 
 
 # One publisher serves all backends of an app: up to Celery 5.2 each thread has its own backend.

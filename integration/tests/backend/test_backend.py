@@ -35,6 +35,7 @@ from harness import results
 from harness.broker import DEAD, QUEUES, RESULTS, Broker
 from harness.daemon import CONSUMING, Daemon, binary
 from harness.database import Databases
+from harness.environments import PACKAGE
 from harness.pipeline import Pipeline
 from harness.processes import Process, wait_until
 from harness.project import SITE, Project, clean_environment
@@ -724,7 +725,7 @@ def without_django(tmp_path: Path) -> dict[str, str]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('not installed here')\n")
     (tmp_path / "tasks.py").write_text(TASKS)
-    return clean_environment() | {"PYTHONPATH": str(tmp_path), "C_FORCE_ROOT": "1"}
+    return clean_environment() | {"PYTHONPATH": f"{tmp_path}:{PACKAGE}", "C_FORCE_ROOT": "1"}
 
 
 Start = Callable[..., Process]
@@ -848,17 +849,32 @@ def test_a_refused_result_is_logged_by_the_worker(
 
 def test_reading_without_django_says_what_is_missing(without_django: dict[str, str]) -> None:
     code = (
+        "import logging; logging.basicConfig(format='%(message)s')\n"
         "from tasks import app; from celery.exceptions import ImproperlyConfigured\n"
         "for read in (lambda: app.AsyncResult('t').get(), lambda: app.AsyncResult('t').state,\n"
-        "             lambda: app.GroupResult.restore('g'), lambda: app.backend.cleanup(),\n"
-        "             lambda: app.AsyncResult('t').forget(), lambda: app.backend.TaskModel):\n"
+        "             lambda: app.GroupResult.restore('g'), lambda: app.backend.TaskModel):\n"
         "    try: read()\n"
         "    except ImproperlyConfigured as error: assert 'not installed' in str(error)\n"
         "    else: raise AssertionError('it was read')\n"
         "assert app.backend.get_state('t') == 'PENDING'\n"
+        "for _ in range(2):\n"
+        "    app.AsyncResult('t').forget()\n"
+        "    app.tasks['celery.backend_cleanup']()\n"
+        "    app.GroupResult('g', []).delete()\n"
     )
     env = without_django | {"BROKER": "amqp://"}
-    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=env, check=True, timeout=60, text=True, capture_output=True
+    )
+    # THEN what cannot be done is said once
+    said = [line.partition(": ")[0] for line in done.stderr.splitlines()]
+    assert said == [
+        "the state of every task is reported as PENDING",
+        "rows of results are not deleted when they are forgotten",
+        "celery.backend_cleanup deletes no rows",
+        "rows of groups are not deleted",
+    ], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -959,7 +975,7 @@ def test_chords_and_groups_through_the_daemon(
         python["celery-5.7"],
         database.url,
         broker.url,
-        {"RESULT_BACKEND": "celeriac://", "PYTHONPATH": str(tmp_path)},
+        {"RESULT_BACKEND": "celeriac://", "PYTHONPATH": f"{tmp_path}:{PACKAGE}"},
     )
     celery = project.python.with_name("celery")
     worker = Process(
@@ -1005,7 +1021,7 @@ def test_the_outcome_in_an_event_is_not_a_result(
     daemon = make_daemon(broker.url, database.url, "--accept-content", f"json,{EVENT}")
     pipeline = Pipeline(broker, database, daemon)
     pipeline.daemon.start_consuming()
-    settings = {"RESULT_BACKEND": "celeriac://"}
+    settings = {"RESULT_BACKEND": "celeriac://", "PYTHONPATH": str(PACKAGE)}
     project = Project(python["celery-5.7"], database.url, broker.url, settings)
     event = {"content_type": EVENT, "meta": None, "task_args": "('leek',)"}
     pipeline.broker.publish(

@@ -1,0 +1,469 @@
+"""Receives the daemon's hints that rows of finished tasks are committed (`docs/message-format.md`).
+
+A hint is only a reason to read: it may be forged, late, doubled or lost. While somebody waits, one
+thread of the process receives the hints of an app; it only collects ids and wakes the waits, which
+read the rows in their own threads. Without hints, waits read in growing intervals.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import amqp
+from celery.exceptions import ImproperlyConfigured
+from celery.utils.log import get_logger
+
+from .options import Options
+from .publisher import FAILURES, connect, transport
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from kombu import Connection
+
+logger = get_logger(__name__)
+
+#: The exchange to which the daemon publishes hints, and the version that is understood.
+EXCHANGE = "celeriac.stored"
+VERSION = 1
+
+#: When the queue is full, the oldest hints are dropped.
+QUEUE_ARGUMENTS = {
+    "x-queue-type": "classic",
+    "x-max-length": 1000,
+    "x-max-length-bytes": 1024 * 1024,
+    "x-overflow": "drop-head",
+}
+
+#: How long the connection is kept when nobody waits any more.
+IDLE_SECONDS = 30.0
+
+#: How long to wait before connecting again; doubled after each failure.
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0
+
+#: A connection on which nothing arrives for two to three times as long is given up.
+HEARTBEAT_SECONDS = 10.0
+
+#: How long the broker may take to answer.
+ANSWER_SECONDS = 10.0
+
+#: The same for the question why nothing has come, which delays an error.
+EXPLAIN_SECONDS = 1.0
+
+#: How often rows are read although hints are received, because a hint may be lost.
+EVERY_SECONDS = 1.0
+
+#: The growing waits between two reads without hints, or after a hint whose row is not there yet.
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.005, 0.5
+
+#: The first of these waits while the connection for hints is being opened.
+CONNECTING_SECONDS = 0.1
+
+
+#: What is raised if hints cannot be received; the last two are about the client of another broker.
+UNUSABLE = (*FAILURES, ImproperlyConfigured, ImportError, LookupError)
+
+
+class Wait:
+    """A wait for the final rows of tasks; it knows which of them to read when.
+
+    `ids` are the tasks that have not ended yet. `watched` are further ids, whose rows are read if
+    a hint names them and no other wait is for them.
+    """
+
+    def __init__(
+        self, hints: Hints, ids: set[str], watched: set[str], timeout: float | None, interval: float
+    ) -> None:
+        self.ids = ids
+        self.watched = watched
+        self._hints = hints
+        now = time.monotonic()
+        self._deadline = float("inf") if timeout is None else now + timeout
+        self._longest = min(max(interval, SHORTEST_SECONDS), LONGEST_SECONDS)
+        self._delay = SHORTEST_SECONDS if hints.is_failing else CONNECTING_SECONDS
+        #: When to read everything, and when to read again what has not ended.
+        self._everything_at = self._read_at = now
+        #: Tasks of which a hint says that they have ended, and their rows do not yet.
+        self._late: set[str] = set()
+        #: The ids in hints, or None if hints begin or cease to be received.
+        self._news: deque[set[str] | None] = deque()
+        self._event = self._new_event()
+
+    def _new_event(self) -> Any:
+        return threading.Event()
+
+    def tell(self, news: set[str] | None) -> None:
+        """Called by the thread that receives hints."""
+        self._news.append(news)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._event.set()
+
+    def due(self) -> set[str]:
+        """The ids to read now; if there are any, `read` has to follow."""
+        self._event.clear()
+        now = time.monotonic()
+        is_everything = now >= self._everything_at or now >= self._deadline
+        hinted: set[str] = set()
+        while self._news:
+            news = self._news.popleft()
+            is_everything = is_everything or news is None
+            hinted |= news or set()
+            self._delay = SHORTEST_SECONDS
+        self._late |= hinted & self.ids
+        is_due = now >= self._read_at
+        if is_everything or (is_due and not self._hints.is_listening):
+            self._everything_at = now + EVERY_SECONDS
+            return self.ids | hinted
+        return hinted | self._late if is_due else hinted
+
+    def read(self, final: Iterable[str]) -> None:
+        """Notes that what was due has been read, and that these tasks have ended."""
+        self.ids.difference_update(final)
+        self._late &= self.ids
+        self._read_at = time.monotonic() + min(self._delay, self._longest)
+        self._delay = min(self._delay * 2, LONGEST_SECONDS)
+
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._deadline
+
+    def pause(self) -> float:
+        """The seconds until something is due if no hint comes."""
+        is_calm = self._hints.is_listening and not self._late
+        at = self._everything_at if is_calm else self._read_at
+        return max(min(at, self._deadline) - time.monotonic(), 0)
+
+    def sleep(self, seconds: float) -> None:
+        """Waits until something is due or news come, but not longer than this."""
+        self._hints.sleep(self._event, min(self.pause(), seconds))
+
+
+class Hints:
+    """The hints for one app in this process, and the waits that they wake.
+
+    `AsyncResult.__del__` and the end of a generator can be called by the garbage collector at any
+    point, so dictionaries are changed without a lock.
+    """
+
+    def __init__(self, app: Celery, options: Options) -> None:
+        self._app = weakref.proxy(app)
+        self._options = options
+        self._has_threads = has_threads()
+        self._explained: tuple[float, str] = (0.0, "")
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        # Weak, as an interruption can also come just before a wait is taken out.
+        self._waits: weakref.WeakValueDictionary[int, Wait] = weakref.WeakValueDictionary()
+        self._thread: threading.Thread | None = None
+        self._listener: Listener | None = None
+        self.is_listening = self.is_failing = False
+        self._used_at = self._retry_at = time.monotonic()
+        self._retry_seconds = FIRST_RETRY_SECONDS
+
+    # For waits ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def waiting(self, wait: Wait) -> Iterator[None]:
+        """Passes hints on to the wait. The connection is only opened when the wait sleeps."""
+        self._waits[id(wait)] = wait
+        try:
+            yield
+        finally:
+            self._waits.pop(id(wait), None)
+            if not self._has_threads and not self._waits:
+                self._drop()
+
+    def _present(self) -> list[Wait]:
+        # Unlike `values`, this is safe while other threads begin to wait.
+        return [wait for one in self._waits.valuerefs() if (wait := one())]
+
+    def waited_for(self) -> list[set[str]]:
+        return [wait.ids for wait in self._present()]
+
+    def sleep(self, event: Any, seconds: float) -> None:
+        """Waits until the event is set, but not longer than this."""
+        if self._has_threads:
+            self.start()
+            event.wait(seconds)
+            return
+        try:
+            self._step(seconds)
+        except BaseException:
+            # Half a frame may have been read.
+            self._drop()
+            raise
+
+    def start(self) -> None:
+        """Starts the thread unless it runs."""
+        if not self._has_threads or (self._thread and self._thread.is_alive()):
+            return
+        with self._lock:
+            if self._thread and self._thread.is_alive():
+                return
+            self._used_at = time.monotonic()
+            self._thread = threading.Thread(target=self._run, name="celeriac-hints", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # there are too many threads
+                self._fail(error)
+
+    # For the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._thread is threading.current_thread():
+            self._step(1.0)
+            self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        now = time.monotonic()
+        if self._waits:
+            self._used_at = now
+        if now - self._used_at < IDLE_SECONDS:
+            return
+        with self._lock:
+            # A wait is entered first, and then looks whether hints are received.
+            self.is_listening = False
+            if self._waits:
+                self.is_listening = self._listener is not None
+                return
+            self._thread = None
+            listener, self._listener = self._listener, None
+        if listener:
+            listener.close()
+
+    def _step(self, seconds: float) -> None:
+        """Receives hints or connects, for about this long."""
+        pause = self._retry_at - time.monotonic()
+        try:
+            if self._listener:
+                self._listener.listen(seconds)
+            elif pause > 0:
+                time.sleep(min(pause, seconds))
+            else:
+                broker = self._broker(heartbeat=HEARTBEAT_SECONDS)
+                self._listener = connect(broker, self._listen_on)
+                if self.is_failing:
+                    logger.info("hints of stored results are received again")
+                self.is_failing = False
+                self.is_listening = True
+                self._tell(None)
+        except Exception as error:
+            # Without a thread of our own, a time limit of the caller may end here.
+            if not self._has_threads and not isinstance(error, UNUSABLE):
+                raise
+            self._fail(error)
+
+    def _listen_on(self, connection: amqp.Connection) -> Listener:
+        return Listener(connection, self._options, self._deliver)
+
+    def _broker(self, **settings: Any) -> Connection:
+        return self._app.connection_for_write(self._options.broker, **settings)
+
+    def _fail(self, error: Exception) -> None:
+        """Notes that there are no hints for now, and logs the first failure of a series."""
+        lasted = self._listener.lasted() if self._listener else 0.0
+        self._drop()
+        if lasted > LAST_RETRY_SECONDS:
+            self._retry_seconds = FIRST_RETRY_SECONDS
+        # Many processes may have lost their connections at the same moment.
+        self._retry_at = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)
+        self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
+        if self.is_failing:
+            return
+        self.is_failing = True
+        self._tell(None)
+        # The exchange is missing if no daemon that publishes hints has run yet.
+        is_usual = isinstance(error, (ImproperlyConfigured, amqp.NotFound)) or not self._waits
+        logger.log(
+            logging.INFO if is_usual else logging.WARNING,
+            "waiting for results goes on by reading the database again and again, as there are no "
+            "hints: %s",
+            str(error) or type(error).__name__,
+        )
+
+    def _drop(self) -> None:
+        self.is_listening = False
+        listener, self._listener = self._listener, None
+        if listener:
+            listener.drop()
+
+    def _tell(self, news: set[str] | None) -> None:
+        for wait in self._present():
+            wait.tell(news)
+
+    def _deliver(self, ids: set[str]) -> None:
+        """Wakes the waits for these tasks. Any wait can read the others that are watched."""
+        waits = self._present()
+        for wait in waits:
+            if mine := ids & wait.ids:
+                wait.tell(mine)
+        others = ids.difference(*(wait.ids for wait in waits))
+        for wait in waits:
+            if mine := others & wait.watched:
+                wait.tell(mine)
+                others -= mine
+
+    # For errors ---------------------------------------------------------------------------------
+
+    def explain(self) -> str:
+        """Why a wait timed out, as far as the broker knows. It is asked every ten seconds at most.
+        """
+        if time.monotonic() >= self._explained[0]:
+            self._explained = (time.monotonic() + 10, self._explained[1])
+            try:
+                why = self._ask()
+            except Exception:
+                logger.debug("the results queue could not be looked at", exc_info=True)
+                why = ""
+            self._explained = (self._explained[0], why)
+        return f"The operation timed out{self._explained[1]}."
+
+    def _ask(self) -> str:
+        name = self._options.queue
+        broker = self._broker(connect_timeout=EXPLAIN_SECONDS)
+        connection = limited(transport(broker).establish_connection(), EXPLAIN_SECONDS)
+        try:
+            found = connection.channel().queue_declare(name, passive=True)
+        except amqp.NotFound:
+            return f": the results queue `{name}` does not exist; start `celeriac run`"
+        finally:
+            with suppress(*FAILURES):
+                connection.close()
+        if found.consumer_count:
+            return ""
+        count = found.message_count
+        messages = "1 message waits" if count == 1 else f"{count} messages wait"
+        return (
+            f": nobody consumes the results queue `{name}`, in which {messages}; start "
+            "`celeriac run`"
+        )
+
+    def forget_inherited(self) -> None:
+        """For a child process after a fork. The parent's connection is kept, but never used."""
+        _inherited.append(self._listener)
+        self._reset()
+
+
+class Listener:
+    """A connection with a queue of its own for the hints about one results queue."""
+
+    def __init__(self, connection: amqp.Connection, options: Options, deliver: Any) -> None:
+        self._connection = limited(connection, ANSWER_SECONDS)
+        self._deliver = deliver
+        self._began_at = self._ticked_at = time.monotonic()
+        try:
+            self._open(options)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _open(self, options: Options) -> None:
+        """The exchange is not declared: if it exists, there is a daemon that publishes hints."""
+        channel = self._connection.channel()
+        channel.auto_decode = False
+        queue = f"celeriac.waiting.{uuid.uuid4().hex}"
+        channel.queue_declare(
+            queue, durable=False, exclusive=True, auto_delete=True, arguments=QUEUE_ARGUMENTS
+        )
+        channel.queue_bind(queue, EXCHANGE, f"{options.queue}.final.#")
+        channel.basic_consume(queue, no_ack=True, callback=self._on_message)
+
+    def lasted(self) -> float:
+        return time.monotonic() - self._began_at
+
+    def listen(self, seconds: float) -> None:
+        """Waits for a hint or a heartbeat, and sends heartbeats."""
+        with suppress(socket.timeout):
+            self._connection.drain_events(timeout=max(seconds, 0.001))
+        if time.monotonic() >= self._ticked_at + 1:
+            self._ticked_at = time.monotonic()
+            self._connection.heartbeat_tick()
+
+    def _on_message(self, message: amqp.Message) -> None:
+        try:
+            ids = ended(json.loads(message.body))
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+            logger.debug("a hint cannot be read", exc_info=True)
+        else:
+            self._deliver(ids)
+
+    def close(self) -> None:
+        """Closes the connection as the protocol wants it. The broker logs a warning otherwise."""
+        with suppress(*FAILURES):
+            self._connection.close()
+
+    def drop(self) -> None:
+        """Closes the connection without waiting for an answer."""
+        with suppress(*FAILURES):
+            self._connection.collect()
+
+
+def ended(hint: dict[str, Any]) -> set[str]:
+    """The tasks that have ended according to a hint. The states are not believed."""
+    return {str(one[0]) for one in hint["final"]} if hint["version"] == VERSION else set()
+
+
+def limited(connection: amqp.Connection, seconds: float) -> amqp.Connection:
+    """Gives py-amqp, which waits for every answer with this method, a limit."""
+
+    def read(timeout: float | None = None) -> Any:
+        timeout = seconds if timeout is None else timeout
+        return amqp.Connection.blocking_read(connection, timeout)
+
+    connection.blocking_read = read
+    return connection
+
+
+def has_threads() -> bool:
+    """uWSGI runs no threads unless it is asked to."""
+    try:
+        from uwsgi import opt
+    except ImportError:
+        return True
+    off = (None, False, b"false", b"0", "false", "0")
+    return any(opt.get(name) not in off for name in ("enable-threads", "threads", "gevent"))
+
+
+# One object serves all backends of an app: up to Celery 5.2 each thread has its own backend.
+_hints: weakref.WeakKeyDictionary[Celery, dict[Options, Hints]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+_inherited: list[object] = []
+_pid = os.getpid()
+
+
+def hints(app: Celery, options: Options) -> Hints:
+    """The hints of this process for an app and its options."""
+    if _pid != os.getpid():  # uWSGI forks without telling Python
+        _after_fork_in_child()
+    with _lock:
+        found = _hints.setdefault(app, {})
+        if options not in found:
+            found[options] = Hints(app, options)
+        return found[options]
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _pid
+    _lock, _pid = threading.Lock(), os.getpid()
+    for found in list(_hints.values()):
+        for one in found.values():
+            one.forget_inherited()
+
+
+# Not on Windows, which has no fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
