@@ -11,7 +11,7 @@ SELECT ?= not full
 PROCESSES ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help build release wheel demo prepare-demo test test-full build-tests test-rust test-integration lint docs lint-workflows bench bench-decode bench-workers bench-lanes bench-single bench-statements bench-cleanup plot-load fuzz captures settings environments clean
+.PHONY: help build release wheel demo prepare-demo test test-full build-tests test-rust test-integration lint docs lint-workflows bench bench-decode bench-workers bench-lanes bench-single bench-statements bench-waiting bench-cleanup plot-load fuzz captures settings environments clean
 
 help: ## Lists what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -80,6 +80,9 @@ bench-lanes: release environments ## Measures what more lanes and daemons bring
 
 bench-single: release environments ## Measures what a single result costs the database server
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.single $(BENCH)
+
+bench-waiting: release environments ## Measures how long `get()` takes with each result backend
+	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.waiting $(BENCH)
 
 bench-statements: release environments ## Counts statements and rows written per task
 	CELERIAC_BIN=target/release/celeriac $(ENVIRONMENT) -m benches.statements $(BENCH)

@@ -257,7 +257,9 @@ async fn an_idle_lane_writes_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_busy_lane_collects_rows_for_max_wait() {
     let mut running = Running::start(World::new(), 100, 1 << 20);
-    running.send(&success("a"));
+    for id in ["a1", "a2", "a3", "a4"] {
+        running.send(&success(id));
+    }
     running.settle().await;
     running.send(&success("c"));
     tokio::time::sleep(Duration::from_millis(19)).await;
@@ -266,8 +268,11 @@ async fn a_busy_lane_collects_rows_for_max_wait() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(
         running.settle().await[2..],
-        [stored(&["b SUCCESS", "c SUCCESS"]), Event::Acknowledged(3)]
+        [stored(&["b SUCCESS", "c SUCCESS"]), Event::Acknowledged(6)]
     );
+    // The last batch was small, so the next one does not wait.
+    running.send(&success("d"));
+    assert_eq!(running.settle().await[4..], [stored(&["d SUCCESS"]), Event::Acknowledged(7)]);
 }
 
 #[tokio::test(start_paused = true)]

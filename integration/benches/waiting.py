@@ -1,12 +1,13 @@
 """Measures how long `delay().get()` takes with each result backend, and what waiting costs.
 
-    python -m benches.waiting [--calls N] [--readers N] [--rate N] [--seconds N] [--python PATH]
-                              [--redis URL] [BACKEND…]
+    python -m benches.waiting [--calls N] [--readers N] [--rates N,N…] [--seconds N] [--redis URL]
+                              [BACKEND…]
 
 First, one caller sends a task that returns at once to a real worker of two processes and waits for
 its result, again and again, with one backend after another. Then many processes wait with
-`celeriac://` for results that never come, while those of others are stored at a rate; the CPU time
-of the readers is read from /proc. Redis is measured if it answers and the Python has its client.
+`celeriac://` for results that never come, while those of others are stored at a rate, and one more
+caller waits for its own results; the CPU time of the readers is read from /proc. Redis is measured
+if it answers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 from benches.workers import cpu_seconds
@@ -29,6 +31,7 @@ from harness import environments, results
 from harness.broker import RESULTS, Broker, connect
 from harness.daemon import Daemon
 from harness.database import Databases
+from harness.probe import Probe
 from harness.processes import Failure, Process, descendants, end_on_terminate, wait_until
 from harness.project import SITE, Project
 from harness.services import service
@@ -45,16 +48,32 @@ from shop.celery import app, send_results_to_celeriac
 from shop.tasks import add
 
 before_task_publish.disconnect(send_results_to_celeriac)
-took, sent = [], []
+hinted = 0.0
+if app.backend.as_uri().startswith("celeriac"):
+    from celeriac.hints import Hints
+
+    deliver = Hints._deliver
+
+    def note(self, ids):
+        global hinted
+        if sent[-1].id in ids:
+            hinted = time.perf_counter()
+        deliver(self, ids)
+
+    Hints._deliver = note
+took, sent, sending, reading = [], [], [], []
 for _ in range(int(sys.argv[1])):
     started = time.perf_counter()
     sent.append(add.delay(1, 2))
+    sending.append(time.perf_counter() - started)
     assert sent[-1].get(timeout=60) == 3
-    took.append(time.perf_counter() - started)
+    ended = time.perf_counter()
+    took.append(ended - started)
+    reading.append(ended - hinted)
 if app.backend.as_uri().startswith("redis"):
     for result in sent:
         result.forget()
-print(json.dumps(took))
+print(json.dumps([took, sending, reading]))
 """
 
 READERS = """
@@ -71,18 +90,24 @@ time.sleep(3600)
 """
 
 
-def can_use_redis(python: Path, url: str) -> bool:
+def answers(url: str) -> bool:
     parts = urlsplit(url)
     try:
         socket.create_connection((parts.hostname, parts.port or 6379), 1).close()
     except OSError:
         return False
-    client = subprocess.run([python, "-c", "import redis"], capture_output=True, check=False)
-    return client.returncode == 0
+    return True
 
 
-def call(project: Project, backend: str, calls: int, log: Path) -> list[float]:
-    """The seconds that each call takes."""
+def quantiles(took: list[float]) -> str:
+    """The median and the 99th percentile as two columns."""
+    last = statistics.quantiles(took, n=100)[-1]
+    return f"{statistics.median(took) * 1e3:>9.1f} ms{last * 1e3:>9.1f} ms"
+
+
+def call(project: Project, backend: str, calls: int, log: Path) -> list[list[float]]:
+    """The seconds that each call takes, and of these the seconds to send the task and those from the
+    hint to the result."""
     project.env["RESULT_BACKEND"] = backend
     worker = project.worker(log, result_backend=backend)
     worker.start()
@@ -98,7 +123,7 @@ def call(project: Project, backend: str, calls: int, log: Path) -> list[float]:
         )
         if done.returncode != 0:
             raise Failure(f"{backend}: {done.stderr}")
-        return json.loads(done.stdout)[WARM_UP:]
+        return [part[WARM_UP:] for part in json.loads(done.stdout)]
     finally:
         worker.kill()
 
@@ -122,9 +147,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--readers", type=int, default=50, help="processes that wait")
-    parser.add_argument("--rate", type=int, default=500, help="results per second that pass them")
+    parser.add_argument("--rates", default="0,500,2000", help="results per second that pass them")
     parser.add_argument("--seconds", type=int, default=20, help="how long they do")
-    parser.add_argument("--python", type=Path, help="the project's interpreter")
     parser.add_argument("--redis", default="redis://127.0.0.1:6379/9", help="a database of Redis")
     parser.add_argument("backends", nargs="*", metavar="BACKEND", help=", ".join(BACKENDS))
     options = parser.parse_args()
@@ -132,15 +156,14 @@ def main() -> int:
         parser.error(f"{', '.join(unknown)} is not measured: choose from {', '.join(BACKENDS)}")
     end_on_terminate()
 
-    python = options.python or environments.python("celery-5.7")
+    python = environments.python("celery-5.7")
     folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         rabbitmq = stack.enter_context(service("rabbitmq"))
         postgresql = stack.enter_context(service("postgresql"))
         mariadb = stack.enter_context(service("mariadb"))
-        migrating = environments.python("celery-5.7")
-        databases = Databases(migrating, postgresql, mariadb, folder)
+        databases = Databases(python, postgresql, mariadb, folder)
         broker, database = Broker(rabbitmq.create()), databases.migrated("postgresql")
         settings = {
             "TASK_TRACK_STARTED": "off",
@@ -148,21 +171,31 @@ def main() -> int:
             "PYTHONPATH": str(environments.PACKAGE),
         }
         project = Project(python, database.url, broker.url, settings)
-        daemon = Daemon(folder / "celeriac.log", broker.url, database.url)
+        probe = Probe()
+        daemon = Daemon(folder / "celeriac.log", broker.url, database.url, *probe.options)
         stack.callback(daemon.kill)
         daemon.start_consuming()
+
+        def writes() -> tuple[float, float]:
+            """The seconds of all writes of the daemon so far, and their number."""
+            name = "database_write_duration_seconds"
+            return tuple(probe.value(f"{name}_{one}", queue=RESULTS) for one in ("sum", "count"))
 
         print(f"{options.calls} calls of delay().get(), one after another")
         print(f"{'backend':<14}{'median':>12}{'99 %':>12}")
         for backend in options.backends or BACKENDS:
-            if backend == REDIS and not can_use_redis(python, options.redis):
-                print(f"{backend:<14}  there is no server, or no client in {python}")
+            if backend == REDIS and not answers(options.redis):
+                print(f"{backend:<14}  no server answers at {options.redis}")
                 continue
             url = options.redis if backend == REDIS else backend
-            took = call(project, url, options.calls, folder / "worker.log")
-            last = statistics.quantiles(took, n=100)[-1]
-            median = statistics.median(took)
-            print(f"{backend:<14}{median * 1e3:>9.1f} ms{last * 1e3:>9.1f} ms", flush=True)
+            before = writes()
+            took, sending, reading = call(project, url, options.calls, folder / "worker.log")
+            print(f"{backend:<14}{quantiles(took)}", flush=True)
+            if backend == "celeriac://":
+                seconds, count = (now - then for now, then in zip(writes(), before, strict=True))
+                print(f"{'':<14}of which: sending {statistics.median(sending) * 1e3:.1f} ms, "
+                      f"the database's write {seconds / count * 1e3:.1f} ms, "
+                      f"from the hint to the result {statistics.median(reading) * 1e3:.1f} ms")
 
         project.env["RESULT_BACKEND"] = "celeriac://"
         command = [python, "-c", READERS, str(options.readers)]
@@ -173,17 +206,16 @@ def main() -> int:
         wait_until(lambda: len(descendants(readers.pid)) == options.readers, "readers", 60)
         time.sleep(5)
         print(f"\n{options.readers} processes wait for other results than those that are stored")
-        print(f"{'stored':>14}{'CPU of a reader':>20}{'for each result':>20}")
-        before_any = 0.0
-        for rate in (0, options.rate):
+        print(f"{'stored':>14}{'CPU of all':>16}{'get() of one more':>22}{'99 %':>12}")
+        for rate in map(int, options.rates.split(",")):
             cpu, clock = cpu_seconds(readers), time.monotonic()
-            sent = publish(broker, rate, options.seconds)
-            time.sleep(1)
-            share = (cpu_seconds(readers) - cpu) / (time.monotonic() - clock) / options.readers
-            cost = (share - before_any) * options.seconds / sent * 1e6 if sent else 0.0
-            before_any = before_any or share
-            each = f"{cost:.0f} µs" if sent else ""
-            print(f"{rate:>12}/s{share:>18.2%} {each:>20}", flush=True)
+            publishing = Thread(target=publish, args=(broker, rate, options.seconds))
+            publishing.start()
+            calls = max(options.calls // 3, 100)
+            took, *_ = call(project, "celeriac://", calls, folder / "worker.log")
+            publishing.join()
+            share = (cpu_seconds(readers) - cpu) / (time.monotonic() - clock)
+            print(f"{rate:>12}/s{share:>10.0%} core{'':>10}{quantiles(took)}", flush=True)
     return 0
 
 

@@ -35,7 +35,7 @@ use crate::telemetry::Lane;
 pub struct BatchPolicy {
     /// The limits of a batch.
     pub limits: BatchLimits,
-    /// How long a batch may collect messages while one write follows another.
+    /// How long a batch may collect messages while many arrive.
     pub max_wait: Duration,
 }
 
@@ -47,6 +47,10 @@ impl BatchPolicy {
         Self { limits, max_wait: config.max_wait }
     }
 }
+
+/// A batch waits for more messages only if the previous one had at least this many. So a single
+/// result is always written at once, and few large batches are written under load.
+const BUSY_MESSAGES: usize = 4;
 
 /// How often an idle lane checks that the database answers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(15);
@@ -76,6 +80,8 @@ pub async fn run<A: Acknowledge>(
     // When the first message of the batch arrived, and when the last write ended.
     let mut begun_at = None;
     let mut written_at = None;
+    // The number of messages in the batch that is or was written last.
+    let mut written_messages = 0;
     let mut messages_ended = false;
     let mut is_stopping = false;
     // The store, while no write is in progress.
@@ -88,7 +94,9 @@ pub async fn run<A: Acknowledge>(
 
     loop {
         reading.lane.record_progress();
-        let due_at = due_at(begun_at, written_at, policy.max_wait);
+        let max_wait =
+            if written_messages < BUSY_MESSAGES { Duration::ZERO } else { policy.max_wait };
+        let due_at = due_at(begun_at, written_at, max_wait);
         let is_due = batch.is_full(policy.limits)
             || messages_ended
             || due_at.is_some_and(|due_at| due_at <= Instant::now());
@@ -98,6 +106,7 @@ pub async fn run<A: Acknowledge>(
         {
             begun_at = None;
             let batch = std::mem::replace(&mut batch, Batch::new(reading.decoder.law));
+            written_messages = batch.len();
             let settling = settle(store, acknowledger, batch, reading, &catalog, shutdown);
             write.set(settling.fuse());
         }
