@@ -257,8 +257,8 @@ async fn an_idle_lane_writes_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_busy_lane_collects_rows_for_max_wait() {
     let mut running = Running::start(World::new(), 100, 1 << 20);
-    for id in ["a1", "a2", "a3", "a4"] {
-        running.send(&success(id));
+    for number in 0..7 {
+        running.send(&success(&format!("a{number}")));
     }
     running.settle().await;
     running.send(&success("c"));
@@ -268,11 +268,12 @@ async fn a_busy_lane_collects_rows_for_max_wait() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(
         running.settle().await[2..],
-        [stored(&["b SUCCESS", "c SUCCESS"]), Event::Acknowledged(6)]
+        [stored(&["b SUCCESS", "c SUCCESS"]), Event::Acknowledged(9)]
     );
-    // The last batch was small, so the next one does not wait.
+    // Few messages have arrived since then, so the next batch does not wait.
+    tokio::time::sleep(Duration::from_millis(5)).await;
     running.send(&success("d"));
-    assert_eq!(running.settle().await[4..], [stored(&["d SUCCESS"]), Event::Acknowledged(7)]);
+    assert_eq!(running.settle().await[4..], [stored(&["d SUCCESS"]), Event::Acknowledged(10)]);
 }
 
 #[tokio::test(start_paused = true)]

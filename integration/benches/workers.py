@@ -30,7 +30,8 @@ from harness.processes import Process, descendants, end_on_terminate, wait_until
 from harness.project import SITE, Project
 from harness.services import service
 
-BACKENDS = ("django-db", "rpc://", "celeriac://", "disabled://")
+DIRECT = "celeriac://?started=direct"
+BACKENDS = ("django-db", "rpc://", "celeriac://", DIRECT, "disabled://")
 TASK = "shop.tasks.price"
 QUEUE = "bench"
 NODE = "bench@test"
@@ -116,7 +117,7 @@ def main() -> int:
 
     states = "STARTED and SUCCESS" if options.track_started else "SUCCESS"
     print(f"{options.tasks} tasks on a prefork pool of {options.concurrency}, storing {states}")
-    print(f"{'backend':<14}{'tasks':>10}{'CPU/task':>14}{'to django-db':>14}{'to rpc://':>12}")
+    print(f"{'backend':<28}{'tasks':>10}{'CPU/task':>14}{'to django-db':>14}{'to rpc://':>12}")
     python = environments.python("celery-5.7")
     folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
     rates: dict[str, float] = {}
@@ -136,7 +137,7 @@ def main() -> int:
             with ExitStack() as run:
                 run.callback(app.close)
                 run.callback(worker.process.kill)
-                if backend in ("rpc://", "celeriac://"):
+                if backend not in ("django-db", "disabled://"):
                     daemon = Daemon(folder / "celeriac.log", broker.url, database.url)
                     run.callback(daemon.kill)
                     daemon.start_consuming()
@@ -149,7 +150,7 @@ def main() -> int:
                 return f"{rate / rates[peer]:.2f}x" if peer in rates else ""
 
             print(
-                f"{backend:<14}{rate:>8.0f}/s{cpu / options.tasks * 1e6:>11.0f} µs"
+                f"{backend:<28}{rate:>8.0f}/s{cpu / options.tasks * 1e6:>11.0f} µs"
                 f"{ratio('django-db'):>14}{ratio('rpc://'):>12}",
                 flush=True,
             )

@@ -61,6 +61,21 @@ class Project:
             **self.settings,
         }
 
+    def execute(self, program: str) -> str:
+        """Runs a program in Python, which must end well and print no errors; returns its output."""
+        done = subprocess.run(
+            [str(self.python), "-c", program],
+            cwd=SITE,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not done.stderr, done.stderr
+        return done.stdout
+
     def manage(self, *arguments: str) -> str:
         done = subprocess.run(
             [str(self.python), "manage.py", *arguments],

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,9 @@ logger = get_logger(__name__)
 
 #: The `content_type` of rows that are known only from events (`src/row/task_result.rs`).
 EVENT = "application/vnd.celeriac.event+json"
+
+#: How much later FAILURE and REVOKED count, as the daemon's setting `clock-tolerance` by default.
+CLOCK_TOLERANCE = timedelta(seconds=2)
 
 #: How many rows are read with one statement. Oracle and old versions of SQLite allow 1,000 values.
 ROWS = 500
@@ -142,6 +146,12 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
             "traceback": traceback,
             **self._extended_properties(described),
         }
+        if (
+            state == states.STARTED
+            and self.options.started == "direct"
+            and self._store_started(task_id, date_done, columns)
+        ):
+            return encoded
         # The last two are the columns that pull request 514 adds to django-celery-results.
         more = {
             "date_started": self._started.get(task_id),
@@ -156,6 +166,19 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
         if state in states.READY_STATES:
             self._started.pop(task_id, None)
         return encoded
+
+    def _store_started(self, task_id: Any, date_done: str, columns: dict[str, Any]) -> bool:
+        """Writes STARTED to the database, so that the row is there when the body begins. Returns
+        False if that is not possible; the daemon then stores it.
+
+        A row is changed only if STARTED is newer (`src/row/merge.rs`), whatever has happened since
+        it was read. A SUCCESS is never changed.
+        """
+        try:
+            return self.reader.store_started(task_id, date_done, columns)
+        except Exception as error:
+            self._warn_once("STARTED is sent to the daemon and not written directly", error)
+            return False
 
     def _extended_properties(self, request: Any) -> dict[str, Any]:
         """As `_get_extended_properties` of django-celery-results, without the traceback. `request`
@@ -268,7 +291,7 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
 
     get_status = get_state
 
-    def _warn_once(self, what: str, error: ReadingError) -> None:
+    def _warn_once(self, what: str, error: Exception) -> None:
         if what not in self._warned:
             self._warned.add(what)
             logger.warning("%s: %s", what, error)
@@ -447,6 +470,9 @@ def database_backend() -> type[DatabaseBackend]:
             "results of celeriac:// are read with django-celery-results: install it, and add "
             "'django_celery_results' to INSTALLED_APPS"
         )
+    from django.conf import settings
+    from django.db import connections, models, router
+    from django.utils.timezone import make_naive
     from django_celery_results.backends.database import DatabaseBackend
 
     class Reader(DatabaseBackend):
@@ -458,6 +484,31 @@ def database_backend() -> type[DatabaseBackend]:
             copy = object.__new__(type(self))
             copy.__dict__ = {**self.__dict__, "TaskModel": Rows(self.TaskModel, task_ids)}
             return copy
+
+        def store_started(self, task_id: Any, date_done: str, columns: dict[str, Any]) -> bool:
+            """Inserts a row, or updates one that is older. django-celery-results would overwrite
+            any row."""
+            time = datetime.fromisoformat(date_done)
+            if not settings.USE_TZ:
+                time = make_naive(time)
+            names = {field.name for field in self.TaskModel._meta.fields}
+            given = {**columns, "date_started": time}
+            values = {name: value for name, value in given.items() if name in names}
+            database = router.db_for_write(self.TaskModel)
+            try:
+                rows = self.TaskModel._default_manager.using(database)
+                _, is_new = rows.get_or_create(task_id=task_id, defaults=values)
+                if not is_new:
+                    ended = models.Q(status__in=states.READY_STATES)
+                    rows.filter(
+                        ~ended & models.Q(date_done__lt=time)
+                        | ended & models.Q(date_done__lt=time - CLOCK_TOLERANCE),
+                        task_id=task_id,
+                    ).exclude(status=states.SUCCESS).update(**values, date_done=time)
+            except Exception:
+                connections[database].close_if_unusable_or_obsolete()
+                raise
+            return True
 
         def decode_content(self, obj: Any, content: Any) -> Any:
             if content is not None and obj.content_type == EVENT:

@@ -22,12 +22,15 @@ class Options:
     the same names.
 
     `broker` is the broker's URL, or None for the one that the Celery app has for its tasks.
+    `started` says how STARTED is stored: by a `message`, or `direct`, in the worker's own
+    connection to the database.
     """
 
     exchange: str = "celeriac"
     queue: str = "celeriac.results"
     dead_queue: str = "celeriac.dead"
     broker: str | None = None
+    started: str = "message"
 
     @classmethod
     def parse(cls, url: str | None) -> Options:
@@ -53,11 +56,15 @@ class Options:
             if not value:
                 raise ImproperlyConfigured(f"the option {name!r} of celeriac:// is empty")
             # RabbitMQ accepts names of up to 255 bytes and reserves those that begin with `amq.`.
-            if name != "broker" and (len(value.encode()) > 255 or value.startswith("amq.")):
+            if name not in ("broker", "started") and (len(value.encode()) > 255 or value.startswith("amq.")):
                 raise ImproperlyConfigured(
                     f"the option {name!r} of celeriac:// is no name for RabbitMQ: write at most "
                     "255 bytes that do not begin with `amq.`"
                 )
+        if given.get("started", "message") not in ("message", "direct"):
+            raise ImproperlyConfigured(
+                "the option 'started' of celeriac:// is unknown: write message or direct"
+            )
         brokers = given.get("broker", "amqp://").split(";")
         if not all(re.match(r"\w+://", broker) for broker in brokers):
             raise ImproperlyConfigured(

@@ -294,8 +294,8 @@ pub struct Settings {
 
     /// How long a batch may collect messages under load, such as 20ms, 1s or 0s.
     ///
-    /// Single messages are written at once. While batches of several messages follow one another, a
-    /// batch waits until it is full or its first message is this old. With 0s it never waits.
+    /// Single messages are written at once. If at least 8 messages arrive within this time, a batch
+    /// waits until it is full or its first message is this old. With 0s it never waits.
     ///
     /// Default: 20ms
     #[arg(long, value_name = "DURATION", env = "CELERIAC_MAX_WAIT")]

@@ -11,6 +11,7 @@ mod intake;
 pub mod lane;
 mod settle;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt, future::Fuse};
@@ -48,9 +49,9 @@ impl BatchPolicy {
     }
 }
 
-/// A batch waits for more messages only if the previous one had at least this many. So a single
-/// result is always written at once, and few large batches are written under load.
-const BUSY_MESSAGES: usize = 4;
+/// A batch waits for more messages only if this many have arrived within `max_wait`. So single
+/// results are written at once, and few large batches are written under load.
+const BUSY_MESSAGES: usize = 8;
 
 /// How often an idle lane checks that the database answers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(15);
@@ -80,8 +81,8 @@ pub async fn run<A: Acknowledge>(
     // When the first message of the batch arrived, and when the last write ended.
     let mut begun_at = None;
     let mut written_at = None;
-    // The number of messages in the batch that is or was written last.
-    let mut written_messages = 0;
+    // When the last messages arrived, at most `BUSY_MESSAGES` of them.
+    let mut arrivals = VecDeque::with_capacity(BUSY_MESSAGES);
     let mut messages_ended = false;
     let mut is_stopping = false;
     // The store, while no write is in progress.
@@ -94,9 +95,8 @@ pub async fn run<A: Acknowledge>(
 
     loop {
         reading.lane.record_progress();
-        let max_wait =
-            if written_messages < BUSY_MESSAGES { Duration::ZERO } else { policy.max_wait };
-        let due_at = due_at(begun_at, written_at, max_wait);
+        let busy_since = arrivals.front().filter(|_| arrivals.len() == BUSY_MESSAGES);
+        let due_at = due_at(begun_at, busy_since.copied(), written_at, policy.max_wait);
         let is_due = batch.is_full(policy.limits)
             || messages_ended
             || due_at.is_some_and(|due_at| due_at <= Instant::now());
@@ -106,7 +106,6 @@ pub async fn run<A: Acknowledge>(
         {
             begun_at = None;
             let batch = std::mem::replace(&mut batch, Batch::new(reading.decoder.law));
-            written_messages = batch.len();
             let settling = settle(store, acknowledger, batch, reading, &catalog, shutdown);
             write.set(settling.fuse());
         }
@@ -123,12 +122,19 @@ pub async fn run<A: Acknowledge>(
                 written_at = Some(Instant::now());
             }
             message = messages.next(), if !messages_ended && !batch.is_full(policy.limits) => {
-                begun_at.get_or_insert_with(Instant::now);
+                let now = Instant::now();
+                begun_at.get_or_insert(now);
                 let mut next = Some(message);
                 // Messages that have already arrived are taken before a write begins.
                 while let Some(message) = next {
                     match message {
-                        Some(Ok(message)) => take(&mut batch, message, reading, &catalog),
+                        Some(Ok(message)) => {
+                            if arrivals.len() == BUSY_MESSAGES {
+                                arrivals.pop_front();
+                            }
+                            arrivals.push_back(now);
+                            take(&mut batch, message, reading, &catalog);
+                        }
                         Some(Err(error)) => return End::BrokerLost(error),
                         None => {
                             messages_ended = true;
@@ -156,18 +162,19 @@ pub async fn run<A: Acknowledge>(
     }
 }
 
-/// When to write a batch whose first message arrived at `begun_at`: at once if the lane was idle
-/// then, and otherwise after `max_wait`.
+/// When to write a batch whose first message arrived at `begun_at`: after `max_wait` if the lane
+/// was busy then, and otherwise at once. It was busy if a write had ended and [`BUSY_MESSAGES`] had
+/// arrived within `max_wait` before.
 fn due_at(
     begun_at: Option<Instant>,
+    busy_since: Option<Instant>,
     written_at: Option<Instant>,
     max_wait: Duration,
 ) -> Option<Instant> {
     let begun_at = begun_at?;
-    match written_at {
-        Some(written_at) if begun_at < written_at + max_wait => Some(begun_at + max_wait),
-        _ => Some(begun_at),
-    }
+    let is_recent = |time: Option<Instant>| time.is_some_and(|time| begun_at < time + max_wait);
+    let is_busy = is_recent(busy_since) && is_recent(written_at);
+    Some(if is_busy { begun_at + max_wait } else { begun_at })
 }
 
 async fn sleep_until(instant: Option<Instant>) {

@@ -100,11 +100,6 @@ def sleep(seconds):
 
 
 @pytest.fixture
-def broker(rabbitmq: RabbitMQ) -> Broker:
-    return Broker(rabbitmq.create())
-
-
-@pytest.fixture
 def backend(broker: Broker) -> CeleriacBackend:
     return make_backend(broker.url)
 

@@ -32,45 +32,11 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def broker(rabbitmq: RabbitMQ) -> Broker:
-    return Broker(rabbitmq.create())
-
-
-@pytest.fixture
-def make_project(
-    python: dict[str, Path], broker: Broker, databases: Databases
-) -> Callable[..., Project]:
-    def make(version: str = "celery-5.7", engine: str = "postgresql", **settings: str) -> Project:
-        database = databases.empty(engine) if version == "oldest" else databases.migrated(engine)
-        if version == "oldest":
-            databases.migrate(database, python[version])
-        settings = {"RESULT_BACKEND": "celeriac://", "PYTHONPATH": PATH} | settings
-        return Project(python[version], database.url, broker.url, settings)
-
-    return make
-
-
-def execute(project: Project, program: str) -> str:
-    done = subprocess.run(
-        [str(project.python), "-c", program],
-        cwd=SITE,
-        env=project.env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr, done.stderr
-    return done.stdout
-
-
-@pytest.fixture
 def run(make_project: Callable[..., Project]) -> Run:
     """Runs a program, which must end well and without a word on its standard error."""
 
     def run(program: str, version: str = "celery-5.7", **settings: str) -> str:
-        return execute(make_project(version, **settings), program)
+        return make_project(version, **settings).execute(program)
 
     return run
 
@@ -864,6 +830,6 @@ def test_a_task_waits_in_a_prefork_worker(
     worker.start()
     try:
         worker.wait_for(" ready.")
-        assert "all is well" in execute(project, WITHIN)
+        assert "all is well" in project.execute(WITHIN)
     finally:
         worker.kill()
