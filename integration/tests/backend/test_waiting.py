@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from harness.broker import RESULTS, Broker
-from harness.database import Databases
 from harness.environments import INTEGRATION, PACKAGE
 from harness.matrix import full
 from harness.processes import Process
@@ -442,10 +441,10 @@ def get(number):
     got.append(app.AsyncResult(f"t{number}").get(timeout=100))
     connections.close_all()
 
-waiting = [threading.Thread(target=get, args=(number,)) for number in range(50)]
+waiting = [threading.Thread(target=get, args=(number,)) for number in range(20)]
 for thread in waiting:
     thread.start()
-wait_until(lambda: waits() == 50, "the waits", 60)
+wait_until(lambda: waits() == 20, "the waits", 60)
 print("waiting", flush=True)
 sys.stdin.readline()
 wait_until(lambda: not is_listening(), "the end of the connection", 60)
@@ -455,7 +454,7 @@ wait_until(lambda: len(got) == 10, "the first results", 60)
 print("polling", flush=True)
 sys.stdin.readline()
 wait_until(is_listening, "another connection", 90)
-finish(*(f"t{number}" for number in range(50)))
+finish(*(f"t{number}" for number in range(20)))
 for thread in waiting:
     thread.join()
 told = [record.getMessage() for record in logged]
@@ -664,17 +663,17 @@ from harness.reader import *
 
 declare()
 listen()
-waiting = [gevent.spawn(app.AsyncResult(f"t{number}").get, timeout=30) for number in range(50)]
-while waits() < 50:
+waiting = [gevent.spawn(app.AsyncResult(f"t{number}").get, timeout=30) for number in range(20)]
+while waits() < 20:
     gevent.sleep(0.01)
 try:
     with gevent.Timeout(0.3):
         app.AsyncResult("never").get()
 except gevent.Timeout:
     pass
-assert waits() == 50
-finish(*(f"t{number}" for number in range(50)))
-assert [one.get() for one in waiting] == [f"t{number}" for number in range(50)]
+assert waits() == 20
+finish(*(f"t{number}" for number in range(20)))
+assert [one.get() for one in waiting] == [f"t{number}" for number in range(20)]
 group = app.GroupResult("g", [app.AsyncResult(f"t{number}") for number in range(5)])
 assert group.get(timeout=9) == [f"t{number}" for number in range(5)]
 print("all is well")
