@@ -7,7 +7,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::json;
+use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -16,10 +16,11 @@ use tracing::Level;
 use crate::broker::{Announce, BrokerError, BrokerErrorClass};
 use crate::retry::Backoff;
 use crate::row::Key;
+use crate::row::state::State;
 use crate::store::Change;
 use crate::telemetry::HintMetrics;
 
-/// The most bytes of task ids that wait to be published. Further hints are dropped.
+/// The most memory for tasks that wait to be announced, in bytes. Further hints are dropped.
 const MAX_BYTES: usize = 1 << 20;
 
 /// The number of tasks a second whose hints are published at once. If there are more, hints are
@@ -42,9 +43,12 @@ pub struct Hints {
     changed: Notify,
 }
 
+/// The id of a task that has ended, and its state.
+type Ended = (String, &'static str);
+
 #[derive(Debug, Default)]
 struct Waiting {
-    ended: Vec<(String, String)>,
+    ended: Vec<Ended>,
     size_bytes: usize,
     is_closed: bool,
 }
@@ -67,16 +71,15 @@ impl Hints {
         let Some(metrics) = &self.metrics else { return };
         let mut waiting = self.waiting();
         for change in changes {
-            let (Key::Task(id), Some(state)) = (&change.key, &change.after) else { continue };
-            if !state.is_ready() {
-                continue;
-            }
-            if waiting.size_bytes + id.len() > MAX_BYTES {
+            let Key::Task(id) = &change.key else { continue };
+            let Some(state) = change.after.as_ref().and_then(State::ready_name) else { continue };
+            let size_bytes = size_of::<Ended>() + id.len();
+            if waiting.size_bytes + size_bytes > MAX_BYTES {
                 metrics.drop_hint();
                 continue;
             }
-            waiting.size_bytes += id.len();
-            waiting.ended.push((id.clone(), state.to_string()));
+            waiting.size_bytes += size_bytes;
+            waiting.ended.push((id.clone(), state));
         }
         let has_hints = !waiting.ended.is_empty();
         drop(waiting);
@@ -108,7 +111,7 @@ impl Hints {
             std::mem::take(&mut waiting.ended)
         };
         pace.count(ended.len());
-        Some(body(&ended))
+        serde_json::to_vec(&Body { version: 1, r#final: &ended }).ok()
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -116,8 +119,11 @@ impl Hints {
     }
 }
 
-fn body(ended: &[(String, String)]) -> Vec<u8> {
-    json!({ "version": 1, "final": ended }).to_string().into_bytes()
+/// The body of a message.
+#[derive(Serialize)]
+struct Body<'ended> {
+    version: u8,
+    r#final: &'ended [Ended],
 }
 
 /// Publishes the hints until they are closed. If the broker is not available or refuses them, this
@@ -205,7 +211,6 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::row::state::State;
     use crate::store::Before;
     use crate::telemetry::Telemetry;
 
@@ -265,7 +270,7 @@ mod tests {
         let telemetry = Telemetry::new();
         let hints = Hints::new(telemetry.hints());
         let ended = change(&"x".repeat(255), Some(State::Success));
-        let count = MAX_BYTES / 255;
+        let count = MAX_BYTES / (255 + size_of::<Ended>());
         hints.add(&vec![ended; count + 3]);
         assert_eq!(take(&hints, &mut Pace::new()).await, count);
         let metrics = telemetry.exposition().expect("text");

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
 
 from harness.broker import Broker
+from harness.daemon import REPOSITORY
 from harness.database import Database
 from harness.services import MariaDB, PostgreSQL, RabbitMQ, unique_name
 
 #: The program's advice if a permission is missing.
 ADVICE = "give the user the permissions that docs/security.md lists"
+
+#: The document that lists the permissions that are sufficient.
+SECURITY = (REPOSITORY / "docs" / "security.md").read_text()
+
+
+def broker_rights(who: str) -> list[str]:
+    """The configure, write and read permissions that the document lists for `who`."""
+    [line] = re.findall(rf"^rabbitmqctl set_permissions -p VHOST {who} (.*)$", SECURITY, re.M)
+    return [pattern.strip("'") for pattern in line.split()]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from harness.processes import Process
 from harness.project import SITE, Project
 from harness.proxy import Proxy
 from harness.services import RabbitMQ
-from harness.users import another_user
+from harness.users import another_user, broker_rights
 
 #: All versions of Celery; the oldest has Django 3.2 and django-celery-results 2.0.
 VERSIONS = ["celery-5.7", "oldest", full("celery-5.6"), full("celery-5.4"), full("celery-5.2")]
@@ -418,10 +418,9 @@ def test_missing_rights(rabbitmq: RabbitMQ, broker: Broker, run: Run) -> None:
 
 
 def test_the_rights_that_are_enough(rabbitmq: RabbitMQ, broker: Broker, run: Run) -> None:
-    own = "^celeriac\\.waiting\\..*"
     with broker.channel() as channel:
         channel.exchange_declare("celeriac.stored", "topic", durable=True, auto_delete=False)
-    with another_user(rabbitmq, broker, own, own, f"{own}|^celeriac\\.stored$") as url:
+    with another_user(rabbitmq, broker, *broker_rights("web")) as url:
         program = (
             "from harness.reader import *\nlisten()\nhelper = later(finish, 't')\n"
             "assert app.AsyncResult('t').get(timeout=30) == 't'\nhelper.join()"

@@ -18,22 +18,14 @@ from celery import Celery
 from harness import events, results
 from harness.broker import DEAD, EVENTS, RESULTS, Broker
 from harness.command import celeriac, fail, succeed
-from harness.daemon import REPOSITORY, Daemon
+from harness.daemon import Daemon
 from harness.database import Database, Databases
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.services import MariaDB, PostgreSQL, RabbitMQ, unique_name
-from harness.users import ADVICE, with_login
-
-SECURITY = (REPOSITORY / "docs" / "security.md").read_text()
+from harness.users import ADVICE, SECURITY, broker_rights, with_login
 
 # The broker ---------------------------------------------------------------------------------
-
-
-def broker_rights(who: str) -> list[str]:
-    """The configure, write and read permissions in the document."""
-    [line] = re.findall(rf"^rabbitmqctl set_permissions -p VHOST {who} (.*)$", SECURITY, re.M)
-    return [pattern.strip("'") for pattern in line.split()]
 
 
 @contextmanager
