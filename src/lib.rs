@@ -32,7 +32,8 @@
 //!   that it is in the dead-letter queue.
 //! - The rows do not depend on the order of the messages, on duplicates, on how messages are
 //!   batched or on the number of daemons. The rules are in [`row::merge`].
-//! - Lanes share no state, and no state is kept from one session with the broker to the next.
+//! - Lanes share only the metrics and the hints, and no state is kept from one session with the
+//!   broker to the next.
 //! - Only `broker/rabbitmq/` uses lapin and only `store/` uses sqlx. `row/` and `decode/` do not
 //!   read the clock, do no I/O and write no log. `tests/import_rules.rs` checks this.
 //! - Nothing received in a message is ever executed, and no argument, result or password is logged.

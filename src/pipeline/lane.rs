@@ -1,5 +1,5 @@
 //! A lane: one connection to the broker and one to the database, both reopened after errors. Lanes
-//! share no state.
+//! share only the metrics and the hints.
 
 use std::convert::Infallible;
 use std::time::Duration;
