@@ -44,7 +44,7 @@ pub struct Hints {
 }
 
 /// The id of a task that has ended, and its state.
-type Ended = (String, &'static str);
+type Ended = (String, State);
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -71,15 +71,17 @@ impl Hints {
         let Some(metrics) = &self.metrics else { return };
         let mut waiting = self.waiting();
         for change in changes {
-            let Key::Task(id) = &change.key else { continue };
-            let Some(state) = change.after.as_ref().and_then(State::ready_name) else { continue };
+            let (Key::Task(id), Some(state)) = (&change.key, &change.after) else { continue };
+            if !state.is_ready() {
+                continue;
+            }
             let size_bytes = size_of::<Ended>() + id.len();
             if waiting.size_bytes + size_bytes > MAX_BYTES {
                 metrics.drop_hint();
                 continue;
             }
             waiting.size_bytes += size_bytes;
-            waiting.ended.push((id.clone(), state));
+            waiting.ended.push((id.clone(), state.clone()));
         }
         let has_hints = !waiting.ended.is_empty();
         drop(waiting);
@@ -111,7 +113,8 @@ impl Hints {
             std::mem::take(&mut waiting.ended)
         };
         pace.count(ended.len());
-        serde_json::to_vec(&Body { version: 1, r#final: &ended }).ok()
+        let ended = ended.iter().map(|(id, state)| (id.as_str(), state.as_str())).collect();
+        serde_json::to_vec(&Body { version: 1, r#final: ended }).ok()
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -123,12 +126,13 @@ impl Hints {
 #[derive(Serialize)]
 struct Body<'ended> {
     version: u8,
-    r#final: &'ended [Ended],
+    r#final: Vec<(&'ended str, &'ended str)>,
 }
 
 /// Publishes the hints until they are closed. If the broker is not available or refuses them, this
-/// is logged and tried again: nothing else depends on it.
+/// is logged and tried again: nothing else depends on it. Returns at once if hints are off.
 pub async fn publish<A: Announce>(hints: &Hints, broker: &mut A, shutdown: &CancellationToken) {
+    let Some(metrics) = &hints.metrics else { return };
     let mut backoff = Backoff::new();
     let mut pace = Pace::new();
     // A message that could not be published.
@@ -137,7 +141,7 @@ pub async fn publish<A: Announce>(hints: &Hints, broker: &mut A, shutdown: &Canc
         let error = match broker.connect().await {
             Ok(()) => {
                 backoff.end("processes that wait for results are told again when they are stored");
-                match publish_all(hints, broker, &mut pace, &mut unsent).await {
+                match publish_all(hints, metrics, broker, &mut pace, &mut unsent).await {
                     Ok(()) => return,
                     Err(error) => error,
                 }
@@ -153,6 +157,7 @@ pub async fn publish<A: Announce>(hints: &Hints, broker: &mut A, shutdown: &Canc
 
 async fn publish_all<A: Announce>(
     hints: &Hints,
+    metrics: &HintMetrics,
     broker: &mut A,
     pace: &mut Pace,
     unsent: &mut Option<Vec<u8>>,
@@ -168,9 +173,7 @@ async fn publish_all<A: Announce>(
             Err(BrokerError::new(BrokerErrorClass::Unavailable, message))
         })?;
         *unsent = None;
-        if let Some(metrics) = &hints.metrics {
-            metrics.publish();
-        }
+        metrics.publish();
     }
 }
 
@@ -178,7 +181,8 @@ async fn publish_all<A: Announce>(
 /// many tasks end.
 #[derive(Debug)]
 struct Pace {
-    /// How many tasks may still be announced at once. Negative while there are more of them.
+    /// How many tasks could still be announced at once after the last message. Negative after more
+    /// of them.
     credit: f64,
     published_at: Instant,
 }
@@ -188,21 +192,22 @@ impl Pace {
         Self { credit: AT_ONCE_PER_SECOND, published_at: Instant::now() }
     }
 
+    /// How many tasks may be announced at once now.
+    fn credit(&self) -> f64 {
+        self.credit + self.published_at.elapsed().as_secs_f64() * AT_ONCE_PER_SECOND
+    }
+
     /// Waits until the next message may be published.
-    async fn wait(&mut self) {
-        let elapsed = self.published_at.elapsed();
-        let credit = self.credit + elapsed.as_secs_f64() * AT_ONCE_PER_SECOND;
-        if credit < 1.0 {
-            sleep(GAP.saturating_sub(elapsed)).await;
+    async fn wait(&self) {
+        if self.credit() < 1.0 {
+            sleep(GAP.saturating_sub(self.published_at.elapsed())).await;
         }
     }
 
     /// Counts the tasks of a message that is published now.
     #[expect(clippy::cast_precision_loss, reason = "far fewer tasks than 2^52")]
     fn count(&mut self, tasks: usize) {
-        let elapsed = self.published_at.elapsed();
-        let credit = self.credit + elapsed.as_secs_f64() * AT_ONCE_PER_SECOND;
-        let credit = credit.min(AT_ONCE_PER_SECOND) - tasks as f64;
+        let credit = self.credit().min(AT_ONCE_PER_SECOND) - tasks as f64;
         self.credit = credit.max(-AT_ONCE_PER_SECOND);
         self.published_at = Instant::now();
     }

@@ -88,11 +88,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Publishes hints, if they are switched on.
 async fn publish_hints(config: Arc<Config>, hints: Arc<Hints>, shutdown: CancellationToken) {
-    if config.hints {
-        hints::publish(&hints, &mut RabbitMqHints::new(config), &shutdown).await;
-    }
+    hints::publish(&hints, &mut RabbitMqHints::new(config), &shutdown).await;
 }
 
 /// Starts every lane, each with its own store.

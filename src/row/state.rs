@@ -63,17 +63,6 @@ impl State {
     pub fn is_ready(&self) -> bool {
         self.finality() > 0
     }
-
-    /// Celery's name of the state if the task will not change it again.
-    #[must_use]
-    pub fn ready_name(&self) -> Option<&'static str> {
-        match self {
-            Self::Success => Some("SUCCESS"),
-            Self::Failure => Some("FAILURE"),
-            Self::Revoked => Some("REVOKED"),
-            _ => None,
-        }
-    }
 }
 
 impl From<&str> for State {

@@ -175,14 +175,7 @@ async fn check_hints(
 ) -> Result<(), Error> {
     let exchange = hints::EXCHANGE;
     match hints::is_usable(connection).await {
-        Ok(true) => {
-            report(Finding::ok(Subject::Broker, format!("the exchange {exchange} is there")));
-        }
-        Ok(false) => {
-            let text =
-                format!("the exchange {exchange} is not there yet: `celeriac run` creates it");
-            report(Finding::ok(Subject::Broker, text));
-        }
+        Ok(exists) => report(exchange_finding(exchange, exists)),
         Err(Error::Exchange { source, .. }) if is_protocol_error(&source, &[403]) => {
             let text = format!(
                 "this user may not publish to the exchange {exchange}, so processes that wait for \
@@ -197,6 +190,16 @@ async fn check_hints(
         Err(error) => return Err(error),
     }
     Ok(())
+}
+
+/// Whether an exchange exists. `celeriac run` creates one that does not.
+fn exchange_finding(name: &str, exists: bool) -> Finding {
+    let text = if exists {
+        format!("the exchange {name} is there")
+    } else {
+        format!("the exchange {name} is not there yet: `celeriac run` creates it")
+    };
+    Finding::ok(Subject::Broker, text)
 }
 
 async fn check_exchange(
@@ -215,10 +218,9 @@ async fn check_exchange(
     };
     let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     match declare(passive).await? {
-        Ok(()) => report(Finding::ok(Subject::Broker, format!("the exchange {name} is there"))),
+        Ok(()) => report(exchange_finding(name, true)),
         Err(error) if is_protocol_error(&error, &[404]) => {
-            let text = format!("the exchange {name} is not there yet: `celeriac run` creates it");
-            report(Finding::ok(Subject::Broker, text));
+            report(exchange_finding(name, false));
             return Ok(());
         }
         Err(error) => return Err(failed(error)),
