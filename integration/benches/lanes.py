@@ -4,11 +4,12 @@
 
 Each round drains a backlog of N results once with each arrangement, into an empty table. The
 figures are the medians of the rounds, and the ratios to one lane in the same round. The time is
-measured from the first start to the last row. With `--started` each result is preceded by the state
-STARTED of the same task, so that lanes and daemons write the same rows at the same time. Conflicts are
-writes that were tried again because of another writer, such as deadlocks. CPU time is read from /proc: that of the daemons, of
-the database server and of RabbitMQ, per row. The servers are found by the names of their processes,
-so nothing else should use them meanwhile; a server on another machine shows as 0.
+measured from the first start to the last row. With `--started` each result is preceded by the
+state STARTED of the same task, so that lanes and daemons write the same rows at the same time.
+Conflicts are writes that were tried again because of another writer, for example after a deadlock.
+CPU time is read from /proc: that of the daemons, of the database server and of RabbitMQ, per row.
+The servers are found by the names of their processes, so nothing else should use them meanwhile; a
+server on another machine shows as 0.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
     python -m benches.single [--rows N] [--pause MILLISECONDS] [ENGINE…]
 
 Results are published one at a time, with pauses, so that each is a batch of its own. The peer is a
-bare `insert` of the same columns by one connection in autocommit mode, prepared on
-PostgreSQL. The CPU time is that
-of the process (PostgreSQL) or of the thread (MariaDB) that serves the connection, read from /proc,
-so the server has to run on this machine.
+bare `insert` of the same columns by one connection in autocommit mode, prepared on PostgreSQL. The
+CPU time is that of the process (PostgreSQL) or of the thread (MariaDB) that serves the connection,
+read from /proc, so the server has to run on this machine.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ EVENTS = "celeriac.events"
 EXCHANGE = "celeriac"
 EVENT_EXCHANGE = "celeryev"
 
+#: The exchange that the daemon publishes hints to.
+HINTS = "celeriac.stored"
+
 #: The arguments with which the daemon declares its queues.
 QUEUES = {
     RESULTS: {
@@ -122,6 +125,11 @@ class Broker:
     def bind(self, queue: str, exchange: str, routing_key: str) -> None:
         with self.channel() as channel:
             channel.queue_bind(queue, exchange, routing_key)
+
+    def declare_hints(self) -> None:
+        """Declares the exchange for hints as the daemon does."""
+        with self.channel() as channel:
+            channel.exchange_declare(HINTS, "topic", durable=True, auto_delete=False)
 
     def delete(self, queue: str) -> None:
         with self.channel() as channel:

@@ -21,12 +21,12 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
 django.setup()
 
 from celeriac import hints as module  # noqa: E402
-from celeriac.hints import EXCHANGE, Hints, hints  # noqa: E402
+from celeriac.hints import Hints, hints  # noqa: E402
 from django.db import connection, connections  # noqa: E402
 from django_celery_results.models import TaskResult  # noqa: E402
 from shop.celery import app  # noqa: E402
 
-from harness.broker import RESULTS, Broker  # noqa: E402
+from harness.broker import HINTS, RESULTS, Broker  # noqa: E402
 from harness.processes import wait_until  # noqa: E402
 
 #: Where hints are published; the app's own URL may lead through a proxy or nowhere.
@@ -40,10 +40,8 @@ handler.addFilter(lambda record: record.name.startswith("celeriac"))
 logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def declare() -> None:
-    """Declares the exchange for hints as the daemon does."""
-    with broker.channel() as channel:
-        channel.exchange_declare(EXCHANGE, "topic", durable=True, auto_delete=False)
+#: Declares the exchange for hints as the daemon does.
+declare = broker.declare_hints
 
 
 def store(task_id: str, result: Any = 42, status: str = "SUCCESS", **columns: Any) -> None:
@@ -64,10 +62,10 @@ def fail(task_id: str) -> None:
 
 
 def publish(body: bytes) -> None:
-    """Publishes a hint, or what is none."""
+    """Publishes a body as the daemon publishes hints."""
     message = amqp.Message(body, content_type="application/json")
     with broker.channel() as channel:
-        channel.basic_publish(message, EXCHANGE, f"{RESULTS}.final")
+        channel.basic_publish(message, HINTS, f"{RESULTS}.final")
 
 
 def hint(*task_ids: str) -> None:
@@ -104,7 +102,7 @@ def listen() -> None:
 
 
 def later(action: Callable[..., object], *arguments: Any, seconds: float = 0.2) -> threading.Thread:
-    """Does it in another thread, some time after somebody has begun to wait."""
+    """Calls the action in another thread, some time after a wait has begun."""
 
     def do() -> None:
         wait_until(lambda: waits(), "a wait", 30, 0.01)

@@ -972,15 +972,8 @@ def test_chords_and_groups_through_the_daemon(
         broker.url,
         {"RESULT_BACKEND": "celeriac://", "PYTHONPATH": f"{tmp_path}:{PACKAGE}"},
     )
-    celery = project.python.with_name("celery")
-    worker = Process(
-        "Celery worker",
-        [celery, "-A", "shop", "--result-backend", "celeriac://", "worker", "--concurrency", "2",
-         "--include", "more_tasks", "--loglevel", "INFO"],
-        tmp_path / "worker.log",
-        env=project.env,
-        cwd=SITE,
-    )  # fmt: skip
+    log = tmp_path / "worker.log"
+    worker = project.worker(log, "--include", "more_tasks", result_backend="celeriac://")
     worker.start()
     try:
         worker.wait_for(" ready.")

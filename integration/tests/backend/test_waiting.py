@@ -16,7 +16,6 @@ import pytest
 from harness.broker import RESULTS, Broker
 from harness.environments import INTEGRATION, PACKAGE
 from harness.matrix import full
-from harness.processes import Process
 from harness.project import SITE, Project
 from harness.proxy import Proxy
 from harness.services import RabbitMQ
@@ -410,16 +409,14 @@ def test_no_rabbitmq(run: Run, url: str) -> None:
 
 
 def test_missing_rights(rabbitmq: RabbitMQ, broker: Broker, run: Run) -> None:
-    with broker.channel() as channel:
-        channel.exchange_declare("celeriac.stored", "topic", durable=True, auto_delete=False)
+    broker.declare_hints()
     for configure, write, read in (("^$", "^$", "^$"), (".*", ".*", "^$"), ("^$", ".*", ".*")):
         with another_user(rabbitmq, broker, configure, write, read) as url:
             assert "WARNING" in run(POLL, CELERY_BROKER_URL=url, HINTS_URL=broker.url)
 
 
 def test_the_rights_that_are_enough(rabbitmq: RabbitMQ, broker: Broker, run: Run) -> None:
-    with broker.channel() as channel:
-        channel.exchange_declare("celeriac.stored", "topic", durable=True, auto_delete=False)
+    broker.declare_hints()
     with another_user(rabbitmq, broker, *broker_rights("web")) as url:
         program = (
             "from harness.reader import *\nlisten()\nhelper = later(finish, 't')\n"
@@ -816,15 +813,8 @@ def test_a_task_waits_in_a_prefork_worker(
     (tmp_path / "waiting_tasks.py").write_text(TASKS)
     project = make_project(PYTHONPATH=f"{PATH}:{tmp_path}")
     make_daemon(broker.url, project.env["DATABASE_URL"]).start_consuming()
-    celery = project.python.with_name("celery")
-    worker = Process(
-        "Celery worker",
-        [celery, "-A", "shop", "worker", "--concurrency", "3", "--include", "waiting_tasks",
-         "--prefetch-multiplier", "1", "--loglevel", "INFO"],
-        tmp_path / "worker.log",
-        env=project.env,
-        cwd=SITE,
-    )  # fmt: skip
+    options = ("--concurrency", "3", "--include", "waiting_tasks", "--prefetch-multiplier", "1")
+    worker = project.worker(tmp_path / "worker.log", *options, result_backend="celeriac://")
     worker.start()
     try:
         worker.wait_for(" ready.")

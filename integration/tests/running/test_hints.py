@@ -12,14 +12,12 @@ import amqp
 import pytest
 
 from harness import events, results
-from harness.broker import EVENTS, RESULTS, Broker, connect, open_channel
+from harness.broker import EVENTS, HINTS, RESULTS, Broker, connect, open_channel
 from harness.daemon import Daemon
 from harness.pipeline import Pipeline
 from harness.processes import wait_until
 from harness.proxy import Proxy
 from harness.services import RabbitMQ
-
-HINTS = "celeriac.stored"
 
 on_postgresql = pytest.mark.parametrize("engine", ["postgresql"])
 
@@ -36,10 +34,10 @@ class Listener:
 
 @contextmanager
 def listening(broker: Broker, binding: str = f"{RESULTS}.final.#") -> Iterator[Listener]:
+    broker.declare_hints()
     listener, is_over = Listener(), Event()
     connection = connect(broker.url)
     channel = open_channel(connection)
-    channel.exchange_declare(HINTS, "topic", durable=True, auto_delete=False)
     queue, _, _ = channel.queue_declare(exclusive=True)
     channel.queue_bind(queue, HINTS, binding)
     channel.basic_consume(queue, no_ack=True, callback=listener.messages.append)
