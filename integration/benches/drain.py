@@ -17,23 +17,21 @@ import argparse
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from benches.servers import servers
 from harness import environments, results
 from harness.broker import RESULTS, Broker, Message, connect, open_channel
 from harness.daemon import Daemon
-from harness.database import TABLE, Database, Databases
+from harness.database import TABLE, Database
 from harness.processes import end_on_terminate
 from harness.project import SITE, Project
-from harness.services import service
 
 ENGINES = ("postgresql", "mariadb", "sqlite")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -217,13 +215,8 @@ def main() -> int:
     print(f"{'database':<12}{'celeriac':>12}{'the limit':>12}{'of it':>8}{'CPU/message':>14}"
           f"{'peak memory':>14}{'the peer':>12}{'CPU/result':>14}{'ratio':>8}")
     python = environments.python("celery-5.7")
-    folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        rabbitmq = stack.enter_context(service("rabbitmq"))
-        postgresql = stack.enter_context(service("postgresql"))
-        mariadb = stack.enter_context(service("mariadb"))
-        databases = Databases(python, postgresql, mariadb, folder)
+    with servers() as used:
+        rabbitmq, databases, folder = used.rabbitmq, used.databases, used.folder
         for engine in options.engines or ENGINES:
             broker = Broker(rabbitmq.create())
             fill(broker, backlog)

@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from benches.drain import TICKS_PER_SECOND, bodies, fill
-from harness import environments
+from benches.servers import servers
 from harness.broker import RESULTS, Broker
 from harness.daemon import Daemon
-from harness.database import TABLE, Database, Databases
+from harness.database import TABLE, Database
 from harness.probe import Probe
 from harness.processes import end_on_terminate
-from harness.services import service
 
 ENGINES = ("postgresql", "mariadb")
 
@@ -158,12 +155,8 @@ def main() -> int:
     print(f"{'database':<12}{'':<20}{'rows':>12}{'to 1 lane':>12}{'daemon CPU':>14}"
           f"{'database CPU':>14}{'broker CPU':>14}{'peak memory':>14}"
           f"{'conflicts':>11}")
-    folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        rabbitmq = stack.enter_context(service("rabbitmq"))
-        servers = [stack.enter_context(service(engine)) for engine in ENGINES]
-        databases = Databases(environments.python("celery-5.7"), *servers, folder)
+    with servers() as used:
+        rabbitmq, databases, folder = used.rabbitmq, used.databases, used.folder
         for engine in options.engines or ENGINES:
             measured: dict[Arrangement, list[Measured]] = {one: [] for one in ARRANGEMENTS}
             for _ in range(options.rounds):

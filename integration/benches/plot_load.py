@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benches.servers import servers
 from harness import environments, results
 from harness.broker import RESULTS, Broker, connect, open_channel
 from harness.daemon import REPOSITORY, Daemon
-from harness.database import Databases
 from harness.probe import Probe
 from harness.processes import end_on_terminate, wait_until
 from harness.proxy import Proxy
-from harness.services import service
 
 PUBLISHERS = 2
 
@@ -75,14 +72,11 @@ def main() -> int:
     end_on_terminate()
     python = environments.python("celery-5.7")
     drawing_python = environments.python("plots/matplotlib")
-    folder = Path(tempfile.mkdtemp(prefix="celeriac-plot-"))
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        rabbitmq = stack.enter_context(service("rabbitmq"))
-        postgresql = stack.enter_context(service("postgresql"))
-        mariadb = stack.enter_context(service("mariadb"))
+        used = stack.enter_context(servers())
+        rabbitmq, databases, folder = used.rabbitmq, used.databases, used.folder
         broker = Broker(rabbitmq.create())
-        database = Databases(python, postgresql, mariadb, folder).migrated("postgresql")
+        database = databases.migrated("postgresql")
         proxy = stack.enter_context(Proxy(database.url, 5432))
         probe = Probe()
         daemon = Daemon(folder / "log", broker.url, proxy.url, *probe.options)

@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benches.drain import bodies
-from harness import environments, results
+from benches.servers import servers
+from harness import results
 from harness.broker import RESULTS, Broker, Message, connect, open_channel
 from harness.daemon import Daemon
-from harness.database import TABLE, Database, Databases
+from harness.database import TABLE, Database
 from harness.processes import end_on_terminate, wait_until
-from harness.services import service
 
 ENGINES = ("postgresql", "mariadb")
 
@@ -145,12 +142,8 @@ def main() -> int:
     backlog, pause = bodies(options.rows, 7), options.pause / 1000
     print(f"{options.rows} results, one every {options.pause:g} ms")
     print(f"{'database':<12}{'celeriac':>14}{'bare insert':>14}{'ratio':>8}")
-    folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        rabbitmq = stack.enter_context(service("rabbitmq"))
-        servers = [stack.enter_context(service(engine)) for engine in ENGINES]
-        databases = Databases(environments.python("celery-5.7"), *servers, folder)
+    with servers() as used:
+        rabbitmq, databases, folder = used.rabbitmq, used.databases, used.folder
         for engine in options.engines or ENGINES:
             broker = Broker(rabbitmq.create())
             log = folder / f"{engine}.log"

@@ -14,27 +14,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
 
+from benches.servers import servers
 from benches.workers import cpu_seconds
 from harness import environments, results
 from harness.broker import RESULTS, Broker, connect
 from harness.daemon import Daemon
-from harness.database import Databases
 from harness.probe import Probe
 from harness.processes import Failure, Process, descendants, end_on_terminate, wait_until
 from harness.project import SITE, Project
-from harness.services import service
 
 REDIS = "redis://"
 BACKENDS = ("django-db", "celeriac://", REDIS, "rpc://")
@@ -157,13 +154,9 @@ def main() -> int:
     end_on_terminate()
 
     python = environments.python("celery-5.7")
-    folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        rabbitmq = stack.enter_context(service("rabbitmq"))
-        postgresql = stack.enter_context(service("postgresql"))
-        mariadb = stack.enter_context(service("mariadb"))
-        databases = Databases(python, postgresql, mariadb, folder)
+        used = stack.enter_context(servers())
+        rabbitmq, databases, folder = used.rabbitmq, used.databases, used.folder
         broker, database = Broker(rabbitmq.create()), databases.migrated("postgresql")
         settings = {
             "TASK_TRACK_STARTED": "off",

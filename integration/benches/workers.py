@@ -13,22 +13,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from celery import Celery
 
+from benches.servers import servers
 from harness import environments
 from harness.broker import RESULTS, Broker
 from harness.daemon import Daemon
-from harness.database import Database, Databases
+from harness.database import Database
 from harness.processes import Process, descendants, end_on_terminate, wait_until
 from harness.project import SITE, Project
-from harness.services import service
 
 DIRECT = "celeriac://?started=direct"
 BACKENDS = ("django-db", "rpc://", "celeriac://", DIRECT, "disabled://")
@@ -119,15 +117,11 @@ def main() -> int:
     print(f"{options.tasks} tasks on a prefork pool of {options.concurrency}, storing {states}")
     print(f"{'backend':<28}{'tasks':>10}{'CPU/task':>14}{'to django-db':>14}{'to rpc://':>12}")
     python = environments.python("celery-5.7")
-    folder = Path(tempfile.mkdtemp(prefix="celeriac-bench-"))
     rates: dict[str, float] = {}
     warm_up = 10 * options.concurrency
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        rabbitmq = stack.enter_context(service("rabbitmq"))
-        postgresql = stack.enter_context(service("postgresql"))
-        mariadb = stack.enter_context(service("mariadb"))
-        databases = Databases(python, postgresql, mariadb, folder)
+        used = stack.enter_context(servers())
+        rabbitmq, databases, folder = used.rabbitmq, used.databases, used.folder
         for backend in options.backends or BACKENDS:
             broker, database = Broker(rabbitmq.create()), databases.migrated("postgresql")
             settings = {"TASK_TRACK_STARTED": "on" if options.track_started else "off"}
