@@ -119,8 +119,8 @@ pub(crate) fn listen_for_signals(shutdown: CancellationToken) -> anyhow::Result<
                 #[expect(clippy::exit, reason = "that is what a second signal asks for")]
                 std::process::exit(exit::SIGNAL + kind.as_raw_value());
             }
-            tracing::info!(signal = name, "stopping: storing the messages that were received");
             shutdown.cancel();
+            tracing::info!(signal = name, "stopping: storing the messages that were received");
         }
     });
     Ok(())

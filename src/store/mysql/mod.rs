@@ -57,7 +57,10 @@ impl Dialect for Mysql {
         let mut connection = dialect::connect(self.plain.as_ref(), &self.options).await?;
         // Without autocommit, messages would be acknowledged whose rows are never committed.
         // Without strict mode, a value that is too long is silently cut. Django sets both as well.
-        let session = "set autocommit = 1, sql_mode = concat(@@sql_mode, ',STRICT_ALL_TABLES')";
+        // The time limit releases the locks of a client that no longer answers. It is longer than
+        // the interval at which an idle lane uses its connection.
+        let session = "set autocommit = 1, sql_mode = concat(@@sql_mode, ',STRICT_ALL_TABLES'), \
+                       wait_timeout = 60";
         connection.execute(session).await?;
         Ok(Some(Box::new(MysqlSession::new(connection, self.time_zone))))
     }

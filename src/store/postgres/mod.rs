@@ -53,10 +53,14 @@ impl Postgres {
 impl Dialect for Postgres {
     async fn connect(&self, _purpose: Purpose) -> Result<Option<Box<dyn Session>>, sqlx::Error> {
         let mut connection = dialect::connect(self.plain.as_ref(), &self.options).await?;
-        // Set by a statement and not by a start-up option, which PgBouncer refuses.
+        // Set by statements and not by start-up options, which PgBouncer refuses. The second limit
+        // releases the locks of a client that no longer answers.
         let milliseconds = STATEMENT_TIMEOUT.as_millis();
-        let statement = format!("set statement_timeout = {milliseconds}");
-        connection.execute(AssertSqlSafe(statement)).await?;
+        let limits = format!(
+            "set statement_timeout = {milliseconds}; \
+             set idle_in_transaction_session_timeout = '10s'"
+        );
+        connection.execute(AssertSqlSafe(limits)).await?;
         Ok(Some(Box::new(PostgresSession::new(connection))))
     }
 

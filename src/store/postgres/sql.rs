@@ -31,11 +31,9 @@ pub(super) const SQL: Sql = Sql {
         from task",
     ),
     can_undo: None,
-    // The last one releases the locks of a process that is stopped between two statements.
     cleanup_session: &[
         "set session characteristics as transaction isolation level read committed",
         "set lock_timeout = '1s'",
-        "set idle_in_transaction_session_timeout = '10s'",
     ],
     // The number is `celeriad` in ASCII, one more than that of migrations.
     try_cleanup_lock: Some("select pg_try_advisory_lock(7162249965369647460)"),
