@@ -62,12 +62,14 @@ enum Command {
         arguments: check::Arguments,
     },
 
-    /// Creates the tables of django-celery-results in a database that has none.
+    /// Creates the tables of django-celery-results and of Celeriac in a database that has none.
     ///
-    /// The three tables are those of django-celery-results 2.6, and Django's migrations are recorded
-    /// in `django_migrations`, so that `manage.py migrate` finds nothing to do for them. Existing
-    /// tables are never changed: if they are older, incomplete or different, the command says what it
-    /// found and to run `python manage.py migrate`.
+    /// Three tables are those of django-celery-results 2.6, and two are those of Celeriac's own
+    /// Django app, in which chords wait for their members. Django's migrations are recorded in
+    /// `django_migrations`, so that `manage.py migrate` finds nothing to do for them. Existing tables
+    /// are never changed: if they are older, incomplete or different, the command says what it found
+    /// and to run `python manage.py migrate`. If the tables of only one of the two are missing, it
+    /// creates those.
     ///
     /// Content types and permissions are not created: the next `manage.py migrate` creates them.
     /// The command exits with 0 if the tables can be used, with 1 if they cannot, and with 2 if a

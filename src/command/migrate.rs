@@ -1,4 +1,4 @@
-//! `celeriac migrate`: creates or updates the tables of django-celery-results.
+//! `celeriac migrate`: creates the tables of django-celery-results and those of Celeriac itself.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -49,25 +49,30 @@ pub(crate) async fn run(arguments: &Arguments, config: &Config) -> anyhow::Resul
         print(database.migration_sql(length).await?.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
-    let told = match database.migrate(length).await? {
-        Standing::Empty => {
-            "The tables of django-celery-results 2.6 were made and their migrations recorded."
-                .to_owned()
-        }
-        Standing::Unrecorded => {
-            "The tables were there, and their migrations were recorded.".to_owned()
-        }
-        Standing::Newest => "The tables are there already: nothing was changed.".to_owned(),
-        Standing::Later(names) => {
-            // Later versions may ask for what is not known here.
-            database.store().prepare().await?;
-            format!(
-                "The tables are of a later django-celery-results ({}): nothing was changed.",
-                names.join(", ")
-            )
-        }
-    };
-    // Nobody has to be there to read it.
-    let _ = writeln!(std::io::stdout(), "{told}");
+    for (app, standing) in database.migrate(length).await? {
+        let told = match standing {
+            Standing::Empty => {
+                format!("The tables of {} were made and their migrations recorded.", app.newest)
+            }
+            Standing::Unrecorded => format!(
+                "The tables of {} were there, and their migrations were recorded.",
+                app.newest
+            ),
+            Standing::Newest => {
+                format!("The tables of {} are there already: nothing was changed.", app.newest)
+            }
+            Standing::Later(names) => {
+                // Later versions may ask for what is not known here.
+                database.store().prepare().await?;
+                format!(
+                    "The tables are of a later {} ({}): nothing was changed.",
+                    app.package,
+                    names.join(", ")
+                )
+            }
+        };
+        // Nobody has to be there to read it.
+        let _ = writeln!(std::io::stdout(), "{told}");
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@ use super::mysql::Mysql;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 use super::write::SqlStore;
-use super::{Job, Standing, StoreError, inspect, migrate};
+use super::{App, Job, Standing, StoreError, inspect, migrate};
 use crate::config::{Config, DatabaseKind, DatabaseUrl};
 use crate::diagnosis::finding::Finding;
 use crate::row::Row;
@@ -59,15 +59,18 @@ impl Database {
         Cleaner::new(Arc::clone(&self.dialect), job)
     }
 
-    /// Creates the tables of django-celery-results if there are none, and records Django's migrations
-    /// for them. `length` is the length of the ids; the default is that of Django. Returns the state
-    /// of the database before.
+    /// Creates the tables of django-celery-results and those of Celeriac's own Django app if there
+    /// are none, and records Django's migrations for them. `length` is the length of the ids of
+    /// results; the default is that of Django. Returns the state of each app's tables before.
     ///
     /// # Errors
     ///
-    /// When there are tables that are older, incomplete or different, which are not changed then, or
-    /// when the database refuses a statement.
-    pub async fn migrate(&self, length: Option<u32>) -> Result<Standing, StoreError> {
+    /// When there are tables that are older, incomplete or different, or when the database refuses a
+    /// statement. Nothing is changed if there are such tables.
+    pub async fn migrate(
+        &self,
+        length: Option<u32>,
+    ) -> Result<Vec<(&'static App, Standing)>, StoreError> {
         migrate::run(&*self.dialect, length.unwrap_or(migrate::DEFAULT_LENGTH)).await
     }
 

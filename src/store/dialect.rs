@@ -136,7 +136,10 @@ pub(super) struct Sql {
     pub(super) locks_by_key: bool,
 
     /// The statements that create the tables of django-celery-results.
-    pub(super) tables: &'static str,
+    pub(super) results_tables: &'static str,
+
+    /// The statements that create the tables of Celeriac's own Django app.
+    pub(super) chord_tables: &'static str,
 
     /// The statement that creates `django_migrations` as Django 3.2 and later create it.
     pub(super) records_table: &'static str,

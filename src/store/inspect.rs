@@ -8,10 +8,10 @@ use sqlx::SqlStr;
 
 use super::columns::{self, Table};
 use super::dialect::{Dialect, Purpose, patiently};
-use super::migrate::{self, Standing};
+use super::migrate::{self, App, CHORDS_APP, Standing};
 use super::session::Session;
 use super::value::{Record, first_integer, first_text};
-use super::{Catalog, ErrorClass, StoreError, TASKS, Write, write};
+use super::{CHORD_MEMBERS, CHORDS, Catalog, ErrorClass, StoreError, TASKS, Write, write};
 use crate::diagnosis::finding::{Finding, Severity, Subject};
 use crate::row::Row;
 use crate::row::state::State;
@@ -27,6 +27,9 @@ const MOST_NUMBERS: i128 = 80;
 
 /// The command that completes the tables.
 const MIGRATE: &str = "`python manage.py migrate django_celery_results`";
+
+/// What happens while the tables for chords cannot be used.
+const POLLED: &str = "chords are completed by Celery's own polling";
 
 /// Opens a connection that does not change the database. An ordinary connection would switch an
 /// SQLite file to WAL mode.
@@ -78,7 +81,15 @@ async fn inspected(
                 .fix(MIGRATE),
         );
     }
-    report(standing(migrate::standing(dialect, session).await));
+    match migrate::standings(dialect, session).await {
+        Ok(standings) => {
+            standings.into_iter().map(|(app, found)| standing(app, found)).for_each(&mut *report);
+        }
+        Err(error) => {
+            let text = format!("the recorded migrations cannot be read: {}", error.message);
+            report(Finding::warning(Subject::Database, text));
+        }
+    }
     if let Some(sql) = dialect.sql().numbers {
         // A user who lacks the right to read the table is told so when its row is written.
         let numbers = session.fetch(SqlStr::from_static(sql), Vec::new());
@@ -151,21 +162,40 @@ fn clocks(now: DateTime<Utc>, asked_at: DateTime<Utc>, answered_at: DateTime<Utc
     Finding::warning(Subject::Database, text).fix("synchronise the clocks (NTP)")
 }
 
-fn standing(standing: Result<Standing, StoreError>) -> Finding {
-    let app = "the migrations of django_celery_results";
+/// The finding about the tables of an app.
+fn standing(app: &App, standing: Result<Standing, String>) -> Finding {
+    let of = format!("the migrations of {}", app.name);
+    let is_chords = app.name == CHORDS_APP.name;
     match standing {
-        Ok(Standing::Newest) => Finding::ok(Subject::Database, format!("{app} are all applied")),
+        Ok(Standing::Newest) => Finding::ok(Subject::Database, format!("{of} are all applied")),
         Ok(Standing::Later(names)) => Finding::warning(
             Subject::Database,
-            format!("{app} go further than this version of Celeriac knows: {}", names.join(", ")),
+            format!("{of} go further than this version of Celeriac knows: {}", names.join(", ")),
         )
         .fix("look whether there is a newer Celeriac"),
+        Ok(Standing::Empty) if is_chords => {
+            let text = format!(
+                "the tables {CHORDS} and {CHORD_MEMBERS} are missing, or this user has no right to \
+                 them: {POLLED}"
+            );
+            Finding::warning(Subject::Database, text).fix(
+                "`python manage.py migrate celeriac` or `celeriac migrate`; if Django's router gives \
+                 celeriac another database than django_celery_results, let it give both the same \
+                 one",
+            )
+        }
         Ok(Standing::Empty | Standing::Unrecorded) => {
-            let text = "the tables exist, but django_migrations does not say so: it lacks \
-                        0001_initial to 0014_alter_taskresult_status";
+            let text = format!(
+                "the tables of {} exist, but django_migrations does not say so: it lacks {}",
+                app.name,
+                app.range()
+            );
             Finding::warning(Subject::Database, text).fix("`celeriac migrate`, which records them")
         }
-        Err(error) => Finding::warning(Subject::Database, format!("{app}: {}", error.message)),
+        Err(problem) if is_chords => {
+            Finding::warning(Subject::Database, format!("{POLLED} because of {of}: {problem}"))
+        }
+        Err(problem) => Finding::warning(Subject::Database, format!("{of}: {problem}")),
     }
 }
 

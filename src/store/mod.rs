@@ -27,7 +27,7 @@ pub use self::catalog::{Catalog, Column};
 pub use self::cleanup::{Cleaner, CleanupStep, ExpiredKind, Found, Job, NextStep};
 pub use self::database::Database;
 pub use self::error::{Action, ErrorClass, MAX_HOLD, StoreError};
-pub use self::migrate::Standing;
+pub use self::migrate::{App, Standing};
 pub use self::write::SqlStore;
 use crate::row::state::State;
 use crate::row::{Key, Row};
@@ -37,6 +37,12 @@ pub(crate) const TASKS: &str = "django_celery_results_taskresult";
 
 /// The table in which django-celery-results stores saved groups.
 pub(crate) const GROUPS: &str = "django_celery_results_groupresult";
+
+/// The table in which chords wait for their members (`Chord` in `python/celeriac/models.py`).
+pub(crate) const CHORDS: &str = "celeriac_chord";
+
+/// The table of the members of chords (`ChordMember` in `python/celeriac/models.py`).
+pub(crate) const CHORD_MEMBERS: &str = "celeriac_chordmember";
 
 /// A database to which rows are written, over a single connection.
 ///

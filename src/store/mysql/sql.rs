@@ -47,7 +47,8 @@ pub(super) const SQL: Sql = Sql {
     before: "?",
     skip_locked: "for update skip locked",
     locks_by_key: true,
-    tables: include_str!("../../../migrations/mysql.sql"),
+    results_tables: include_str!("../../../migrations/django_celery_results/mysql.sql"),
+    chord_tables: include_str!("../../../migrations/celeriac/mysql.sql"),
     records_table: "CREATE TABLE `django_migrations` (`id` bigint AUTO_INCREMENT NOT NULL PRIMARY KEY, `app` varchar(255) NOT NULL, `name` varchar(255) NOT NULL, `applied` datetime(6) NOT NULL)",
     // Every statement that changes a table commits.
     migration: None,

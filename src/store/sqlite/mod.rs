@@ -98,14 +98,16 @@ impl Dialect for Sqlite {
         Ok(Some(Box::new(SqliteSession::new(connection, self.time_zone))))
     }
 
-    /// SQLite does not enforce the lengths of columns, so none is given.
+    /// SQLite does not enforce the lengths of columns, so none is given. It numbers the rows of a
+    /// table whose primary key is an integer.
     async fn columns(
         &self,
         session: &mut dyn Session,
         table: &str,
     ) -> Result<Vec<Column>, sqlx::Error> {
         const COLUMNS: SqlStr = SqlStr::from_static(
-            r#"select name, null, "notnull" = 1 and dflt_value is null and pk = 0
+            r#"select name, null, "notnull" = 1 and dflt_value is null
+                and not (pk > 0 and lower(type) = 'integer')
             from pragma_table_info(?)"#,
         );
         let records = session.fetch(COLUMNS, vec![Param::Text(Some(table))]).await?;

@@ -17,7 +17,8 @@ pub(super) const SQL: Sql = Sql {
     // There is only one writer at a time, so rows need not be locked.
     skip_locked: "",
     locks_by_key: false,
-    tables: include_str!("../../../migrations/sqlite.sql"),
+    results_tables: include_str!("../../../migrations/django_celery_results/sqlite.sql"),
+    chord_tables: include_str!("../../../migrations/celeriac/sqlite.sql"),
     records_table: r#"CREATE TABLE "django_migrations" ("id" integer NOT NULL PRIMARY KEY AUTOINCREMENT, "app" varchar(255) NOT NULL, "name" varchar(255) NOT NULL, "applied" datetime NOT NULL)"#,
     migration: Some(["BEGIN IMMEDIATE", "COMMIT"]),
     // The transaction is the lock.
