@@ -1,4 +1,4 @@
-"""The tables of django-celery-results as the database's catalog describes them."""
+"""The tables of django-celery-results and of Celeriac as the database's catalog describes them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from harness.database import Database
 
 APP = "django_celery_results"
 TABLES = tuple(f"{APP}_{name}" for name in ("taskresult", "groupresult", "chordcounter"))
+CHORDS_APP = "celeriac"
+CHORD_TABLES = tuple(f"{CHORDS_APP}_{name}" for name in ("chord", "chordmember"))
 RECORDS = "django_migrations"
 
 POSTGRESQL = {
@@ -36,8 +38,8 @@ POSTGRESQL = {
 
 
 def catalog(database: Database, *more: str) -> dict[str, Any]:
-    """Everything that the catalog says about these tables and `more`, if they exist."""
-    tables = (*TABLES, *more)
+    """Everything that the catalog says about the tables of both apps and `more`, if they exist."""
+    tables = (*TABLES, *CHORD_TABLES, *more)
     if database.engine == "postgresql":
         names = "array['" + "','".join(tables) + "']"
         return {
@@ -53,7 +55,7 @@ def catalog(database: Database, *more: str) -> dict[str, Any]:
     return {name: re.sub(r" AUTO_INCREMENT=\d+", "", sql) for name, sql in made.items()}
 
 
-def recorded(database: Database) -> list[str]:
-    """The names of the recorded migrations, in order."""
-    query = f"select name from {RECORDS} where app = '{APP}' order by id"
-    return [name for (name,) in database.query(query)]
+def recorded(database: Database) -> list[tuple[str, str]]:
+    """The recorded migrations of both apps with their names, each app's in order."""
+    apps = f"'{APP}', '{CHORDS_APP}'"
+    return database.query(f"select app, name from {RECORDS} where app in ({apps}) order by app, id")

@@ -13,7 +13,7 @@ import pytest
 
 from harness import results
 from harness.broker import DEAD, EXCHANGE, QUEUES, RESULTS, Broker, Message
-from harness.command import celeriac
+from harness.command import celeriac, succeed
 from harness.daemon import Daemon
 from harness.database import TABLE, Database, Databases
 from harness.pipeline import Pipeline
@@ -246,6 +246,38 @@ def test_the_table_of_groups_is_missing(broker: Broker, databases: Databases) ->
     assert check.status == 0
     texts = [finding["text"] for finding in check.of("warning", "database")]
     assert "groups become dead letters" in texts[0]
+
+
+def test_the_tables_for_chords_are_missing(
+    broker: Broker, databases: Databases, engine: str
+) -> None:
+    database = databases.migrated(engine)
+    assert of(broker, database).says("the migrations of celeriac are all applied")
+
+    def warning(words: str) -> dict[str, str]:
+        check = of(broker, database)
+        assert check.status == 0
+        [found] = [one for one in check.of("warning", "database") if words in one["text"]]
+        return found
+
+    # They were dropped, or their creation was left to another database, and are recorded.
+    for table in ("celeriac_chord", "celeriac_chordmember"):
+        database.execute(f"drop table {table}")
+    found = warning("chords are completed by Celery's own polling")
+    assert "Django's router" in found["text"]
+    assert "python manage.py migrate --fake celeriac zero" in found["text"]
+    # They have never been created.
+    database.execute("delete from django_migrations where app = 'celeriac'")
+    found = warning("chords are completed by Celery's own polling")
+    for words in ("python manage.py migrate celeriac", "celeriac migrate", "Django's router"):
+        assert words in found["fix"]
+    # They are there and not recorded.
+    succeed("migrate", "--database", database.url)
+    database.execute("delete from django_migrations where app = 'celeriac'")
+    found = warning("the tables of celeriac exist")
+    assert "lacks 0001_initial" in found["text"]
+    succeed("migrate", "--database", database.url)
+    expected(engine, of(broker, database))
 
 
 def test_migrations_that_are_not_applied_or_not_recorded(

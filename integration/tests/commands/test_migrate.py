@@ -1,4 +1,7 @@
-"""`celeriac migrate` creates the tables as Django does, and never changes existing ones."""
+"""`celeriac migrate` creates the tables as Django does, and never changes existing ones.
+
+They are those of two apps, django-celery-results and Celeriac itself.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,15 @@ import pytest
 
 from harness import results
 from harness.broker import Broker
-from harness.catalogs import APP, RECORDS, TABLES, catalog, recorded
+from harness.catalogs import (
+    APP,
+    CHORD_TABLES,
+    CHORDS_APP,
+    RECORDS,
+    TABLES,
+    catalog,
+    recorded,
+)
 from harness.command import celeriac, fail, succeed
 from harness.daemon import Daemon, binary
 from harness.database import TABLE, Database, Databases
@@ -22,9 +33,20 @@ from harness.project import Project, clean_environment
 from harness.services import MariaDB, PostgreSQL, RabbitMQ
 from harness.users import user_without_rights
 
-MADE = "The tables of django-celery-results 2.6 were made and their migrations recorded.\n"
-RECORDED = "The tables were there, and their migrations were recorded.\n"
-NOTHING = "The tables are there already: nothing was changed.\n"
+#: What is said about the tables of one app.
+ARE_MADE = "were made and their migrations recorded."
+ARE_RECORDED = "were there, and their migrations were recorded."
+ARE_THERE = "are there already: nothing was changed."
+
+
+def told(results: str, chords: str) -> str:
+    """The output of the command."""
+    packages = {"django-celery-results 2.6": results, "Celeriac": chords}
+    return "".join(f"The tables of {name} {words}\n" for name, words in packages.items())
+
+
+MADE = told(ARE_MADE, ARE_MADE)
+NOTHING = told(ARE_THERE, ARE_THERE)
 
 
 def migrate(database: Database, *options: str) -> str:
@@ -65,14 +87,16 @@ def test_new_tables_are_the_same_as_djangos(
     assert recorded(database) == recorded(djangos)
     # AND Django finds nothing to do, before and after it has created its own tables
     django = project(database)
-    django.manage("migrate", "--check", APP)
-    assert "No planned migration operations" in django.manage("migrate", "--plan", APP)
-    django.manage("makemigrations", "--check", "--dry-run", APP)
-    assert APP not in re.findall(r"Applying (\w+)\.", django.manage("migrate"))
+    for app in (APP, CHORDS_APP):
+        django.manage("migrate", "--check", app)
+        assert "No planned migration operations" in django.manage("migrate", "--plan", app)
+        django.manage("makemigrations", "--check", "--dry-run", app)
+    assert not {APP, CHORDS_APP} & {*re.findall(r"Applying (\w+)\.", django.manage("migrate"))}
     django.manage("migrate", "--check")
     assert catalog(database, RECORDS) == catalog(djangos, RECORDS)
-    query = f"select count(*) from django_content_type where app_label = '{APP}'"
-    assert database.query(query) == [(3,)], "Django always creates these"
+    for app, count in ((APP, 3), (CHORDS_APP, 2)):
+        query = f"select count(*) from django_content_type where app_label = '{app}'"
+        assert database.query(query) == [(count,)], "Django always creates these"
     # AND the daemon writes to the tables, and Django reads from them
     broker = Broker(rabbitmq.create())
     pipeline = Pipeline(broker, database, make_daemon(broker.url, database.url))
@@ -122,11 +146,12 @@ def test_older_tables_are_left_to_django(
     database = databases.empty(engine)
     project(database).manage("migrate", APP, migration)
     # WHEN Celeriac migrates
-    told = refused(database)
+    problem = refused(database)
     # THEN they are unchanged, and the suggested command completes them
-    assert words in told
-    [command] = re.findall(r"run `python manage\.py (.*)`", told)
+    assert words in problem
+    [command] = re.findall(r"run `python manage\.py (.*)`", problem)
     project(database).manage(*command.split())
+    assert migrate(database) == told(ARE_THERE, ARE_MADE)
     assert recorded(database) == recorded(djangos)
     assert migrate(database) == NOTHING
 
@@ -144,7 +169,7 @@ def test_ids_have_the_length_of_the_setting(
 ) -> None:
     # GIVEN tables that Django has created with a setting
     database, by_django = databases.empty(engine), databases.empty(engine)
-    project(by_django, DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH="191").manage("migrate", APP)
+    project(by_django, DJANGO_CELERY_RESULTS_TASK_ID_MAX_LENGTH="191").migrate()
     # WHEN Celeriac migrates with the same setting
     assert migrate(database, "--task-id-length", "191") == MADE
     # THEN all ids have that length, which later runs accept without the setting
@@ -164,21 +189,72 @@ def test_the_project_passes_its_setting_on(
     assert "varchar(191)" in str(catalog(database))
 
 
-@pytest.mark.parametrize("has_records", [True, False])
-def test_missing_records_are_added(
-    has_records: bool, djangos: Database, project: Callable[..., Project]
-) -> None:
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        (f"delete from {RECORDS} where app = '{APP}'", (ARE_RECORDED, ARE_THERE)),
+        (f"delete from {RECORDS} where app = '{CHORDS_APP}'", (ARE_THERE, ARE_RECORDED)),
+        (f"drop table {RECORDS}", (ARE_RECORDED, ARE_RECORDED)),
+    ],
+    ids=["results", "chords", "all"],
+)
+def test_missing_records_are_added(lost: str, words: tuple[str, str], djangos: Database) -> None:
     # GIVEN the newest tables without their records, or without the table of records
     before = catalog(djangos), recorded(djangos)
-    if has_records:
-        djangos.execute(f"delete from {RECORDS} where app = '{APP}'")
-    else:
-        djangos.execute(f"drop table {RECORDS}")
+    djangos.execute(lost)
     # WHEN Celeriac migrates
-    assert migrate(djangos) == RECORDED
+    assert migrate(djangos) == told(*words)
     # THEN the migrations are recorded, and the tables are unchanged
     assert (catalog(djangos), recorded(djangos)) == before
     assert migrate(djangos) == NOTHING
+
+
+def drop_chord_tables(database: Database) -> None:
+    """Leaves the database as an installation of Celeriac 0.1 has it."""
+    for table in CHORD_TABLES:
+        database.execute(f"drop table {table}")
+    database.execute(f"delete from {RECORDS} where app = '{CHORDS_APP}'")
+
+
+def test_only_the_tables_for_chords_are_created_beside_those_of_results(
+    djangos: Database, project: Callable[..., Project]
+) -> None:
+    # GIVEN a database with the newest tables of django-celery-results and none of Celeriac
+    expected = catalog(djangos, RECORDS), recorded(djangos)
+    drop_chord_tables(djangos)
+    sql = succeed("migrate", "--dry-run", "--database", djangos.url)
+    assert APP not in sql
+    # WHEN Celeriac migrates
+    assert migrate(djangos) == told(ARE_THERE, ARE_MADE)
+    # THEN its tables are there and recorded, as by Django, and the others are unchanged
+    assert (catalog(djangos, RECORDS), recorded(djangos)) == expected
+    project(djangos).manage("migrate", "--check")
+    assert migrate(djangos) == NOTHING
+    # AND what the dry run printed has the same result
+    drop_chord_tables(djangos)
+    run_by_hand(djangos, sql)
+    assert (catalog(djangos, RECORDS), recorded(djangos)) == expected
+
+
+def test_tables_for_chords_that_differ_are_left_alone(
+    djangos: Database, project: Callable[..., Project]
+) -> None:
+    expected = catalog(djangos)
+    # A table is missing, with and without the record.
+    djangos.execute("drop table celeriac_chordmember")
+    assert "the table celeriac_chordmember is missing" in refused(djangos)
+    djangos.execute(f"delete from {RECORDS} where app = '{CHORDS_APP}'")
+    assert "run `python manage.py migrate celeriac`" in refused(djangos)
+    # Both are missing and recorded: Django records migrations also in a database in which its
+    # router does not let it create the tables.
+    djangos.execute("drop table celeriac_chord")
+    insert_record(djangos, "0001_initial", CHORDS_APP)
+    words = refused(djangos)
+    assert "If Django's router gives celeriac another database" in words
+    [command] = re.findall(r"python manage\.py (migrate --fake .* zero)", words)
+    project(djangos).manage(*command.split())
+    assert migrate(djangos) == told(ARE_THERE, ARE_MADE)
+    assert catalog(djangos) == expected
 
 
 def test_the_dry_run_prints_what_is_run(
@@ -245,13 +321,17 @@ def test_an_interrupted_migration_is_completed(
     # GIVEN a server that does not roll back DDL, stopped after each of the statements
     sql = succeed("migrate", "--dry-run", "--database", databases.empty(engine).url)
     statements = [f"{text};\n" for text in sql.split(";\n")[:-1]]
-    [named] = [place for place, text in enumerate(statements) if text.startswith("RENAME")]
+    named = [place for place, text in enumerate(statements) if text.startswith("RENAME")]
     for count in range(1, len(statements)):
         database = databases.empty(engine)
         run_by_hand(database, "".join(statements[:count]))
         # WHEN Celeriac migrates
         # THEN it starts again, or records the tables that exist
-        assert migrate(database) == (RECORDED if count > named else MADE), count
+        words = [
+            ARE_MADE if count <= place else ARE_RECORDED if count == place + 1 else ARE_THERE
+            for place in named
+        ]
+        assert migrate(database) == told(*words), count
         assert catalog(database, RECORDS) == catalog(djangos, RECORDS)
         assert recorded(database) == recorded(djangos)
         assert not [name for (name,) in database.query("show tables") if name.endswith("_new")]
@@ -262,9 +342,9 @@ def test_two_at_once_wait_for_each_other(
 ) -> None:
     database = databases.empty(engine)
     processes = [start(database) for _ in range(3)]
-    told = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], told
-    assert sorted(out for out, _ in told) == sorted([MADE, NOTHING, NOTHING])
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert sorted(out for out, _ in outputs) == sorted([MADE, NOTHING, NOTHING])
     assert catalog(database, RECORDS) == catalog(djangos, RECORDS)
     assert recorded(database) == recorded(djangos)
 
@@ -285,9 +365,9 @@ def test_unknown_columns_and_records_are_left_alone(engine: str, djangos: Databa
     assert "does not record 0001_initial" in refused(djangos)
 
 
-def insert_record(database: Database, name: str) -> None:
+def insert_record(database: Database, name: str, app: str = APP) -> None:
     database.execute(
-        f"insert into {RECORDS} (app, name, applied) values ('{APP}', '{name}', "
+        f"insert into {RECORDS} (app, name, applied) values ('{app}', '{name}', "
         "'2026-03-04 05:06:07')"
     )
 
@@ -322,7 +402,7 @@ def test_records_without_tables_are_refused_with_a_fix(
     [command] = re.findall(r"python manage\.py (migrate --fake .* zero)", words)
     project(djangos).manage(*command.split())
     # THEN the tables are created
-    assert migrate(djangos) == MADE
+    assert migrate(djangos) == told(ARE_MADE, ARE_THERE)
     assert catalog(djangos) == expected
 
 
@@ -337,14 +417,21 @@ def test_records_of_missing_changes_are_refused_with_a_fix(
     [fake] = re.findall(rf"python manage\.py (migrate --fake {APP} NAME)", words)
     project(database).manage(*fake.replace("NAME", "0011").split())
     project(database).manage("migrate", APP)
-    assert migrate(database) == NOTHING
+    assert migrate(database) == told(ARE_THERE, ARE_MADE)
 
 
 def test_a_later_version_is_used_as_it_is(engine: str, djangos: Database) -> None:
     insert_record(djangos, "0015_task_priority")
     djangos.execute(f"alter table {TABLE} add column priority integer")
-    told = succeed("migrate", "--database", djangos.url)
-    assert "0015_task_priority" in told
+    assert "later django-celery-results (0015_task_priority)" in migrate(djangos)
+    # The tables for chords are created beside them.
+    drop_chord_tables(djangos)
+    words = migrate(djangos)
+    assert "0015_task_priority" in words
+    assert f"Celeriac {ARE_MADE}" in words
+    # A later version of these is used as it is too.
+    insert_record(djangos, "0099_later", CHORDS_APP)
+    assert "later Celeriac (0099_later)" in migrate(djangos)
     # Unless it has a required column that is unknown.
     djangos.execute(
         f"alter table {TABLE} add column tenant varchar(10) not null"
