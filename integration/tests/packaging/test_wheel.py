@@ -52,6 +52,7 @@ def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:
     assert folders == {"celeriac", f"celeriac-{version}.data", f"celeriac-{version}.dist-info"}
     assert f"celeriac-{version}.data/scripts/celeriac" in names
     assert "celeriac/py.typed" in names
+    assert "celeriac/migrations/0001_initial.py" in names
     assert any(name.endswith("LICENSE-MIT") for name in names)
 
 
