@@ -164,6 +164,18 @@ def test_tables_of_2_0_are_left_to_django(
     assert f"run `python manage.py migrate {APP}`" in refused(database)
 
 
+def test_tables_for_chords_of_an_older_django_are_accepted(
+    engine: str, databases: Databases, project: Callable[..., Project]
+) -> None:
+    # GIVEN tables that Django 3.2 has created, with a sequence instead of an identity column
+    database = databases.empty(engine)
+    old = project(database, "oldest")
+    old.manage("makemigrations", "--check", "--dry-run", CHORDS_APP)
+    old.manage("migrate", CHORDS_APP)
+    # WHEN Celeriac migrates, THEN it uses them
+    assert migrate(database) == told(ARE_MADE, ARE_THERE)
+
+
 def test_ids_have_the_length_of_the_setting(
     engine: str, databases: Databases, project: Callable[..., Project]
 ) -> None:
