@@ -21,7 +21,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
 django.setup()
 
 from celeriac import hints as module  # noqa: E402
-from celeriac.hints import Hints, hints  # noqa: E402
+from celeriac.hints import Hints  # noqa: E402
 from django.db import connection, connections  # noqa: E402
 from django_celery_results.models import TaskResult  # noqa: E402
 from shop.celery import app  # noqa: E402
@@ -81,7 +81,7 @@ def finish(*task_ids: str) -> None:
 
 
 def hub() -> Hints:
-    return hints(app, app.backend.options)
+    return Hints.of(app, app.backend.options)
 
 
 def is_listening() -> bool:

@@ -28,7 +28,7 @@ from celery.utils.serialization import b64encode
 
 from . import message
 from .options import Options, configured_url
-from .publisher import Publisher, PublishError, RefusedError, publisher
+from .publisher import Publisher, PublishError, RefusedError
 from .waiting import ResultConsumer, unready
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
 
     @property
     def publisher(self) -> Publisher:
-        return publisher(self.app, self.options)
+        return Publisher.of(self.app, self.options)
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         if isinstance(exc, PublishError):

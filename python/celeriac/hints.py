@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import socket
 import threading
@@ -27,6 +26,7 @@ from celery.utils.log import get_logger
 
 from .options import Options
 from .publisher import FAILURES, connect, transport
+from .shared import Shared
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -150,7 +150,7 @@ class Wait:
         self._hints.sleep(self._event, min(self.pause(), seconds))
 
 
-class Hints:
+class Hints(Shared):
     """The hints for one app in this process, and the waits that they wake.
 
     `AsyncResult.__del__` and the end of a generator can be called by the garbage collector at any
@@ -158,8 +158,7 @@ class Hints:
     """
 
     def __init__(self, app: Celery, options: Options) -> None:
-        self._app = weakref.proxy(app)
-        self._options = options
+        super().__init__(app, options)
         self._has_threads = has_threads()
         self._explained: tuple[float, str] = (0.0, "")
         self._reset()
@@ -438,32 +437,4 @@ def has_threads() -> bool:
     return any(opt.get(name) not in off for name in ("enable-threads", "threads", "gevent"))
 
 
-# One object serves all backends of an app: up to Celery 5.2 each thread has its own backend.
-_hints: weakref.WeakKeyDictionary[Celery, dict[Options, Hints]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
 _inherited: list[object] = []
-_pid = os.getpid()
-
-
-def hints(app: Celery, options: Options) -> Hints:
-    """The hints of this process for an app and its options."""
-    if _pid != os.getpid():  # uWSGI forks without telling Python
-        _after_fork_in_child()
-    with _lock:
-        found = _hints.setdefault(app, {})
-        if options not in found:
-            found[options] = Hints(app, options)
-        return found[options]
-
-
-def _after_fork_in_child() -> None:
-    global _lock, _pid
-    _lock, _pid = threading.Lock(), os.getpid()
-    for found in list(_hints.values()):
-        for one in found.values():
-            one.forget_inherited()
-
-
-# Not on Windows, which has no fork.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

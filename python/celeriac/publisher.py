@@ -10,11 +10,9 @@ process can produce, even with 1,000 greenlets.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +27,7 @@ from kombu.transport import pyamqp
 from kombu.utils.functional import fxrange
 
 from .options import Options
+from .shared import Shared
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -66,12 +65,11 @@ class RefusedError(PublishError):
     """RabbitMQ refuses a message, and will do so until permissions or names are changed."""
 
 
-class Publisher:
+class Publisher(Shared):
     """Publishes the messages of one app to the queue in `options`."""
 
     def __init__(self, app: Celery, options: Options) -> None:
-        self._app = weakref.proxy(app)
-        self._options = options
+        super().__init__(app, options)
         self._limit = app.conf.broker_pool_limit
         self._is_failing = False
         self._reset()
@@ -432,31 +430,5 @@ def connect(broker: Connection, use: Callable[[amqp.Connection], T]) -> T:
     raise AssertionError("there is at least one broker")
 
 
-# One publisher serves all backends of an app: up to Celery 5.2 each thread has its own backend.
-_publishers: weakref.WeakKeyDictionary[Celery, dict[Options, Publisher]]
-_publishers = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
 _inherited: list[Link] = []
 _warned: set[str] = set()
-
-
-def publisher(app: Celery, options: Options) -> Publisher:
-    """The publisher of this process for an app and its options."""
-    with _lock:
-        publishers = _publishers.setdefault(app, {})
-        if options not in publishers:
-            publishers[options] = Publisher(app, options)
-        return publishers[options]
-
-
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
-    for publishers in list(_publishers.values()):
-        for one in publishers.values():
-            one.forget_inherited()
-
-
-# Not on Windows, which has no fork.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

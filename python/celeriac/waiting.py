@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
@@ -18,7 +16,8 @@ from celery.exceptions import TimeoutError
 from celery.result import ResultSet
 from celery.utils.log import get_logger
 
-from .hints import EVERY_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS, Hints, Wait, hints
+from .hints import EVERY_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS, Hints, Wait
+from .shared import Forgetful, notice_fork
 
 if TYPE_CHECKING:
     from celery.result import AsyncResult, ResultBase
@@ -35,7 +34,7 @@ MOST_WATCHED = 250
 Meta = dict[str, Any]
 
 
-class ResultConsumer(BaseResultConsumer):
+class ResultConsumer(BaseResultConsumer, Forgetful):
     """Reads the rows of results that somebody waits for, and of those that have callbacks.
 
     Every wait reads rows in its own thread, to which Django's connection belongs. Celery's
@@ -43,23 +42,21 @@ class ResultConsumer(BaseResultConsumer):
     """
 
     def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+        BaseResultConsumer.__init__(self, *args)
+        Forgetful.__init__(self)
         # Those for gevent and eventlet call `drain_events` in a greenlet of their own.
         self.drainer = Drainer(self)
         #: The ids of results with callbacks.
         self._watched: set[str] = set()
         self._kept: OrderedDict[str, AsyncResult] = OrderedDict()
         self._watched_at = 0.0
-        _consumers.add(self)
 
     @property
     def hints(self) -> Hints:
-        return hints(self.app, self.backend.options)
-
-    def start(self, initial_task_id: str, **kwargs: Any) -> None:
-        self.consume_from(initial_task_id)
+        return Hints.of(self.app, self.backend.options)
 
     def consume_from(self, task_id: str) -> None:
+        notice_fork()
         self._watched.add(str(task_id))
 
     def cancel_for(self, task_id: str) -> None:
@@ -73,7 +70,7 @@ class ResultConsumer(BaseResultConsumer):
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
-    def on_after_fork(self) -> None:
+    def forget_inherited(self) -> None:
         # The parent calls the callbacks.
         self._watched.clear()
         self._kept.clear()
@@ -246,16 +243,3 @@ async def aget(result: ResultBase, timeout: float | None = None, propagate: bool
                     await wait.sleep_async()
     # Everything is known now, except perhaps whether a parent failed.
     return await sync_to_async(result.get)(propagate=propagate)
-
-
-_consumers: weakref.WeakSet[ResultConsumer] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for consumer in list(_consumers):
-        consumer._after_fork()
-
-
-# Not on Windows, which has no fork.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
