@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -297,8 +297,6 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
             logger.warning("%s: %s", what, error)
 
     def _get_task_meta_for(self, task_id: Any) -> Any:
-        if isinstance(task_id, Several):
-            return self.reader.with_rows(task_id)
         return self.reader._get_task_meta_for(task_id)
 
     def final_metas(self, task_ids: Iterable[str]) -> dict[str, Any]:
@@ -315,8 +313,8 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
             else:
                 unknown.append(task_id)
         for first in range(0, len(unknown), ROWS):
-            # `get_task_meta` repeats what fails (`result_backend_always_retry`).
-            reader = self.get_task_meta(Several(unknown[first : first + ROWS]), cache=False)
+            # Unlike `get_task_meta`, this does not repeat what fails; the waits do.
+            reader = self.reader.with_rows(unknown[first : first + ROWS])
             for task_id in reader.TaskModel:
                 try:
                     meta = reader._get_task_meta_for(task_id)
@@ -421,16 +419,10 @@ def unpickle(
     return backend
 
 
-class Several(tuple):
-    """The ids of tasks that are read at once, where Celery has the id of one."""
-
-    __slots__ = ()
-
-
 class Rows(dict):
     """Rows of tasks that have ended, in place of the model `TaskResult` and its manager."""
 
-    def __init__(self, model: Any, task_ids: Several) -> None:
+    def __init__(self, model: Any, task_ids: list[str]) -> None:
         rows = model._default_manager.filter(
             task_id__in=task_ids, status__in=sorted(states.READY_STATES)
         )
@@ -471,19 +463,46 @@ def database_backend() -> type[DatabaseBackend]:
             "'django_celery_results' to INSTALLED_APPS"
         )
     from django.conf import settings
-    from django.db import connections, models, router
+    from django.db import InterfaceError, OperationalError, connections, models, router
     from django.utils.timezone import make_naive
     from django_celery_results.backends.database import DatabaseBackend
+    from django_celery_results.models import TaskResult
 
     class Reader(DatabaseBackend):
         """Reports a task whose end is known only from an event as STARTED, because its result has
         not arrived yet, or is stored elsewhere or nowhere."""
 
-        def with_rows(self, task_ids: Several) -> Reader:
+        def with_rows(self, task_ids: list[str]) -> Reader:
             """A copy that knows these tasks' rows, if they have ended, and no others."""
             copy = object.__new__(type(self))
-            copy.__dict__ = {**self.__dict__, "TaskModel": Rows(self.TaskModel, task_ids)}
+            with self._mending():
+                copy.__dict__ = {**self.__dict__, "TaskModel": Rows(self.TaskModel, task_ids)}
             return copy
+
+        def _get_task_meta_for(self, task_id: Any) -> Any:
+            with self._mending():
+                return super()._get_task_meta_for(task_id)
+
+        @contextmanager
+        def _mending(self) -> Iterator[None]:
+            try:
+                yield
+            except (InterfaceError, OperationalError):
+                self._mend()
+                raise
+
+        def _mend(self) -> bool:
+            """Closes a broken connection, so that the next statement opens another. Django does so
+            only between requests. Returns False in a transaction, which would be lost."""
+            for database in {router.db_for_read(TaskResult), router.db_for_write(TaskResult)}:
+                if connections[database].in_atomic_block:
+                    return False
+                connections[database].close_if_unusable_or_obsolete()
+            return True
+
+        def exception_safe_to_retry(self, exc: BaseException) -> bool:
+            """django-celery-results names only `InterfaceError`, and psycopg raises the other."""
+            return isinstance(exc, (InterfaceError, OperationalError)) and self._mend()
 
         def store_started(self, task_id: Any, date_done: str, columns: dict[str, Any]) -> bool:
             """Inserts a row, or updates one that is older. django-celery-results would overwrite

@@ -16,7 +16,7 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from kombu import Connection
 
 logger = get_logger(__name__)
+
+Meta = dict[str, Any]
 
 #: The exchange to which the daemon publishes hints, and the version that is understood.
 EXCHANGE = "celeriac.stored"
@@ -96,6 +98,12 @@ class Wait:
         self._everything_at = self._read_at = now
         #: Tasks of which a hint says that they have ended, and their rows do not yet.
         self._late: set[str] = set()
+        #: What has been found, or the error that ends the wait.
+        self._found: list[Meta] = []
+        self._error: Exception | None = None
+        #: How often in a row reading has failed, and the last time why.
+        self._failures = 0
+        self.failure: Exception | None = None
         #: The ids in hints, or None if hints begin or cease to be received.
         self._news: deque[set[str] | None] = deque()
         self._event = self._new_event()
@@ -112,7 +120,7 @@ class Wait:
         self._event.set()
 
     def due(self) -> set[str]:
-        """The ids to read now; if there are any, `read` has to follow."""
+        """The ids to read now; if there are any, `read` or `fail` has to follow."""
         self._event.clear()
         now = time.monotonic()
         is_everything = now >= self._everything_at or now >= self._deadline
@@ -129,12 +137,38 @@ class Wait:
             return self.ids | hinted
         return hinted | self._late if is_due else hinted
 
-    def read(self, final: Iterable[str]) -> None:
-        """Notes that what was due has been read, and that these tasks have ended."""
-        self.ids.difference_update(final)
+    def read(self, found: Mapping[str, Meta | Exception]) -> None:
+        """Notes that what was due has been read, and which tasks have ended."""
+        for task_id in [one for one in found if one in self.ids]:
+            meta = found[task_id]
+            if isinstance(meta, Exception):
+                self._error = meta
+            else:
+                self._found.append(meta)
+                self.ids.discard(task_id)
         self._late &= self.ids
+        self._failures, self.failure = 0, None
+        self._postpone()
+
+    def fail(self, error: Exception, max_retries: float) -> None:
+        """Notes that what was due could not be read, and how often it may be tried again."""
+        self._failures += 1
+        self.failure = error
+        if self._failures > max_retries:
+            self._error = error
+        self._postpone()
+        self._everything_at = self._read_at
+
+    def _postpone(self) -> None:
         self._read_at = time.monotonic() + min(self._delay, self._longest)
         self._delay = min(self._delay * 2, LONGEST_SECONDS)
+
+    def take(self) -> list[Meta]:
+        """The final metas that were found since the last call."""
+        if self._error:
+            raise self._error
+        found, self._found = self._found, []
+        return found
 
     def is_over(self) -> bool:
         return time.monotonic() >= self._deadline

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from itertools import islice
@@ -16,7 +17,7 @@ from celery.exceptions import TimeoutError
 from celery.result import ResultSet
 from celery.utils.log import get_logger
 
-from .hints import EVERY_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS, Hints, Wait
+from .hints import EVERY_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS, Hints, Meta, Wait
 from .shared import Forgetful, notice_fork
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ KEPT = 1000
 
 #: How many of the results with callbacks are read in a second without a hint.
 MOST_WATCHED = 250
-
-Meta = dict[str, Any]
 
 
 class ResultConsumer(BaseResultConsumer, Forgetful):
@@ -50,6 +49,10 @@ class ResultConsumer(BaseResultConsumer, Forgetful):
         self._watched: set[str] = set()
         self._kept: OrderedDict[str, AsyncResult] = OrderedDict()
         self._watched_at = 0.0
+        self._is_failing = False
+        #: The coroutines of each event loop that want to read.
+        self._asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, deque[AsyncWait]]
+        self._asking = weakref.WeakKeyDictionary()
 
     @property
     def hints(self) -> Hints:
@@ -122,11 +125,12 @@ class ResultConsumer(BaseResultConsumer, Forgetful):
         wait = Wait(self.hints, ids, self._watched, timeout, interval)
         with self.hints.waiting(wait):
             while wait.ids:
-                yield self.read(wait)
+                self.read(wait)
+                yield wait.take()
                 if not wait.ids:
                     return
                 if wait.is_over():
-                    raise TimeoutError(self._explain(timeout))
+                    raise self.timed_out(wait, timeout)
                 if max_iterations is not None and (max_iterations := max_iterations - 1) <= 0:
                     return
                 if time.monotonic() >= interval_at:
@@ -135,24 +139,66 @@ class ResultConsumer(BaseResultConsumer, Forgetful):
                         on_interval()
                 wait.sleep(max(interval_at - time.monotonic(), 0))
 
-    def read(self, wait: Wait) -> list[Meta]:
-        """The final metas of the wait's tasks among those that are due."""
-        if not (due := wait.due()):
-            return []
-        found = self.backend.final_metas(due | self._others(wait))
-        own = [found[task_id] for task_id in found if task_id in wait.ids]
+    def read(self, *waits: Wait) -> None:
+        """Reads what is due for these waits, with one statement."""
+        asked = [(wait, due) for wait in waits if (due := wait.due())]
+        if not asked:
+            return
+        try:
+            due = self._others().union(*(due for _, due in asked))
+            found = self.backend.final_metas(due)
+        except Exception as error:
+            is_temporary = self.backend.always_retry and self.backend.exception_safe_to_retry(error)
+            for wait, _ in asked:
+                wait.fail(error, self.backend.max_retries if is_temporary else 0)
+            if is_temporary and not self._is_failing:
+                self._is_failing = True
+                logger.warning("results cannot be read, and are tried again: %s", error)
+            return
+        self._is_failing = False
         for task_id, meta in found.items():
-            if isinstance(meta, Exception):
-                if task_id in wait.ids:
-                    raise meta
+            if task_id not in self._watched:
+                continue
+            if not isinstance(meta, Exception):
+                self.on_state_change(meta, None)
+            elif not any(task_id in wait.ids for wait, _ in asked):
                 logger.warning("the result of the task %s cannot be read: %s", task_id, meta)
                 self.cancel_for(task_id)
-            elif task_id in self._watched:
-                self.on_state_change(meta, None)
-        wait.read(found)
-        return own
+        for wait, _ in asked:
+            wait.read(found)
 
-    def _others(self, wait: Wait) -> set[str]:
+    async def read_together(self, wait: AsyncWait) -> None:
+        """Reads with one statement what is due for all coroutines that ask at the same time.
+
+        Each asks in its own thread, as those of other requests may be busy. The thread that is the
+        first reads for all.
+        """
+        from asgiref.sync import sync_to_async
+
+        asking = self._asking.setdefault(wait.loop, deque())
+
+        def read() -> None:
+            waits: list[AsyncWait] = []
+            try:
+                with suppress(IndexError):
+                    while True:
+                        waits.append(asking.popleft())
+                self.read(*waits)
+            finally:
+                for one in waits:
+                    one.call(one.answered.set)
+
+        wait.answered.clear()
+        asking.append(wait)
+        try:
+            await asyncio.sleep(0)  # the others of this moment ask
+            await sync_to_async(read)()
+            await wait.answered.wait()
+        finally:
+            with suppress(ValueError):
+                asking.remove(wait)
+
+    def _others(self) -> set[str]:
         """Once a second, some of the results with callbacks that no wait is for."""
         if not self._watched or time.monotonic() < self._watched_at:
             return set()
@@ -160,10 +206,16 @@ class ResultConsumer(BaseResultConsumer, Forgetful):
         others = self._watched.difference(*self.hints.waited_for())
         return set(islice(others, MOST_WATCHED))
 
-    def _explain(self, timeout: float | None) -> str:
-        # The question takes up to two seconds if the broker does not answer.
-        is_short = timeout is not None and timeout < 1
-        return "The operation timed out." if is_short else self.hints.explain()
+    def timed_out(self, wait: Wait, timeout: float | None) -> TimeoutError:
+        words = "The operation timed out."
+        if wait.failure:
+            words = f"The operation timed out: {wait.failure}"
+        elif timeout is None or timeout >= 1:
+            # The question takes up to two seconds if the broker does not answer.
+            words = self.hints.explain()
+        error = TimeoutError(words)
+        error.__cause__ = wait.failure
+        return error
 
 
 def leaves(result: ResultBase) -> Iterator[AsyncResult]:
@@ -203,16 +255,21 @@ class AsyncWait(Wait):
     """A wait that blocks no thread."""
 
     def _new_event(self) -> asyncio.Event:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        self.answered = asyncio.Event()
         return asyncio.Event()
 
-    def _wake(self) -> None:
+    def call(self, function: Callable[[], object]) -> None:
+        """Calls a function in the thread of the event loop."""
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._event.set)
+            self.loop.call_soon_threadsafe(function)
+
+    def _wake(self) -> None:
+        self.call(self._event.set)
 
     async def sleep_async(self) -> None:
         self._hints.start()
-        timer = self._loop.call_later(self.pause(), self._event.set)
+        timer = self.loop.call_later(self.pause(), self._event.set)
         try:
             await self._event.wait()
         finally:
@@ -224,22 +281,25 @@ async def aget(result: ResultBase, timeout: float | None = None, propagate: bool
     from asgiref.sync import sync_to_async
 
     waiting = {} if getattr(result, "ignored", False) else unready(result)
+    found: list[Meta] = []
     if waiting:
         consumer = getattr(result.backend, "result_consumer", None)
         if not isinstance(consumer, ResultConsumer):
             raise TypeError("aget waits for results of celeriac://, and this is another backend's")
         wait = AsyncWait(consumer.hints, set(waiting), consumer._watched, timeout, LONGEST_SECONDS)
-
-        def read() -> None:
-            settle(waiting, consumer.read(wait))
-
         with consumer.hints.waiting(wait):
             while wait.ids:
-                await sync_to_async(read)()
+                await consumer.read_together(wait)
+                found += wait.take()
                 if wait.ids and wait.is_over():
-                    explain = sync_to_async(consumer._explain, thread_sensitive=False)
-                    raise TimeoutError(await explain(timeout))
+                    timed_out = sync_to_async(consumer.timed_out, thread_sensitive=False)
+                    raise await timed_out(wait, timeout)
                 if wait.ids:
                     await wait.sleep_async()
-    # Everything is known now, except perhaps whether a parent failed.
-    return await sync_to_async(result.get)(propagate=propagate)
+
+    def get() -> Any:
+        settle(waiting, found)
+        # Everything is known now, except perhaps whether a parent failed.
+        return result.get(propagate=propagate)
+
+    return await sync_to_async(get)()

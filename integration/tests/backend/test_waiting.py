@@ -6,16 +6,25 @@ The programs run in a process of a Django project; they write the rows and the h
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import amqp
 import pytest
 
-from harness.broker import RESULTS, Broker
+from harness import results
+from harness.broker import HINTS, RESULTS, Broker
+from harness.daemon import Daemon
+from harness.database import Database
 from harness.environments import INTEGRATION, PACKAGE
 from harness.matrix import full
+from harness.processes import wait_until
 from harness.project import SITE, Project
 from harness.proxy import Proxy
 from harness.services import RabbitMQ
@@ -37,6 +46,21 @@ def run(make_project: Callable[..., Project]) -> Run:
         return make_project(version, **settings).execute(program)
 
     return run
+
+
+@contextmanager
+def started(project: Project, program: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that the test talks to; it is killed at the end."""
+    child = subprocess.Popen(
+        [str(project.python), "-c", program],
+        cwd=SITE, env=project.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
 
 
 # With hints -----------------------------------------------------------------------------------
@@ -377,6 +401,85 @@ def test_threads(run: Run, version: str) -> None:
     assert "all is well" in run(THREADS, version)
 
 
+STOPPED = """
+from harness.reader import *
+
+module.HEARTBEAT_SECONDS = 300
+declare()
+listen()
+heard = set()
+deliver = hub()._listener._deliver
+hub()._listener._deliver = lambda ids: (heard.update(ids), deliver(ids))
+
+def say():
+    wait_until(waits, "the wait", 30)
+    print("waiting", flush=True)
+
+threading.Thread(target=say).start()
+assert app.AsyncResult("target").get(timeout=300) == 42
+print("got", flush=True)
+wait_until(lambda: "last" in heard, "the last hint", 60)
+assert "target" not in heard and is_listening()
+helper = later(finish, "after")
+assert app.AsyncResult("after").get(timeout=30) == "after"
+helper.join()
+print("all is well", flush=True)
+"""
+
+
+def test_a_full_queue_drops_hints(
+    make_project: Callable[..., Project],
+    make_daemon: Callable[..., Daemon],
+    rabbitmq: RabbitMQ,
+    broker: Broker,
+) -> None:
+    project = make_project()
+    database = Database(project.env["DATABASE_URL"])
+    make_daemon(broker.url, database.url).start_consuming()
+    vhost = broker.url.rpartition("/")[2]
+    lengths = []
+
+    def length() -> int:
+        columns = ("name", "messages", "message_bytes")
+        listed = rabbitmq.control("list_queues", "--no-table-headers", "-p", vhost, *columns)
+        [line] = [line for line in listed.splitlines() if line.startswith("celeriac.waiting.")]
+        messages, size_bytes = map(int, line.split()[1:])
+        lengths.append((messages, size_bytes))
+        return messages
+
+    def fill() -> int:
+        ids = [[f"other-{number}-{'x' * 200}", "SUCCESS"] for number in range(300)]
+        body = json.dumps({"version": 1, "final": ids})
+        message = amqp.Message(body, content_type="application/json")
+        with broker.channel() as channel:
+            for _ in range(50):
+                channel.basic_publish(message, HINTS, f"{RESULTS}.final")
+        return length()
+
+    with started(project, STOPPED) as child:
+        assert child.stdout.readline() == "waiting\n"
+        # GIVEN a waiting process that stands still, and whose sockets are full
+        child.send_signal(signal.SIGSTOP)
+        wait_until(fill, "messages in the queue", 60)
+        # WHEN its own task ends, and thousands of others after it
+        broker.publish(results.result("target"))
+        wait_until(lambda: "target" in database.statuses(), "the row", 60)
+        others = [f"{number:0255}" for number in range(6000)]
+        broker.publish_many((RESULTS, results.result(other)) for other in others)
+        wait_until(lambda: length() and database.count() >= len(others) + 1, "the rows", 120, 0.5)
+        broker.publish(results.result("last"))
+        wait_until(lambda: "last" in database.statuses(), "the last row", 60)
+        # THEN its queue is bounded, and it soon has the result although the hint was dropped
+        assert length()
+        assert all(count <= 1000 and size <= 1024 * 1024 for count, size in lengths), lengths
+        began = time.monotonic()
+        child.send_signal(signal.SIGCONT)
+        assert child.stdout.readline() == "got\n", child.communicate()
+        seconds = time.monotonic() - began
+        assert seconds < 5, seconds
+        assert child.communicate(timeout=110) == ("all is well\n", "")
+
+
 # Without hints --------------------------------------------------------------------------------
 
 POLL = """
@@ -470,12 +573,7 @@ def test_the_broker_goes_while_threads_wait(
             program = BREAK.replace("\n\ndeclare", "\nmodule.HEARTBEAT_SECONDS = 2\ndeclare")
         project = make_project(HINTS_URL=broker.url)
         project.env["CELERY_BROKER_URL"] = proxy.url
-        child = subprocess.Popen(
-            [str(project.python), "-c", program],
-            cwd=SITE, env=project.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
+        with started(project, program) as child:
             assert child.stdout.readline() == "waiting\n"
             if fault == "close":
                 vhost = broker.url.rpartition("/")[2]
@@ -490,9 +588,98 @@ def test_the_broker_goes_while_threads_wait(
                 proxy.accept()
             output, errors = child.communicate("\n", timeout=110)
             assert (said, output, errors) == ("polling\n", "all is well\n", "")
-        finally:
-            child.kill()
-            child.wait()
+
+
+AWAY = """
+import asyncio, celeriac, sys
+from harness.reader import *
+from celery.exceptions import TimeoutError
+from django.db import OperationalError, transaction
+
+def ask(what):
+    print(what, flush=True)
+    sys.stdin.readline()
+
+def get(task_id, timeout=60):
+    try:
+        return app.AsyncResult(task_id).get(timeout=timeout)
+    except Exception as error:
+        return error
+
+def together(count, timeout=60):
+    waits = [celeriac.aget(app.AsyncResult(f"a{n}"), timeout) for n in range(count)]
+    async def main():
+        return await asyncio.gather(*waits, return_exceptions=True)
+    return asyncio.run(main())
+
+def at_the_hint():
+    wait_until(waits, "a wait", 30)
+    ask("refuse")
+    hint("t0")
+
+declare()
+listen()
+for number in range(4):
+    store(f"t{number}")
+    store(f"a{number}")
+TaskResult.objects.filter(task_id="t0").delete()
+
+# The database goes while something waits
+helper = threading.Thread(target=at_the_hint)
+helper.start()
+assert isinstance(get("t0"), OperationalError)
+helper.join()
+assert isinstance(get("t1"), OperationalError)
+assert [type(found) for found in together(4)] == [OperationalError] * 4
+assert isinstance(get("t1", timeout=0), OperationalError)
+ask("accept")
+assert get("t1") == 42 and together(4) == [42] * 4
+
+# The same with retries: the timeout counts, and the wait goes on when the database is back
+app.backend.always_retry = True
+helper = threading.Thread(target=at_the_hint)
+helper.start()
+error = get("t0", timeout=2)
+helper.join()
+assert isinstance(error, TimeoutError) and isinstance(error.__cause__, OperationalError)
+assert str(error).startswith("The operation timed out: "), error
+app.backend.max_retries = 2
+assert isinstance(get("t2"), OperationalError)
+app.backend.max_retries = float("inf")
+assert [type(found) for found in together(2, timeout=1)] == [TimeoutError] * 2
+helper = later(ask, "accept", seconds=0.5)
+assert get("t2") == 42
+helper.join()
+
+# A transaction is lost with its connection
+with transaction.atomic():
+    assert get("t3") == 42
+    ask("cut")
+    assert isinstance(get("t0"), OperationalError)
+    transaction.set_rollback(True)
+app.backend._cache.clear()
+assert get("t3") == 42
+assert len([record for record in logged if "tried again" in record.getMessage()]) == 1, logged
+assert not waits()
+print("all is well", flush=True)
+"""
+
+
+def test_the_database_goes_while_something_waits(
+    make_project: Callable[..., Project], broker: Broker
+) -> None:
+    project = make_project()
+    with Proxy(project.env["DATABASE_URL"], 5432) as proxy:
+        project.env["DATABASE_URL"] = proxy.url
+        with started(project, AWAY) as child:
+            for fault in ("refuse", "accept", "refuse", "accept", "cut"):
+                said = child.stdout.readline()
+                assert said == f"{fault}\n", (fault, said, child.communicate())
+                getattr(proxy, fault)()
+                child.stdin.write("\n")
+                child.stdin.flush()
+            output, errors = child.communicate(timeout=110)
+            assert output == "all is well\n", errors
 
 
 EXPLAIN = """
@@ -744,6 +931,51 @@ print("all is well")
 @pytest.mark.parametrize("version", ["celery-5.7", full("oldest")])
 def test_aget(run: Run, version: str) -> None:
     assert "all is well" in run(ASYNC, version)
+
+
+TOGETHER = """
+import asyncio
+import celeriac
+from harness.reader import *
+from asgiref.sync import ThreadSensitiveContext
+from django.db.backends.utils import CursorWrapper
+
+reads = []
+execute = CursorWrapper.execute
+
+def note(self, sql, params=None):
+    if sql.startswith("SELECT"):
+        reads.append(sql)
+    return execute(self, sql, params)
+
+async def in_a_request(name):
+    # As Django's handler for ASGI does, with a thread for each request
+    async with ThreadSensitiveContext():
+        return await celeriac.aget(app.AsyncResult(name), 60)
+
+async def main(prefix, one):
+    names = [f"{prefix}{number}" for number in range(50)]
+    gathered = asyncio.gather(*(one(name) for name in names))
+    while waits() < 50 or not reads:
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(lambda: (finish(*names), connections.close_all()))
+    assert await gathered == names
+
+declare()
+listen()
+CursorWrapper.execute = note
+for prefix, one in ("a", lambda name: celeriac.aget(app.AsyncResult(name), 60)), ("r", in_a_request):
+    reads.clear()
+    with Clock() as clock:
+        asyncio.run(main(prefix, one))
+    own = [sql for sql in reads if " IN (" in sql]
+    assert len(own) <= 10 + clock.seconds * 3, (clock.seconds, len(own))
+print("all is well")
+"""
+
+
+def test_coroutines_read_together(run: Run) -> None:
+    assert "all is well" in run(TOGETHER)
 
 
 # Eager tasks, and workers without Django ------------------------------------------------------
