@@ -15,8 +15,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
     from celery import Celery
     from kombu import Connection
 
-logger = get_logger(__name__)
+    from .waiting import Wait
 
-Meta = dict[str, Any]
+logger = get_logger(__name__)
 
 #: The exchange to which the daemon publishes hints, and the version that is understood.
 EXCHANGE = "celeriac.stored"
@@ -63,125 +62,8 @@ ANSWER_SECONDS = 10.0
 #: The same for the question why nothing has come, which delays an error.
 EXPLAIN_SECONDS = 1.0
 
-#: How often rows are read although hints are received, because a hint may be lost.
-EVERY_SECONDS = 1.0
-
-#: The growing waits between two reads without hints, or after a hint whose row is not there yet.
-SHORTEST_SECONDS, LONGEST_SECONDS = 0.005, 0.5
-
-#: The first of these waits while the connection for hints is being opened.
-CONNECTING_SECONDS = 0.1
-
-
 #: What is raised if hints cannot be received; the last two are about the client of another broker.
 UNUSABLE = (*FAILURES, ImproperlyConfigured, ImportError, LookupError)
-
-
-class Wait:
-    """A wait for the final rows of tasks; it knows which of them to read when.
-
-    `ids` are the tasks that have not ended yet. `watched` are further ids, whose rows are read if
-    a hint names them and no other wait is for them.
-    """
-
-    def __init__(
-        self, hints: Hints, ids: set[str], watched: set[str], timeout: float | None, interval: float
-    ) -> None:
-        self.ids = ids
-        self.watched = watched
-        self._hints = hints
-        now = time.monotonic()
-        self._deadline = float("inf") if timeout is None else now + timeout
-        self._longest = min(max(interval, SHORTEST_SECONDS), LONGEST_SECONDS)
-        self._delay = SHORTEST_SECONDS if hints.is_failing else CONNECTING_SECONDS
-        #: When to read everything, and when to read again what has not ended.
-        self._everything_at = self._read_at = now
-        #: Tasks of which a hint says that they have ended, and their rows do not yet.
-        self._late: set[str] = set()
-        #: What has been found, or the error that ends the wait.
-        self._found: list[Meta] = []
-        self._error: Exception | None = None
-        #: How often in a row reading has failed, and the last time why.
-        self._failures = 0
-        self.failure: Exception | None = None
-        #: The ids in hints, or None if hints begin or cease to be received.
-        self._news: deque[set[str] | None] = deque()
-        self._event = self._new_event()
-
-    def _new_event(self) -> Any:
-        return threading.Event()
-
-    def tell(self, news: set[str] | None) -> None:
-        """Called by the thread that receives hints."""
-        self._news.append(news)
-        self._wake()
-
-    def _wake(self) -> None:
-        self._event.set()
-
-    def due(self) -> set[str]:
-        """The ids to read now; if there are any, `read` or `fail` has to follow."""
-        self._event.clear()
-        now = time.monotonic()
-        is_everything = now >= self._everything_at or now >= self._deadline
-        hinted: set[str] = set()
-        while self._news:
-            news = self._news.popleft()
-            is_everything = is_everything or news is None
-            hinted |= news or set()
-            self._delay = SHORTEST_SECONDS
-        self._late |= hinted & self.ids
-        is_due = now >= self._read_at
-        if is_everything or (is_due and not self._hints.is_listening):
-            self._everything_at = now + EVERY_SECONDS
-            return self.ids | hinted
-        return hinted | self._late if is_due else hinted
-
-    def read(self, found: Mapping[str, Meta | Exception]) -> None:
-        """Notes that what was due has been read, and which tasks have ended."""
-        for task_id in [one for one in found if one in self.ids]:
-            meta = found[task_id]
-            if isinstance(meta, Exception):
-                self._error = meta
-            else:
-                self._found.append(meta)
-                self.ids.discard(task_id)
-        self._late &= self.ids
-        self._failures, self.failure = 0, None
-        self._postpone()
-
-    def fail(self, error: Exception, max_retries: float) -> None:
-        """Notes that what was due could not be read, and how often it may be tried again."""
-        self._failures += 1
-        self.failure = error
-        if self._failures > max_retries:
-            self._error = error
-        self._postpone()
-        self._everything_at = self._read_at
-
-    def _postpone(self) -> None:
-        self._read_at = time.monotonic() + min(self._delay, self._longest)
-        self._delay = min(self._delay * 2, LONGEST_SECONDS)
-
-    def take(self) -> list[Meta]:
-        """The final metas that were found since the last call."""
-        if self._error:
-            raise self._error
-        found, self._found = self._found, []
-        return found
-
-    def is_over(self) -> bool:
-        return time.monotonic() >= self._deadline
-
-    def pause(self) -> float:
-        """The seconds until something is due if no hint comes."""
-        is_calm = self._hints.is_listening and not self._late
-        at = self._everything_at if is_calm else self._read_at
-        return max(min(at, self._deadline) - time.monotonic(), 0)
-
-    def sleep(self, seconds: float) -> None:
-        """Waits until something is due or news come, but not longer than this."""
-        self._hints.sleep(self._event, min(self.pause(), seconds))
 
 
 class Hints(Shared):
@@ -194,7 +76,7 @@ class Hints(Shared):
     def __init__(self, app: Celery, options: Options) -> None:
         super().__init__(app, options)
         self._has_threads = has_threads()
-        self._explained: tuple[float, str] = (0.0, "")
+        self._ask_at, self._reason = 0.0, ""
         self._reset()
 
     def _reset(self) -> None:
@@ -288,7 +170,9 @@ class Hints(Shared):
                 time.sleep(min(pause, seconds))
             else:
                 broker = self._broker(heartbeat=HEARTBEAT_SECONDS)
-                self._listener = connect(broker, self._listen_on)
+                self._listener = connect(
+                    broker, lambda line: Listener(line, self._options, self._deliver)
+                )
                 if self.is_failing:
                     logger.info("hints of stored results are received again")
                 self.is_failing = False
@@ -299,9 +183,6 @@ class Hints(Shared):
             if not self._has_threads and not isinstance(error, UNUSABLE):
                 raise
             self._fail(error)
-
-    def _listen_on(self, connection: amqp.Connection) -> Listener:
-        return Listener(connection, self._options, self._deliver)
 
     def _broker(self, **settings: Any) -> Connection:
         return self._app.connection_for_write(self._options.broker, **settings)
@@ -355,15 +236,14 @@ class Hints(Shared):
     def explain(self) -> str:
         """Why a wait timed out, as far as the broker knows. It is asked every ten seconds at most.
         """
-        if time.monotonic() >= self._explained[0]:
-            self._explained = (time.monotonic() + 10, self._explained[1])
+        if time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + 10
             try:
-                why = self._ask()
+                self._reason = self._ask()
             except Exception:
                 logger.debug("the results queue could not be looked at", exc_info=True)
-                why = ""
-            self._explained = (self._explained[0], why)
-        return f"The operation timed out{self._explained[1]}."
+                self._reason = ""
+        return f"The operation timed out{self._reason}."
 
     def _ask(self) -> str:
         name = self._options.queue

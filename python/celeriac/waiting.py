@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from celery.exceptions import TimeoutError
 from celery.result import ResultSet
 from celery.utils.log import get_logger
 
-from .hints import EVERY_SECONDS, LONGEST_SECONDS, SHORTEST_SECONDS, Hints, Meta, Wait
+from .hints import Hints
 from .shared import Forgetful, notice_fork
 
 if TYPE_CHECKING:
@@ -31,6 +32,150 @@ KEPT = 1000
 
 #: How many of the results with callbacks are read in a second without a hint.
 MOST_WATCHED = 250
+
+#: How often rows are read although hints are received, because a hint may be lost.
+EVERY_SECONDS = 1.0
+
+#: The growing waits between two reads without hints, or after a hint whose row is not there yet.
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.005, 0.5
+
+#: The first of these waits while the connection for hints is being opened.
+CONNECTING_SECONDS = 0.1
+
+Meta = dict[str, Any]
+
+
+class Wait:
+    """A wait for the final rows of tasks; it knows which of them to read when.
+
+    `ids` are the tasks that have not ended yet. `watched` are further ids, whose rows are read if
+    a hint names them and no other wait is for them.
+    """
+
+    def __init__(
+        self, hints: Hints, ids: set[str], watched: set[str], timeout: float | None, interval: float
+    ) -> None:
+        self.ids = ids
+        self.watched = watched
+        self._hints = hints
+        now = time.monotonic()
+        self._deadline = float("inf") if timeout is None else now + timeout
+        self._longest = min(max(interval, SHORTEST_SECONDS), LONGEST_SECONDS)
+        self._delay = SHORTEST_SECONDS if hints.is_failing else CONNECTING_SECONDS
+        #: When to read everything, and when to read again what has not ended.
+        self._everything_at = self._read_at = now
+        #: Tasks of which a hint says that they have ended, and their rows do not yet.
+        self._late: set[str] = set()
+        #: What has been found, or the error that ends the wait.
+        self._found: list[Meta] = []
+        self._error: Exception | None = None
+        #: How often in a row reading has failed, and the last time why.
+        self._failures = 0
+        self.failure: Exception | None = None
+        #: The ids in hints, or None if hints begin or cease to be received.
+        self._news: deque[set[str] | None] = deque()
+        self._event = self._new_event()
+
+    def _new_event(self) -> Any:
+        return threading.Event()
+
+    def tell(self, news: set[str] | None) -> None:
+        """Called by the thread that receives hints."""
+        self._news.append(news)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._event.set()
+
+    def due(self) -> set[str]:
+        """The ids to read now; if there are any, `read` or `fail` has to follow."""
+        self._event.clear()
+        now = time.monotonic()
+        is_everything = now >= self._everything_at or now >= self._deadline
+        hinted: set[str] = set()
+        while self._news:
+            news = self._news.popleft()
+            is_everything = is_everything or news is None
+            hinted |= news or set()
+            self._delay = SHORTEST_SECONDS
+        self._late |= hinted & self.ids
+        is_due = now >= self._read_at
+        if is_everything or (is_due and not self._hints.is_listening):
+            self._everything_at = now + EVERY_SECONDS
+            return self.ids | hinted
+        return hinted | self._late if is_due else hinted
+
+    def read(self, found: Mapping[str, Meta | Exception]) -> None:
+        """Notes that what was due has been read, and which tasks have ended."""
+        for task_id, meta in found.items():
+            if task_id not in self.ids:
+                continue
+            if isinstance(meta, Exception):
+                self._error = meta
+            else:
+                self._found.append(meta)
+                self.ids.discard(task_id)
+        self._late &= self.ids
+        self._failures, self.failure = 0, None
+        self._postpone()
+
+    def fail(self, error: Exception, max_retries: float) -> None:
+        """Notes that what was due could not be read, and how often it may be tried again."""
+        self._failures += 1
+        self.failure = error
+        if self._failures > max_retries:
+            self._error = error
+        self._postpone()
+        self._everything_at = self._read_at
+
+    def _postpone(self) -> None:
+        self._read_at = time.monotonic() + min(self._delay, self._longest)
+        self._delay = min(self._delay * 2, LONGEST_SECONDS)
+
+    def take(self) -> list[Meta]:
+        """The final metas that were found since the last call."""
+        if self._error:
+            raise self._error
+        found, self._found = self._found, []
+        return found
+
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._deadline
+
+    def pause(self) -> float:
+        """The seconds until something is due if no hint comes."""
+        is_calm = self._hints.is_listening and not self._late
+        at = self._everything_at if is_calm else self._read_at
+        return max(min(at, self._deadline) - time.monotonic(), 0)
+
+    def sleep(self, seconds: float) -> None:
+        """Waits until something is due or news come, but not longer than this."""
+        self._hints.sleep(self._event, min(self.pause(), seconds))
+
+
+class AsyncWait(Wait):
+    """A wait that blocks no thread."""
+
+    def _new_event(self) -> asyncio.Event:
+        self.loop = asyncio.get_running_loop()
+        self.answered = asyncio.Event()
+        return asyncio.Event()
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Calls a function in the thread of the event loop."""
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(function)
+
+    def _wake(self) -> None:
+        self.call(self._event.set)
+
+    async def sleep_async(self) -> None:
+        self._hints.start()
+        timer = self.loop.call_later(self.pause(), self._event.set)
+        try:
+            await self._event.wait()
+        finally:
+            timer.cancel()
 
 
 class ResultConsumer(BaseResultConsumer, Forgetful):
@@ -249,31 +394,6 @@ def settle(
             # A result with callbacks may be ready already, and must be so only once.
             if result._cache is None:
                 result._maybe_set_cache(meta)
-
-
-class AsyncWait(Wait):
-    """A wait that blocks no thread."""
-
-    def _new_event(self) -> asyncio.Event:
-        self.loop = asyncio.get_running_loop()
-        self.answered = asyncio.Event()
-        return asyncio.Event()
-
-    def call(self, function: Callable[[], object]) -> None:
-        """Calls a function in the thread of the event loop."""
-        with suppress(RuntimeError):  # the loop is closed
-            self.loop.call_soon_threadsafe(function)
-
-    def _wake(self) -> None:
-        self.call(self._event.set)
-
-    async def sleep_async(self) -> None:
-        self._hints.start()
-        timer = self.loop.call_later(self.pause(), self._event.set)
-        try:
-            await self._event.wait()
-        finally:
-            timer.cancel()
 
 
 async def aget(result: ResultBase, timeout: float | None = None, propagate: bool = True) -> Any:
