@@ -495,9 +495,11 @@ def database_backend() -> type[DatabaseBackend]:
             """Closes a broken connection, so that the next statement opens another. Django does so
             only between requests. Returns False in a transaction, which would be lost."""
             for database in {router.db_for_read(TaskResult), router.db_for_write(TaskResult)}:
-                if connections[database].in_atomic_block:
+                connection = connections[database]
+                has_begun = connection.connection and not connection.autocommit
+                if connection.in_atomic_block or has_begun:
                     return False
-                connections[database].close_if_unusable_or_obsolete()
+                connection.close_if_unusable_or_obsolete()
             return True
 
         def exception_safe_to_retry(self, exc: BaseException) -> bool:

@@ -659,6 +659,12 @@ with transaction.atomic():
     ask("cut")
     assert isinstance(get("t0"), AWAY)
     transaction.set_rollback(True)
+connection.close()
+transaction.set_autocommit(False)
+assert get("t1") == 42
+ask("cut")
+assert isinstance(get("t0"), AWAY) and isinstance(get("t0"), AWAY)
+connection.close()
 app.backend._cache.clear()
 assert get("t3") == 42
 assert len([record for record in logged if "tried again" in record.getMessage()]) == 1, logged
@@ -675,7 +681,7 @@ def test_the_database_goes_while_something_waits(
     with Proxy(project.env["DATABASE_URL"], port) as proxy:
         project.env["DATABASE_URL"] = proxy.url
         with started(project, AWAY) as child:
-            for fault in ("refuse", "accept", "refuse", "accept", "cut"):
+            for fault in ("refuse", "accept", "refuse", "accept", "cut", "cut"):
                 said = child.stdout.readline()
                 assert said == f"{fault}\n", (fault, said, child.communicate())
                 getattr(proxy, fault)()
@@ -951,10 +957,13 @@ def note(self, sql, params=None):
         reads.append(sql)
     return execute(self, sql, params)
 
+async def in_a_thread(name):
+    return await celeriac.aget(app.AsyncResult(name), 60)
+
 async def in_a_request(name):
     # As Django's handler for ASGI does, with a thread for each request
     async with ThreadSensitiveContext():
-        return await celeriac.aget(app.AsyncResult(name), 60)
+        return await in_a_thread(name)
 
 async def main(prefix, one):
     names = [f"{prefix}{number}" for number in range(50)]
@@ -967,7 +976,7 @@ async def main(prefix, one):
 declare()
 listen()
 CursorWrapper.execute = note
-for prefix, one in ("a", lambda name: celeriac.aget(app.AsyncResult(name), 60)), ("r", in_a_request):
+for prefix, one in ("a", in_a_thread), ("r", in_a_request):
     reads.clear()
     with Clock() as clock:
         asyncio.run(main(prefix, one))
