@@ -15,6 +15,7 @@
 //! - [`pipeline`]: a lane with its loop and its batches, and what happens after each kind of error.
 //! - [`store`]: writes rows to the tables, with one folder for each database. It also creates and
 //!   inspects the tables and deletes expired rows.
+//! - [`chords`]: sends the message that unlocks a chord when all its members have ended.
 //! - [`hints`]: tells processes that wait for results which tasks have ended.
 //! - [`retry`]: waits between attempts.
 //! - [`diagnosis`]: error messages that say what is wrong and how to fix it.
@@ -32,7 +33,7 @@
 //!   that it is in the dead-letter queue.
 //! - The rows do not depend on the order of the messages, on duplicates, on how messages are
 //!   batched or on the number of daemons. The rules are in [`row::merge`].
-//! - Lanes share only the metrics and the hints, and no state is kept from one session with the
+//! - Lanes share only the metrics, the hints and the orders for chords, and no state is kept from one session with the
 //!   broker to the next.
 //! - Only `broker/rabbitmq/` uses lapin and only `store/` uses sqlx. `row/` and `decode/` do not
 //!   read the clock, do no I/O and write no log. `tests/import_rules.rs` checks this.
@@ -40,6 +41,7 @@
 
 pub mod broker;
 pub mod check;
+pub mod chords;
 pub mod cleanup;
 pub mod config;
 pub mod decode;

@@ -11,7 +11,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::command::exit::{self, Exit};
 use crate::command::{
-    SettingsArgs, capture, check, cleanup, completion, dead, health, man, migrate, replay, run, say,
+    SettingsArgs, capture, check, chords, cleanup, completion, dead, health, man, migrate, replay,
+    run, say,
 };
 
 /// Writes the results of Celery tasks to a Django project's database.
@@ -97,6 +98,17 @@ enum Command {
         settings: SettingsArgs,
         #[command(flatten)]
         arguments: cleanup::Arguments,
+    },
+
+    /// Shows the chords that are open, and what they wait for.
+    ///
+    /// A chord is open until a worker has sent its body or has failed it. Rows of its members are not
+    /// deleted by `celeriac cleanup`.
+    Chords {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        #[command(subcommand)]
+        action: chords::Action,
     },
 
     /// Shows, replays or deletes the messages that could not be stored.
@@ -209,6 +221,9 @@ fn main() -> ExitCode {
         Command::Cleanup { settings, arguments } => {
             settings.check().map(|config| cleanup::run(&arguments, &config))
         }
+        Command::Chords { settings, action } => {
+            settings.check().map(|config| chords::run(&action, &config))
+        }
         Command::Dead { settings, action } => {
             settings.check().map(|config| dead::run(action, &config))
         }
@@ -260,6 +275,7 @@ fn command_line() -> clap::Command {
                 "listen",
             ]),
         )
+        .mut_subcommand("chords", show(&["database", "database_file", "time_zone"]))
         .mut_subcommand("migrate", show(&["database", "database_file", "time_zone"]))
         .mut_subcommand(
             "cleanup",
@@ -276,6 +292,7 @@ fn command_line() -> clap::Command {
         )
         .mut_subcommand("health", show(&["listen"]))
         .mut_subcommand("dead", show(&["broker", "broker_file", "dead_queue"]))
+        .mut_subcommand("chords", |chords| chords.mut_args(|setting| setting.global(true)))
         .mut_subcommand("dead", |dead| dead.mut_args(|setting| setting.global(true)))
         .mut_subcommand(
             "capture",

@@ -21,12 +21,14 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("store", &["config", "diagnosis", "row"]),
     ("telemetry", &["config", "diagnosis", "message", "row", "store", "version"]),
     ("check", &["broker", "config", "decode", "diagnosis", "message", "store"]),
+    ("chords", &["broker", "message", "retry", "store", "telemetry"]),
     ("hints", &["broker", "retry", "row", "store", "telemetry"]),
     ("cleanup", &["config", "diagnosis", "retry", "row", "store", "telemetry"]),
     (
         "pipeline",
         &[
             "broker",
+            "chords",
             "config",
             "decode",
             "diagnosis",
@@ -43,6 +45,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "broker",
             "check",
+            "chords",
             "cleanup",
             "config",
             "decode",

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use celeriac::broker::{Acknowledge, BrokerError, BrokerErrorClass};
+use celeriac::chords::Chords;
 use celeriac::decode::{Decoder, SourceKind};
 use celeriac::hints::Hints;
 use celeriac::message::dead_letter::Reason;
@@ -211,8 +212,15 @@ impl Running {
                 };
                 let decoder = Decoder::default();
                 let lane = Telemetry::new().lane("1", "results");
-                let (kind, hints) = (SourceKind::Results, Hints::off());
-                let reading = Reading { decoder: &decoder, kind, lane: &lane, hints: &hints };
+                let (kind, hints, chords) =
+                    (SourceKind::Results, Hints::off(), Chords::without_sending(false));
+                let reading = Reading {
+                    decoder: &decoder,
+                    kind,
+                    lane: &lane,
+                    hints: &hints,
+                    chords: &chords,
+                };
                 pipeline::run(messages, reading, &mut store, &acknowledger, policy, &shutdown).await
             }
         });

@@ -1,10 +1,11 @@
 """Measures how long `delay().get()` takes with each result backend, and what waiting costs.
 
-    python -m benches.waiting [--calls N] [--readers N] [--rates N,N…] [--seconds N] [--redis URL]
+    python -m benches.waiting [--calls N] [--chords SIZE:CALLS,…] [--readers N] [--rates N,N…] [--seconds N] [--redis URL]
                               [BACKEND…]
 
 First, one caller sends a task that returns at once to a real worker of two processes and waits for
-its result, again and again, with one backend after another. Then many processes wait with
+its result, again and again, with one backend after another. The same caller then sends chords and waits
+for their bodies, with the backends that have chords. Then many processes wait with
 `celeriac://` for results that never come, while those of others are stored at a rate, and one more
 caller waits for its own results; the CPU time of the readers is read from /proc. Redis is measured
 if it answers.
@@ -19,9 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import urlsplit
 
 from benches.servers import servers
@@ -73,6 +76,24 @@ if app.backend.as_uri().startswith("redis"):
 print(json.dumps([took, sending, reading]))
 """
 
+CHORDS = """
+import json, sys, time, django
+django.setup()
+from celery import chord
+from celery.signals import before_task_publish
+from shop.celery import send_results_to_celeriac
+from shop.tasks import add, total
+
+before_task_publish.disconnect(send_results_to_celeriac)
+took = []
+for _ in range(int(sys.argv[2])):
+    started = time.perf_counter()
+    result = chord(add.s(number, 1) for number in range(int(sys.argv[1])))(total.s())
+    result.get(timeout=120, interval=0.01)
+    took.append(time.perf_counter() - started)
+print(json.dumps(took))
+"""
+
 READERS = """
 import os, sys, time, django
 django.setup()
@@ -102,27 +123,54 @@ def quantiles(took: list[float]) -> str:
     return f"{statistics.median(took) * 1e3:>9.1f} ms{last * 1e3:>9.1f} ms"
 
 
-def call(project: Project, backend: str, calls: int, log: Path) -> list[list[float]]:
-    """The seconds that each call takes, and of these the seconds to send the task and those from the
-    hint to the result."""
+@contextmanager
+def worker(project: Project, backend: str, log: Path) -> Iterator[None]:
     project.env["RESULT_BACKEND"] = backend
     worker = project.worker(log, result_backend=backend)
     worker.start()
     try:
         worker.wait_for(" ready.")
-        done = subprocess.run(
-            [project.python, "-c", CALLS, str(calls + WARM_UP)],
-            cwd=SITE,
-            env=project.env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise Failure(f"{backend}: {done.stderr}")
-        return [part[WARM_UP:] for part in json.loads(done.stdout)]
+        yield
     finally:
         worker.kill()
+
+
+def execute(project: Project, backend: str, program: str, *arguments: object) -> Any:
+    """What a program prints as JSON, which calls tasks of a worker with this backend."""
+    done = subprocess.run(
+        [project.python, "-c", program, *map(str, arguments)],
+        cwd=SITE,
+        env=project.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Failure(f"{backend}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def call(project: Project, backend: str, calls: int, log: Path) -> list[list[float]]:
+    """The seconds that each call takes, and of these the seconds to send the task and those from the
+    hint to the result."""
+    with worker(project, backend, log):
+        took = execute(project, backend, CALLS, calls + WARM_UP)
+    return [part[WARM_UP:] for part in took]
+
+
+def measure_chords(project: Project, backends: Iterable[str], sizes: str, options: Any) -> None:
+    print("\nchords: from sending the header to the body's result")
+    print(f"{'members':>14}{'backend':>14}{'median':>12}{'slowest':>12}")
+    for size, calls in (map(int, pair.split(":")) for pair in sizes.split(",")):
+        for backend in backends:
+            if backend == "rpc://" or (backend == REDIS and not answers(options.redis)):
+                continue
+            url = options.redis if backend == REDIS else backend
+            with worker(project, url, options.folder / "worker.log"):
+                execute(project, url, CHORDS, 10, 3)
+                took = execute(project, url, CHORDS, size, calls)
+            median, slowest = statistics.median(took) * 1e3, max(took) * 1e3
+            print(f"{size:>14}{backend:>14}{median:>9.1f} ms{slowest:>9.1f} ms", flush=True)
 
 
 def publish(broker: Broker, rate: int, seconds: float) -> int:
@@ -143,6 +191,7 @@ def publish(broker: Broker, rate: int, seconds: float) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--chords", default="10:30,200:5,2000:1", help="sizes of chords and calls")
     parser.add_argument("--readers", type=int, default=50, help="processes that wait")
     parser.add_argument("--rates", default="0,500,2000", help="results per second that pass them")
     parser.add_argument("--seconds", type=int, default=20, help="how long they do")
@@ -189,6 +238,9 @@ def main() -> int:
                 print(f"{'':<14}of which: sending {statistics.median(sending) * 1e3:.1f} ms, "
                       f"the database's write {seconds / count * 1e3:.1f} ms, "
                       f"from the hint to the result {statistics.median(reading) * 1e3:.1f} ms")
+
+        options.folder = folder
+        measure_chords(project, options.backends or BACKENDS, options.chords, options)
 
         project.env["RESULT_BACKEND"] = "celeriac://"
         command = [python, "-c", READERS, str(options.readers)]

@@ -149,9 +149,11 @@ class Fan:
             stored.forget(last)
 
     def sent(self) -> dict[str, list[dict[str, Any]]]:
-        """The messages that the workers published, by the id of the task or the group."""
+        """The rows that the workers published, by the id of the task or the group."""
         sent: dict[str, list[dict[str, Any]]] = {}
         for message in self.broker.take(self.TAP):
+            if message.properties["content_type"] == results.CHORD_MEMBER:
+                continue
             body = json.loads(message.body)
             sent.setdefault(body.get("task_id") or body["group_id"], []).append(body)
         return sent

@@ -42,6 +42,11 @@ def body(task_id: str, **fields: Any) -> dict[str, Any]:
     }
 
 
+#: The content types of the messages about chords (`docs/message-format.md`).
+CHORD = "application/vnd.celeriac.chord+json"
+CHORD_MEMBER = "application/vnd.celeriac.chord-member+json"
+
+
 def result(task_id: str, **fields: Any) -> Message:
     return Message(json.dumps(body(task_id, **fields)).encode(), properties(task_id))
 

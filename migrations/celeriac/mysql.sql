@@ -5,7 +5,7 @@ DROP TABLE IF EXISTS `celeriac_chord_new`, `celeriac_chordmember_new`;
 CREATE TABLE `celeriac_chord_new` (
     `group_id` varchar(255) NOT NULL PRIMARY KEY,
     `unlock_id` varchar(255) NOT NULL,
-    `unlock` longtext NOT NULL,
+    `message` longtext NOT NULL,
     `applied_at` datetime(6) NOT NULL,
     `expires_at` datetime(6) NOT NULL,
     `unlock_at` datetime(6) NULL,
@@ -19,6 +19,7 @@ CREATE TABLE `celeriac_chordmember_new` (
     `group_id` varchar(255) NOT NULL,
     `is_final` bool NOT NULL,
     `value` longtext NULL,
+    `created_at` datetime(6) NOT NULL,
     CONSTRAINT `celeriac_chordmember_task_group` UNIQUE (`task_id`, `group_id`)
 );
 CREATE INDEX `celeriac_chord_expires_at_60aed532`

@@ -2,7 +2,7 @@
 CREATE TABLE "celeriac_chord" (
     "group_id" varchar(255) NOT NULL PRIMARY KEY,
     "unlock_id" varchar(255) NOT NULL,
-    "unlock" text NOT NULL,
+    "message" text NOT NULL,
     "applied_at" datetime NOT NULL,
     "expires_at" datetime NOT NULL,
     "unlock_at" datetime NULL,
@@ -16,6 +16,7 @@ CREATE TABLE "celeriac_chordmember" (
     "group_id" varchar(255) NOT NULL,
     "is_final" bool NOT NULL,
     "value" text NULL,
+    "created_at" datetime NOT NULL,
     CONSTRAINT "celeriac_chordmember_task_group" UNIQUE ("task_id", "group_id")
 );
 CREATE INDEX "celeriac_chord_expires_at_60aed532"

@@ -8,6 +8,7 @@ Checked against Celery 5.2.7 to 5.7.0 and django-celery-results 2.6.0.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -21,12 +22,13 @@ from celery import states
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import BaseDictBackend, get_current_task, unpickle_backend
 from celery.exceptions import BackendGetMetaError, ImproperlyConfigured
-from celery.result import AsyncResult, GroupResult
+from celery.result import AsyncResult
 from celery.utils.functional import LRUCache
 from celery.utils.log import get_logger
 from celery.utils.serialization import b64encode
 
 from . import message
+from .chords import ChordBackend, install
 from .options import Options, configured_url
 from .publisher import Publisher, PublishError, RefusedError
 from .waiting import ResultConsumer, unready
@@ -56,10 +58,8 @@ class ReadingError(ImproperlyConfigured, BackendGetMetaError):
     """
 
 
-class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
+class CeleriacBackend(ChordBackend, AsyncBackendMixin, BaseDictBackend):
     """Publishes states of tasks and saved groups; reads the tables that Celeriac writes."""
-
-    supports_native_join = True
 
     def __init__(self, app: Celery, url: str | None = None, **kwargs: Any) -> None:
         super().__init__(app, url=url, **kwargs)
@@ -71,7 +71,13 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
         self._saved_groups = LRUCache(limit=100)
         #: When the tasks began that this process runs, by their ids.
         self._started = LRUCache(limit=1000)
+        #: The members of chords whose final state was published.
+        self._stored_members = LRUCache(limit=1000)
         self._warned: set[str] = set()
+        if app.finalized:
+            install(app)
+        else:
+            app.on_after_finalize.connect(_install, weak=False)
         self.result_consumer = ResultConsumer(
             self, app, self.accept, self._pending_results, self._pending_messages
         )
@@ -157,6 +163,7 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
             "date_started": self._started.get(task_id),
             "queue": (getattr(described, "delivery_info", None) or {}).get("routing_key"),
             "retries": getattr(described, "retries", None),
+            **self._chord_columns(request, task_id, state),
         }
         try:
             self._publish(message.task_result(task_id, date_done, columns, **more))
@@ -204,20 +211,6 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
         request = request or getattr(get_current_task(), "request", None)
         return getattr(request, "meta", None) or {}
 
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> Any:
-        """As in Celery. Like django-celery-results it also accepts a `GroupResult`."""
-        if isinstance(header_result_args, GroupResult):
-            header_result_args = (header_result_args.id, header_result_args.results)
-        return super().apply_chord(header_result_args, body, **kwargs)
-
-    def fallback_chord_unlock(self, *args: Any, **kwargs: Any) -> None:
-        """As in Celery, but `celery.chord_unlock` does not become a child of the current task."""
-        task = self.app.current_worker_task
-        children = task.request.children if task else []
-        known = len(children)
-        super().fallback_chord_unlock(*args, **kwargs)
-        del children[known:]
-
     def encode_content(self, data: Any) -> tuple[str, str, Any]:
         content_type, content_encoding, content = self._encode(data)
         if content_encoding == "binary":
@@ -236,9 +229,11 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
         return result
 
     def _publish(self, published: amqp.Message) -> None:
+        self.publisher.publish(published, self._policy())
+
+    def _policy(self) -> Any:
         # With `result_backend_always_retry`, Celery itself retries.
-        policy = None if self.always_retry else self.retry_policy
-        self.publisher.publish(published, policy)
+        return None if self.always_retry else self.retry_policy
 
     @property
     def publisher(self) -> Publisher:
@@ -306,8 +301,9 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
         """
         found: dict[str, Any] = {}
         unknown = []
+        unlocking = self._known_metas()
         for task_id in task_ids:
-            cached = self._cache.get(task_id) or {}
+            cached = unlocking.get(task_id) or self._cache.get(task_id) or {}
             if cached.get("status") in states.READY_STATES:
                 found[task_id] = cached
             else:
@@ -407,6 +403,10 @@ class CeleriacBackend(AsyncBackendMixin, BaseDictBackend):
                 if on_message:
                     on_message(meta)
                 yield meta["task_id"], meta
+
+
+def _install(sender: Celery, **_: Any) -> None:
+    install(sender)
 
 
 def unpickle(
@@ -530,6 +530,46 @@ def database_backend() -> type[DatabaseBackend]:
                 connections[database].close_if_unusable_or_obsolete()
                 raise
             return True
+
+        def is_unlocked(self, group_id: str, unlock_id: str) -> bool:
+            if not apps.is_installed("celeriac"):
+                return False
+            chords = apps.get_model("celeriac", "Chord").objects
+            ended = chords.filter(group_id=group_id, unlock_id=unlock_id, done_at__isnull=False)
+            return ended.exists()
+
+        def chord_values(self, group_id: str) -> list[list[Any]]:
+            """The members of a chord, with the results that have no rows."""
+            if not apps.is_installed("celeriac"):
+                return []
+            members = apps.get_model("celeriac", "ChordMember").objects.filter(group_id=group_id)
+            return [
+                [task_id, *(json.loads(value) if value else [None])]
+                for task_id, value in members.order_by("id").values_list("task_id", "value")
+            ]
+
+        def cleanup(self) -> None:
+            """As in django-celery-results, but rows of members of open chords are kept."""
+            if not self.expires or not self._has_chords():
+                return super().cleanup()
+            members = apps.get_model("celeriac", "ChordMember").objects.values("task_id")
+            for rows in (self.TaskModel._default_manager, self.GroupModel._default_manager):
+                expired = rows.get_all_expired(self.expires)
+                if rows.model is self.TaskModel:
+                    expired = expired.exclude(task_id__in=members)
+                expired.delete()
+
+        def _has_chords(self) -> bool:
+            """Whether the tables for chords are where the results are."""
+            if not apps.is_installed("celeriac"):
+                return False
+            table = apps.get_model("celeriac", "ChordMember")._meta.db_table
+            introspection = connections[router.db_for_write(self.TaskModel)].introspection
+            return table in introspection.table_names()
+
+        def count(self, task_ids: Iterable[str]) -> int:
+            rows = self.TaskModel._default_manager.filter(task_id__in=list(task_ids))
+            return rows.order_by().count()
 
         def decode_content(self, obj: Any, content: Any) -> Any:
             if content is not None and obj.content_type == EVENT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import amqp
@@ -11,6 +11,8 @@ from kombu.utils.encoding import bytes_to_str
 
 TASK_RESULT = "application/vnd.celeriac.task-result+json"
 GROUP_RESULT = "application/vnd.celeriac.group-result+json"
+CHORD = "application/vnd.celeriac.chord+json"
+CHORD_MEMBER = "application/vnd.celeriac.chord-member+json"
 VERSION = 1
 
 #: The columns of a task's state in the order of `docs/message-format.md`, without `task_id` and
@@ -53,6 +55,8 @@ def task_result(
     date_started: str | None = None,
     queue: Any = None,
     retries: int | None = None,
+    is_chord_member: bool | None = None,
+    added: list[str] | None = None,
 ) -> amqp.Message:
     """One state of a task; `columns` has a value for each of `TASK_COLUMNS`.
 
@@ -65,7 +69,13 @@ def task_result(
     for name in TASK_COLUMNS:
         body[name] = text(columns[name])
     body["date_done"] = date_done
-    optional = {"date_started": date_started, "queue": text(queue), "retries": retries}
+    optional = {
+        "date_started": date_started,
+        "queue": text(queue),
+        "retries": retries,
+        "is_chord_member": is_chord_member,
+        "added": added,
+    }
     body.update((name, value) for name, value in optional.items() if value is not None)
     return _message(TASK_RESULT, body["task_id"], body)
 
@@ -83,6 +93,51 @@ def group_result(
         "date_done": date_done,
     }
     return _message(GROUP_RESULT, body["group_id"], body)
+
+
+def chord(
+    group_id: str,
+    unlock_id: str,
+    members: list[str],
+    expires_seconds: float | None,
+    unlock: dict[str, Any],
+) -> amqp.Message | None:
+    """A chord that begins. `unlock` is the message for the task `celery.chord_unlock`; None if its
+    headers cannot be written as JSON."""
+    if unlock["headers"].get("task") != "celery.chord_unlock":  # task protocol 1
+        return None
+    applied_at = datetime.now(timezone.utc)
+    body = {
+        "version": VERSION,
+        "group_id": group_id,
+        "unlock_id": unlock_id,
+        "members": members,
+        "applied_at": applied_at.isoformat(timespec="microseconds"),
+        "unlock": unlock,
+    }
+    if expires_seconds is not None:
+        expires_at = applied_at + timedelta(seconds=expires_seconds)
+        body["expires_at"] = expires_at.isoformat(timespec="microseconds")
+    try:
+        return _message(CHORD, group_id, body)
+    except (TypeError, ValueError):
+        return None
+
+
+def chord_member(
+    task_id: Any,
+    *,
+    added: list[str] | None = None,
+    value: tuple[str, str, str, Any] | None = None,
+) -> amqp.Message:
+    """A member of chords that has added tasks, or whose result is not stored. `value` is its state,
+    content type, content encoding and encoded result."""
+    body: dict[str, Any] = {"version": VERSION, "task_id": text(task_id)}
+    if added:
+        body["added"] = added
+    if value:
+        body["value"] = [*value[:3], text(value[3])]
+    return _message(CHORD_MEMBER, body["task_id"], body)
 
 
 def _message(content_type: str, correlation_id: str | None, body: dict[str, Any]) -> amqp.Message:

@@ -12,7 +12,7 @@ from django.db import models
 class Chord(models.Model):
     """A chord whose body is to be called when every member of its header has ended.
 
-    The body is called by Celery's task `celery.chord_unlock`; `unlock` is the message for it.
+    The body is called by Celery's task `celery.chord_unlock`; `message` is the message for it.
     """
 
     group_id = models.CharField(
@@ -21,10 +21,13 @@ class Chord(models.Model):
     unlock_id = models.CharField(
         max_length=255, help_text="The id of the task that calls the body."
     )
-    unlock = models.TextField(
-        help_text="The message for that task as JSON, ready to be published."
+    message = models.TextField(
+        help_text="The message for that task, as a line of a capture."
     )
-    applied_at = models.DateTimeField(help_text="When the chord was applied.")
+    applied_at = models.DateTimeField(
+        help_text="When the chord was applied, less a tolerance for clocks that differ. Results "
+        "from before belong to an earlier run."
+    )
     expires_at = models.DateTimeField(
         db_index=True, help_text="From when on the row may be deleted."
     )
@@ -59,6 +62,7 @@ class ChordMember(models.Model):
     value = models.TextField(
         null=True, help_text="The result as JSON, of a task whose result is not stored."
     )
+    created_at = models.DateTimeField(help_text="When the row was made.")
 
     class Meta:
         db_table = "celeriac_chordmember"

@@ -32,6 +32,12 @@ class Options:
     broker: str | None = None
     started: str = "message"
 
+    @property
+    def chords_key(self) -> str:
+        """The routing key of messages about chords. Only a daemon that has the tables for chords
+        binds its queue with it."""
+        return f"{self.queue}.chords"
+
     @classmethod
     def parse(cls, url: str | None) -> Options:
         """Parses a URL such as `celeriac://?queue=shop.results`. Raises an `ImproperlyConfigured`

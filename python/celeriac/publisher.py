@@ -74,8 +74,15 @@ class Publisher(Shared):
         self._is_failing = False
         self._reset()
 
-    def publish(self, message: amqp.Message, retry_policy: Mapping[str, Any] | None = None) -> None:
-        """Returns when the broker has confirmed that the message is in the queue.
+    def publish(
+        self,
+        message: amqp.Message,
+        retry_policy: Mapping[str, Any] | None = None,
+        *,
+        is_chord: bool = False,
+    ) -> bool:
+        """Returns True when the broker has confirmed that the message is in the queue, and False if
+        it is about a chord and the daemon does not accept chords.
 
         Without a retry policy (kombu's, with `max_retries` and `interval_…` in seconds) there is
         one attempt. Raises `PublishError`.
@@ -91,7 +98,7 @@ class Publisher(Shared):
         retries = 0
         while True:
             try:
-                self._attempt(message, deadline)
+                is_queued = self._attempt(message, deadline, is_chord)
             except FAILURES as error:
                 failure = self._failure(error)
                 wait = next(waits)
@@ -107,8 +114,9 @@ class Publisher(Shared):
         if self._is_failing:
             self._is_failing = False
             logger.info("results are published again")
+        return is_queued
 
-    def _attempt(self, message: amqp.Message, deadline: float) -> None:
+    def _attempt(self, message: amqp.Message, deadline: float, is_chord: bool) -> bool:
         """Publishes the message on the connection of a free slot.
 
         A soft time limit may raise its exception between any two steps. So a slot is marked with
@@ -124,7 +132,7 @@ class Publisher(Shared):
                         self._links[slot] = self._connect(deadline)
                     link = self._links[slot]
                     link.begin(deadline)
-                    link.publish(message)
+                    is_queued = link.publish(message, is_chord=is_chord)
                     break
                 except FAILURES as error:
                     if not is_reused or isinstance(error, ANSWERS):
@@ -133,6 +141,7 @@ class Publisher(Shared):
                     # one.
                     self._abandon(user)
             self._release(user)
+            return is_queued
         except BaseException as error:
             self._abandon(user, is_sound=isinstance(error, MessageNacked))
             raise
@@ -268,14 +277,18 @@ class Link:
         timeout = self._remaining() if timeout is None else timeout
         return amqp.Connection.blocking_read(self._connection, timeout)
 
-    def publish(self, message: amqp.Message) -> None:
-        """Returns when the broker has confirmed the message."""
-        self._send(message)
+    def publish(self, message: amqp.Message, *, is_chord: bool = False) -> bool:
+        """Returns True when the broker has confirmed the message, and False if it is about a chord
+        and the broker has returned it."""
+        names = self._options
+        key = names.chords_key if is_chord else names.queue
+        self._send(message, key)
         if self._is_missing:
             # The exchange, the queue or the binding was deleted, so all are declared again.
             self._open()
-            self._send(message)
-        names = self._options
+            if is_chord:
+                return False
+            self._send(message, key)
         if self._is_missing:
             raise amqp.NotFound(
                 f"the exchange `{names.exchange}` or the queue `{names.queue}` bound to it is "
@@ -287,8 +300,9 @@ class Link:
                 f"the broker refused it (basic.nack), as the queue `{names.queue}` is full or has "
                 "no leader"
             )
+        return True
 
-    def _send(self, message: amqp.Message) -> None:
+    def _send(self, message: amqp.Message, routing_key: str) -> None:
         """Publishes the message and waits for the broker's answer."""
         self._is_awaited = True
         try:
@@ -296,7 +310,7 @@ class Link:
             self._channel.basic_publish(
                 message,
                 exchange=self._options.exchange,
-                routing_key=self._options.queue,
+                routing_key=routing_key,
                 mandatory=True,
             )
             self._wait()

@@ -84,6 +84,40 @@ pub trait Announce: Send {
     fn announce(&mut self, body: &[u8]) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
+/// Sends task messages to workers.
+pub trait SendTask: Send {
+    /// Connects, after the start and after an error.
+    ///
+    /// # Errors
+    ///
+    /// When no broker answers.
+    fn connect(&mut self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Lets workers publish chords to the results queue. They find out that they can.
+    ///
+    /// # Errors
+    ///
+    /// When the connection cannot be used any more.
+    fn accept_chords(&mut self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+
+    /// Publishes a message to its exchange and waits until the broker has confirmed or returned it.
+    ///
+    /// # Errors
+    ///
+    /// When the broker has not confirmed it. It may have been published.
+    fn send(&mut self, message: &Message)
+    -> impl Future<Output = Result<Sent, BrokerError>> + Send;
+}
+
+/// What the broker did with a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The message is in its queues.
+    Confirmed,
+    /// No queue takes the message; the text says which exchange and routing key it has.
+    Returned(String),
+}
+
 /// Acknowledges and dead-letters the messages of one session.
 ///
 /// A message may be acknowledged only after its row is committed or after [`dead_letter`] has

@@ -2,6 +2,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod check;
+pub(crate) mod chords;
 pub(crate) mod cleanup;
 pub(crate) mod completion;
 pub(crate) mod dead;

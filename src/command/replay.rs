@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use celeriac::broker::{Acknowledge, BrokerError};
+use celeriac::chords::Chords;
 use celeriac::config::Config;
 use celeriac::decode::SourceKind;
 use celeriac::hints::Hints;
@@ -45,6 +46,11 @@ pub(crate) struct Arguments {
     /// object on one line, including arguments and results.
     #[arg(long)]
     dry_run: bool,
+
+    /// Also stores what the messages tell about chords, so that a daemon sends the bodies of complete
+    /// ones. Use this only for messages that no daemon has processed, because bodies would run again.
+    #[arg(long, conflicts_with = "dry_run")]
+    chords: bool,
 
     /// Writes the messages that were refused to this file, so that they can be replayed later.
     #[arg(long, value_name = "FILE")]
@@ -90,12 +96,13 @@ async fn replay(
     });
     let telemetry = Telemetry::new();
     let lane = telemetry.lane("replay", "");
-    let hints = Hints::off();
+    let (hints, chords) = (Hints::off(), Chords::without_sending(arguments.chords));
     let reading = Reading {
         decoder: &config.decoder,
         kind: SourceKind::ByExchange(&config.event_exchange),
         lane: &lane,
         hints: &hints,
+        chords: &chords,
     };
     let policy = BatchPolicy::of(config);
     let end = pipeline::run(messages, reading, store, &*report, policy, shutdown).await;

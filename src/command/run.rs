@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use celeriac::broker::rabbitmq::{RabbitMq, RabbitMqHints, queue_depth};
+use celeriac::broker::rabbitmq::{RabbitMq, RabbitMqHints, RabbitMqTasks, queue_depth};
+use celeriac::chords::{self, Chords, Orders};
 use celeriac::cleanup;
 use celeriac::config::Config;
 use celeriac::decode::SourceKind;
@@ -14,7 +15,7 @@ use celeriac::pipeline::{BatchPolicy, Reading, lane};
 use celeriac::store::Database;
 use celeriac::telemetry::http::Listener;
 use celeriac::telemetry::systemd;
-use celeriac::telemetry::{Counts, Telemetry};
+use celeriac::telemetry::{ChordMetrics, Counts, Telemetry};
 use celeriac::version::{COMMIT, VERSION};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,8 +23,8 @@ use tracing::Instrument;
 
 use super::listen_for_signals;
 
-/// How long the last hints may take when the daemon stops.
-const LAST_HINTS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the last hints and unlock messages may take when the daemon stops.
+const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs the daemon.
 #[tokio::main]
@@ -65,7 +66,18 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let hints = Arc::new(if config.hints { Hints::new(telemetry.hints()) } else { Hints::off() });
     let publishing =
         tokio::spawn(publish_hints(Arc::clone(&config), Arc::clone(&hints), shutdown.clone()));
-    let lanes = run_lanes(&config, &telemetry, &hints, &shutdown)?;
+    let (chords, orders) = Chords::new();
+    let chords = Arc::new(chords);
+    // Lanes that stop may still complete chords.
+    let lanes_stopped = CancellationToken::new();
+    let unlocking = tokio::spawn(unlock_chords(
+        Arc::clone(&config),
+        Arc::clone(&chords),
+        orders,
+        telemetry.chords(),
+        lanes_stopped.clone(),
+    ));
+    let lanes = run_lanes(&config, &telemetry, &hints, &chords, &shutdown)?;
     // These tasks run until the process ends, so that health and metrics are available while the
     // lanes stop.
     tokio::spawn(systemd::watch(Arc::clone(&telemetry), shutdown.clone()));
@@ -82,10 +94,25 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     wait_for(lanes).await?;
     hints.close();
-    let _ = tokio::time::timeout(LAST_HINTS_TIMEOUT, publishing).await;
+    lanes_stopped.cancel();
+    let last = async { tokio::join!(publishing, unlocking) };
+    let _ = tokio::time::timeout(LAST_MESSAGES_TIMEOUT, last).await;
     let Counts { messages, rows_read, rows_written, dead } = telemetry.counts();
     tracing::info!(messages, rows_read, rows_written, ?dead, "stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+async fn unlock_chords(
+    config: Arc<Config>,
+    chords: Arc<Chords>,
+    orders: Orders,
+    metrics: ChordMetrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let store = Database::new(&config).context("database")?.chords();
+    let broker = RabbitMqTasks::new(config);
+    chords::run(&chords, orders, store, broker, &metrics, &shutdown).await;
+    Ok(())
 }
 
 async fn publish_hints(config: Arc<Config>, hints: Arc<Hints>, shutdown: CancellationToken) {
@@ -97,6 +124,7 @@ fn run_lanes(
     config: &Arc<Config>,
     telemetry: &Telemetry,
     hints: &Arc<Hints>,
+    chords: &Arc<Chords>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<JoinSet<()>> {
     let mut lanes = JoinSet::new();
@@ -114,10 +142,16 @@ fn run_lanes(
         };
         let name = number.map_or_else(|| "events".to_owned(), |number| number.to_string());
         let telemetry = telemetry.lane(&name, queue);
-        let (config, hints, shutdown) = (Arc::clone(config), Arc::clone(hints), shutdown.clone());
+        let (config, shutdown) = (Arc::clone(config), shutdown.clone());
+        let (hints, chords) = (Arc::clone(hints), Arc::clone(chords));
         let lane = async move {
-            let reading =
-                Reading { decoder: &config.decoder, kind, lane: &telemetry, hints: &hints };
+            let reading = Reading {
+                decoder: &config.decoder,
+                kind,
+                lane: &telemetry,
+                hints: &hints,
+                chords: &chords,
+            };
             let policy = BatchPolicy::of(&config);
             lane::run(&mut broker, &mut store, reading, policy, &shutdown).await;
         };

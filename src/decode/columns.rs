@@ -11,7 +11,8 @@ use chrono::{DateTime, Utc};
 use crate::decode::format::json;
 use crate::decode::format::json_text::{self, Members};
 use crate::decode::result_meta::{self, Text};
-use crate::decode::{DecodeError, WireLimits};
+use crate::decode::{DecodeError, WireLimits, chord};
+use crate::row::chord::ChordNews;
 use crate::row::group_result::GroupResult;
 use crate::row::state::State;
 use crate::row::task_result::{Description, Outcome, TaskResult};
@@ -26,8 +27,11 @@ pub(super) const GROUP: &str = "application/vnd.celeriac.group-result+json";
 const VERSION: &str = "1";
 
 /// Reads a message with the state of a task.
-pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, DecodeError> {
-    const NAMES: [&str; 16] = [
+pub(super) fn task(
+    body: &[u8],
+    limits: &WireLimits,
+) -> Result<(TaskResult, Vec<ChordNews>), DecodeError> {
+    const NAMES: [&str; 18] = [
         "task_id",
         "status",
         "content_type",
@@ -45,6 +49,9 @@ pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, Decod
         "date_started",
         "queue",
         "retries",
+        // Members of chords send these.
+        "is_chord_member",
+        "added",
     ];
     let columns = Columns::read(body, NAMES, 13, limits)?;
     let status = State::from(&*columns.key("status")?);
@@ -53,8 +60,14 @@ pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, Decod
         State::Started => Some(date_done),
         _ => columns.value("date_started").map(|_| columns.time("date_started")).transpose()?,
     };
-    Ok(TaskResult {
-        task_id: columns.key("task_id")?.into_owned(),
+    let task_id = columns.key("task_id")?.into_owned();
+    let added = columns.value("added").map(|ids| json_text::strings(ids).map(Cow::into_owned));
+    let mut news = chord::added(&task_id, added.into_iter().flatten().collect())?;
+    if columns.value("is_chord_member") == Some("true") && status.is_ready() {
+        news.push(ChordNews::Ended { task_id: task_id.clone() });
+    }
+    let result = TaskResult {
+        task_id,
         date_created: date_started.map_or(date_done, |started| started.min(date_done)),
         date_started: date_started.filter(|started| *started <= date_done),
         outcome: Outcome {
@@ -76,7 +89,8 @@ pub(super) fn task(body: &[u8], limits: &WireLimits) -> Result<TaskResult, Decod
             queue: columns.value("queue").and_then(|_| columns.text("queue").ok()),
             retries: columns.value("retries").and_then(|number| number.parse().ok()),
         },
-    })
+    };
+    Ok((result, news))
 }
 
 /// Reads a message with a saved group.
@@ -188,7 +202,7 @@ mod tests {
     use super::*;
 
     fn task(body: impl AsRef<[u8]>) -> Result<TaskResult, DecodeError> {
-        super::task(body.as_ref(), &WireLimits::default())
+        super::task(body.as_ref(), &WireLimits::default()).map(|(result, _)| result)
     }
 
     fn group(body: impl AsRef<[u8]>) -> Result<GroupResult, DecodeError> {
@@ -361,7 +375,7 @@ mod tests {
             .skip(1)
             .map(|rest| rest.split("```").next().expect("it ends"))
             .collect();
-        let [success, failure, saved, _hint] = examples[..] else {
+        let [success, failure, saved, applied, member, _hint] = examples[..] else {
             panic!("{} examples", examples.len());
         };
         let result = task(success).expect("a task");
@@ -375,6 +389,10 @@ mod tests {
             group(saved).expect("a group").date_done,
             task(success).expect("read").outcome.date_done
         );
+        let news = chord::chord(applied.as_bytes(), Utc::now()).expect("a chord");
+        assert!(matches!(news, ChordNews::Applied(chord) if chord.members.len() == 2));
+        let news = chord::member(member.as_bytes()).expect("a member");
+        assert!(matches!(&news[..], [ChordNews::Value { .. }]));
         // The tables in the document describe exactly the members of the examples.
         for (body, heading) in [(success, "### A state of a task"), (saved, "### A saved group")] {
             let table = document.split(heading).nth(1).expect("a heading");

@@ -4,6 +4,7 @@
 //! message is executed. A message that is too large or whose content type is not accepted is
 //! refused before its body is read.
 
+mod chord;
 mod columns;
 mod decoded;
 mod envelope;
@@ -101,18 +102,31 @@ impl Decoder {
     ///
     /// As for [`Decoder::decode`].
     pub fn result(&self, message: &Message) -> Result<Decoded, DecodeError> {
+        if let Some(unlocked) = chord::unlocked(message) {
+            return Ok(Decoded { chords: vec![unlocked], ..Decoded::default() });
+        }
         let body = self.open(message)?;
         if body.is_signed {
             return Err(DecodeError::SignedAsAWhole);
         }
         let context = Context { message, limits: &self.limits };
+        let mut chords = Vec::new();
         let row = match body.content_type {
+            chord::CHORD => {
+                let chords = vec![chord::chord(body.utf8()?, message.received_at)?];
+                return Ok(Decoded { chords, ..Decoded::default() });
+            }
+            chord::MEMBER => {
+                let chords = chord::member(body.utf8()?)?;
+                return Ok(Decoded { chords, ..Decoded::default() });
+            }
             accept::JSON => self.rpc(json::decode(body.utf8()?, context)?),
             accept::MSGPACK => self.rpc(msgpack::decode(&body.bytes, context)?),
             accept::PICKLE => self.rpc(pickle::decode(&body.bytes, context)?),
             accept::YAML => self.rpc(yaml::decode(body.utf8()?, context)?),
             columns::TASK => {
-                let result = columns::task(body.utf8()?, &self.limits)?;
+                let (result, news) = columns::task(body.utf8()?, &self.limits)?;
+                chords = news;
                 self.accept.check(&result.outcome.content_type)?;
                 Row::Task(result)
             }
@@ -123,7 +137,7 @@ impl Decoder {
             }
             other => return Err(DecodeError::UnsupportedContentType(other.to_owned())),
         };
-        Ok(Decoded { rows: vec![row], ..Decoded::default() })
+        Ok(Decoded { rows: vec![row], chords, ..Decoded::default() })
     }
 
     /// The row of a message of `rpc://`.
@@ -159,7 +173,7 @@ impl Decoder {
         // (`kombu/serialization.py`, `loads`, 5.7.0).
         let content_type = message.properties.content_type.as_deref().unwrap_or(accept::AUTH);
         let content_encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
-        if !matches!(content_type, columns::TASK | columns::GROUP) {
+        if ![columns::TASK, columns::GROUP, chord::CHORD, chord::MEMBER].contains(&content_type) {
             self.accept.check(content_type)?;
         }
         if message.body.len() > self.limits.body_bytes {

@@ -6,6 +6,7 @@ use std::collections::btree_map::Entry;
 
 use crate::message::Message;
 use crate::message::dead_letter::Reason;
+use crate::row::chord::ChordNews;
 use crate::row::merge::Law;
 use crate::row::{Key, Row};
 use crate::store::Write;
@@ -28,6 +29,8 @@ pub struct Batch {
     messages: Vec<Message>,
     rows: BTreeMap<Key, Merged>,
     refused: Vec<Refused>,
+    /// What messages tell about chords, with the index of the message.
+    chords: Vec<(usize, ChordNews)>,
     skipped: BTreeMap<&'static str, usize>,
     size_bytes: usize,
     law: Law,
@@ -87,6 +90,29 @@ impl Batch {
                 }
             }
         }
+    }
+
+    /// Adds what the message that was pushed last tells about chords.
+    pub fn tell(&mut self, news: Vec<ChordNews>) {
+        if let Some(place) = self.messages.len().checked_sub(1) {
+            self.chords.extend(news.into_iter().map(|news| (place, news)));
+        }
+    }
+
+    /// Whether a message tells something about chords. A chord's body waits for the last member, so
+    /// such a batch is written at once.
+    #[must_use]
+    pub fn has_chords(&self) -> bool {
+        !self.chords.is_empty()
+    }
+
+    /// What the messages tell about chords, with the index of the message of each. Messages that
+    /// cannot be stored tell nothing.
+    #[must_use]
+    pub fn chords(&self) -> Vec<(usize, &ChordNews)> {
+        let is_refused = |place| self.refused.iter().any(|refused| refused.message == place);
+        let told = self.chords.iter().filter(|(place, _)| !is_refused(*place));
+        told.map(|(place, news)| (*place, news)).collect()
     }
 
     /// Counts events of a message that were skipped because of a problem.

@@ -1,6 +1,7 @@
 //! Decodes messages and adds them to a batch.
 
 use super::batch::Batch;
+use crate::chords::Chords;
 use crate::decode::{Decoded, Decoder, SourceKind};
 use crate::hints::Hints;
 use crate::message::Message;
@@ -19,22 +20,34 @@ pub struct Reading<'config> {
     pub lane: &'config Lane,
     /// Which tasks have ended, for the processes that wait for them.
     pub hints: &'config Hints,
+    /// What sends the unlock messages of chords.
+    pub chords: &'config Chords,
 }
 
-/// Decodes a message and adds it to a batch.
-pub(super) fn take(batch: &mut Batch, message: Message, reading: Reading<'_>, catalog: &Catalog) {
+/// Decodes a message and adds it to a batch. Returns false if the message tells about chords, and
+/// its batch is therefore written at once.
+pub(super) fn take(
+    batch: &mut Batch,
+    message: Message,
+    reading: Reading<'_>,
+    catalog: &Catalog,
+) -> bool {
     reading.lane.receive(message.redelivered);
-    let mut read_rows = 0;
+    let (mut read_rows, mut chords) = (0, Vec::new());
     let read = read(&message, reading, catalog).map(|read| {
         for (problem, events) in read.skipped {
             batch.skip(problem, events);
         }
         read_rows = read.rows.len();
+        chords = read.chords;
         read.rows
     });
     let rows_before = batch.rows().len();
     batch.push(message, read);
+    let may_wait = chords.is_empty();
+    batch.tell(chords);
     reading.lane.read(read_rows, rows_before + read_rows - batch.rows().len());
+    may_wait
 }
 
 /// Decodes a message and fits its rows to the columns of the tables. An event that does not fit is

@@ -50,7 +50,8 @@ impl BatchPolicy {
 }
 
 /// A batch waits for more messages only if this many have arrived within `max_wait`. So single
-/// results are written at once, and few large batches are written under load.
+/// results are written at once, and few large batches are written under load. Messages about chords
+/// never wait and do not count.
 const BUSY_MESSAGES: usize = 8;
 
 /// How often an idle lane checks that the database answers.
@@ -81,6 +82,9 @@ pub async fn run<A: Acknowledge>(
     // When the first message of the batch arrived, and when the last write ended.
     let mut begun_at = None;
     let mut written_at = None;
+    // When the lane has rested after the last write for as long as the write took.
+    let mut write_began_at = Instant::now();
+    let mut rested_at = Some(write_began_at);
     // When the last messages arrived, at most `BUSY_MESSAGES` of them.
     let mut arrivals = VecDeque::with_capacity(BUSY_MESSAGES);
     let mut messages_ended = false;
@@ -96,7 +100,11 @@ pub async fn run<A: Acknowledge>(
     loop {
         reading.lane.record_progress();
         let busy_since = arrivals.front().filter(|_| arrivals.len() == BUSY_MESSAGES);
-        let due_at = due_at(begun_at, busy_since.copied(), written_at, policy.max_wait);
+        let due_at = if batch.has_chords() {
+            rested_at
+        } else {
+            due_at(begun_at, busy_since.copied(), written_at, policy.max_wait)
+        };
         let is_due = batch.is_full(policy.limits)
             || messages_ended
             || due_at.is_some_and(|due_at| due_at <= Instant::now());
@@ -105,6 +113,7 @@ pub async fn run<A: Acknowledge>(
             && let Some(store) = idle.take()
         {
             begun_at = None;
+            write_began_at = Instant::now();
             let batch = std::mem::replace(&mut batch, Batch::new(reading.decoder.law));
             let settling = settle(store, acknowledger, batch, reading, &catalog, shutdown);
             write.set(settling.fuse());
@@ -120,6 +129,7 @@ pub async fn run<A: Acknowledge>(
                 }
                 idle = Some(store);
                 written_at = Some(Instant::now());
+                rested_at = Some(Instant::now() + write_began_at.elapsed());
             }
             message = messages.next(), if !messages_ended && !batch.is_full(policy.limits) => {
                 let now = Instant::now();
@@ -129,11 +139,12 @@ pub async fn run<A: Acknowledge>(
                 while let Some(message) = next {
                     match message {
                         Some(Ok(message)) => {
-                            if arrivals.len() == BUSY_MESSAGES {
-                                arrivals.pop_front();
+                            if take(&mut batch, message, reading, &catalog) {
+                                if arrivals.len() == BUSY_MESSAGES {
+                                    arrivals.pop_front();
+                                }
+                                arrivals.push_back(now);
                             }
-                            arrivals.push_back(now);
-                            take(&mut batch, message, reading, &catalog);
                         }
                         Some(Err(error)) => return End::BrokerLost(error),
                         None => {

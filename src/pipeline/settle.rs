@@ -10,10 +10,11 @@ use tracing::Level;
 use super::batch::Batch;
 use super::end::End;
 use super::intake::{self, Reading};
-use crate::broker::{Acknowledge, BrokerError};
+use crate::broker::{Acknowledge, BrokerError, BrokerErrorClass};
 use crate::diagnosis::reason;
 use crate::message::dead_letter::{Reason, UNSTORABLE};
 use crate::retry::Backoff;
+use crate::row::chord::ChordNews;
 use crate::store::{
     Action, Catalog, Change, ErrorClass, MAX_HOLD, Store, StoreError, Write, Written,
 };
@@ -38,6 +39,11 @@ pub(super) async fn settle<'store, A: Acknowledge>(
     reading.hints.add(&changes);
     if let Err(error) = stored {
         return (store, Err(End::StoreUnavailable(error, batch)));
+    }
+    match tell_chords(store, &mut batch, reading, shutdown).await {
+        Ok(()) => {}
+        Err(Untold::Store(error)) => return (store, Err(End::StoreUnavailable(error, batch))),
+        Err(Untold::Broker(error)) => return (store, Err(End::DeadLettersFailed(error))),
     }
     if let Err(error) = dead_letter(acknowledger, &batch, reading.lane, shutdown).await {
         return (store, Err(End::DeadLettersFailed(error)));
@@ -184,37 +190,63 @@ async fn store_part(
         return Ok(Stored::All);
     }
     let mut writes = writes.to_vec();
-    let mut attempt = 0;
-    let mut backoff = Backoff::new();
+    let mut attempts = Attempts::new();
     loop {
         let written = tokio::select! {
             written = write(store, &writes, lane, changes) => written,
             error = shutdown_timeout(shutdown) => Err(error),
         };
-        let Err(error) = written else {
-            backoff.end("the database takes writes again");
-            return Ok(Stored::All);
-        };
         for write in &mut writes {
             write.may_be_stored = true;
         }
-        match error.class.action(attempt) {
+        if let Some(stored) = attempts.end(written.map(drop), lane, shutdown).await? {
+            return Ok(stored);
+        }
+    }
+}
+
+/// The attempts of one write.
+struct Attempts {
+    at_once: usize,
+    backoff: Backoff,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self { at_once: 0, backoff: Backoff::new() }
+    }
+
+    /// Decides what follows an attempt, by the class of its error. Returns `None` if the write is to
+    /// be tried again, now that it has waited.
+    async fn end(
+        &mut self,
+        written: Result<(), StoreError>,
+        lane: &Lane,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Stored>, StoreError> {
+        let Err(error) = written else {
+            self.backoff.end("the database takes writes again");
+            return Ok(Some(Stored::All));
+        };
+        match error.class.action(self.at_once) {
             Action::Refuse => {
                 lane.set_database(Ok(()));
-                return Ok(Stored::Refused(error));
+                return Ok(Some(Stored::Refused(error)));
             }
             Action::GiveUp => return Err(error),
-            Action::RetryAtOnce => attempt += 1,
+            Action::RetryAtOnce => self.at_once += 1,
             Action::RetryLater => {
                 let problem = "the database cannot be written: its rows are held";
                 lane.set_database(Err(reason(problem, &error)));
-                if backoff.wait(error.class.log_level(), problem, &error, shutdown).await.is_break()
-                    || backoff.elapsed() > MAX_HOLD
+                let level = error.class.log_level();
+                if self.backoff.wait(level, problem, &error, shutdown).await.is_break()
+                    || self.backoff.elapsed() > MAX_HOLD
                 {
                     return Err(error);
                 }
             }
         }
+        Ok(None)
     }
 }
 
@@ -229,6 +261,80 @@ pub(super) fn no_answer(timeout: Duration) -> StoreError {
     StoreError {
         class: ErrorClass::Outage,
         message: format!("the database did not answer within {} s", timeout.as_secs()),
+    }
+}
+
+/// Why what messages tell about chords could not be handled.
+enum Untold {
+    Store(StoreError),
+    Broker(BrokerError),
+}
+
+/// Records what the messages of the batch tell about chords, and has the complete ones unlocked.
+///
+/// Without the tables, the unlock messages of chords that begin are sent at once.
+async fn tell_chords(
+    store: &mut dyn Store,
+    batch: &mut Batch,
+    reading: Reading<'_>,
+    shutdown: &CancellationToken,
+) -> Result<(), Untold> {
+    let told = batch.chords();
+    if told.is_empty() {
+        return Ok(());
+    }
+    if !reading.chords.is_recorded().await {
+        for (_, news) in told {
+            if let ChordNews::Applied(chord) = news {
+                reading.chords.send(&chord.unlock).await.map_err(|error| {
+                    let class = BrokerErrorClass::Unavailable;
+                    Untold::Broker(BrokerError::new(class, error.to_string()))
+                })?;
+            }
+        }
+        return Ok(());
+    }
+    let mut refused = Vec::new();
+    let mut parts = vec![told.as_slice()];
+    while let Some(part) = parts.pop() {
+        let news: Vec<_> = part.iter().map(|&(_, news)| news).collect();
+        let stored = store_chords(store, &news, reading, shutdown).await;
+        match (stored.map_err(Untold::Store)?, part) {
+            (Stored::All, _) => {}
+            (Stored::Refused(error), [(place, _)]) => refused.push((*place, error)),
+            (Stored::Refused(_), part) => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+            }
+        }
+    }
+    for (place, error) in refused {
+        batch.refuse(place, Reason { code: UNSTORABLE, error: error.message });
+    }
+    Ok(())
+}
+
+/// As [`store_part`], for what messages tell about chords.
+async fn store_chords(
+    store: &mut dyn Store,
+    news: &[&ChordNews],
+    reading: Reading<'_>,
+    shutdown: &CancellationToken,
+) -> Result<Stored, StoreError> {
+    let mut attempts = Attempts::new();
+    loop {
+        let recording = async {
+            let _step = reading.lane.begin("record chords");
+            store.store_chords(news).await
+        };
+        let recorded = tokio::select! {
+            recorded = recording => recorded,
+            error = shutdown_timeout(shutdown) => Err(error),
+        };
+        let recorded = recorded.map(|complete| reading.chords.unlock(complete));
+        if let Some(stored) = attempts.end(recorded, reading.lane, shutdown).await? {
+            return Ok(stored);
+        }
     }
 }
 

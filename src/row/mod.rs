@@ -1,6 +1,7 @@
 //! The rows of the tables that Celeriac writes, and the law by which rows with the same id are
 //! merged.
 
+pub mod chord;
 pub mod expiry;
 pub mod group_result;
 pub mod merge;

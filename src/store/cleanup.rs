@@ -30,6 +30,14 @@ const MAX_KINDS: usize = 1_000;
 /// What to add to an error if the database reports a missing right.
 const RIGHTS: &str = "this user needs the rights SELECT, UPDATE and DELETE on the table";
 
+/// The condition for rows of tasks that no open chord waits for. The members of a chord that has
+/// ended are deleted.
+const UNLESS_AWAITED: &str = " and not exists (select 1 from celeriac_chordmember
+    where celeriac_chordmember.task_id = django_celery_results_taskresult.task_id)";
+
+/// Fails if there is no table for members of chords, or if this user may not read it.
+const CHORDS: SqlStr = SqlStr::from_static("select 1 from celeriac_chordmember where 1 = 0");
+
 /// The settings of a cleanup.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -105,6 +113,8 @@ pub struct Cleaner {
     session: Option<Box<dyn Session>>,
     /// Set by the first session and not changed afterwards, so that the cleanup ends.
     cutoffs: Option<Cutoffs>,
+    /// Whether there are chords, whose members are left. Set with the cutoffs.
+    has_chords: bool,
     /// The tables that remain to be cleaned up.
     tables: VecDeque<ExpiredTable>,
     /// The `date_done` and the id of the last row that was read.
@@ -186,6 +196,7 @@ impl Cleaner {
             job,
             session: None,
             cutoffs: None,
+            has_chords: false,
             tables: VecDeque::from([ExpiredTable::Tasks, ExpiredTable::Groups]),
             after: (beginning(), 0),
             is_read: false,
@@ -222,6 +233,7 @@ impl Cleaner {
                     self.tables.retain(|table| *table == ExpiredTable::Tasks);
                 }
             }
+            self.has_chords = session.fetch(CHORDS, Vec::new()).await.is_ok();
             let now = inspect::now(dialect, &mut *session).await?;
             let now = now.map_or(self.job.now, |now| now.min(self.job.now));
             // Neither the databases nor Django can represent years before 1. The columns have a
@@ -298,7 +310,7 @@ impl Cleaner {
         };
         let dialect = Arc::clone(&self.dialect);
         let select = table.select();
-        let condition = self.condition();
+        let condition = format!("{}{}", self.condition(), self.unless_awaited(table));
         let query = format!("{select} where {condition} order by date_done, id limit {PAGE}");
         let rows = candidates(&*dialect, session, query, self.range(before)).await?;
         self.is_read = rows.len() < PAGE;
@@ -334,6 +346,7 @@ impl Cleaner {
             let keys = format!("select {key} from {name} where {condition}");
             condition = format!("{key} in (select {key} from ({keys}) as batch)");
         }
+        condition.push_str(self.unless_awaited(table));
         for statement in sql.begin {
             patiently(dialect, session.execute(statement)).await?;
         }
@@ -396,6 +409,11 @@ impl Cleaner {
     /// The kind of a row; `None` if the row has not expired.
     fn expired(&self, table: ExpiredTable, row: &Candidate) -> Option<ExpiredKind> {
         self.cutoffs.as_ref()?.expired(table, row)
+    }
+
+    /// The condition that leaves out the rows of members of open chords, whose bodies need them.
+    fn unless_awaited(&self, table: ExpiredTable) -> &'static str {
+        if table == ExpiredTable::Tasks && self.has_chords { UNLESS_AWAITED } else { "" }
     }
 
     /// The condition for the rows of a range. Its first part can use an index on `date_done` alone.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::chords::ChordStore;
 use super::cleanup::Cleaner;
 use super::dialect::Dialect;
 use super::mysql::Mysql;
@@ -51,6 +52,12 @@ impl Database {
     #[must_use]
     pub fn store(&self) -> SqlStore {
         SqlStore::new(Arc::clone(&self.dialect), self.law)
+    }
+
+    /// The tables of chords. Connects when it is first used.
+    #[must_use]
+    pub fn chords(&self) -> ChordStore {
+        ChordStore::new(Arc::clone(&self.dialect))
     }
 
     /// A cleaner that deletes expired rows and connects when it begins.

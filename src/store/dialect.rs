@@ -128,6 +128,15 @@ pub(super) struct Sql {
     pub(super) after_id: &'static str,
     pub(super) before: &'static str,
 
+    /// The words before and after an insert that leaves out the rows that are there already.
+    pub(super) insert_new: [&'static str; 2],
+
+    /// Whether parameters are written with their numbers, as `$1`.
+    pub(super) numbers_parameters: bool,
+
+    /// The clause that locks the rows of a query.
+    pub(super) for_update: &'static str,
+
     /// The clause that locks the rows of a query and skips those that are already locked.
     pub(super) skip_locked: &'static str,
 

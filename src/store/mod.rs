@@ -6,6 +6,7 @@
 //! sent, behind two traits: `Dialect` for a database and `Session` for a connection to it.
 
 mod catalog;
+mod chords;
 mod cleanup;
 mod columns;
 mod database;
@@ -24,11 +25,13 @@ mod write;
 use async_trait::async_trait;
 
 pub use self::catalog::{Catalog, Column};
+pub use self::chords::{ChordStore, OpenChord, Swept, Unlock};
 pub use self::cleanup::{Cleaner, CleanupStep, ExpiredKind, Found, Job, NextStep};
 pub use self::database::Database;
 pub use self::error::{Action, ErrorClass, MAX_HOLD, StoreError};
 pub use self::migrate::{App, Standing};
 pub use self::write::SqlStore;
+use crate::row::chord::ChordNews;
 use crate::row::state::State;
 use crate::row::{Key, Row};
 
@@ -71,6 +74,16 @@ pub trait Store: Send {
         writes: &[Write<'_>],
         changes: &mut Vec<Change>,
     ) -> Result<Written, StoreError>;
+
+    /// Records what messages tell about chords, after their rows are committed. Returns the ids of the
+    /// chords that became complete: their unlock messages have to be sent now.
+    ///
+    /// # Errors
+    ///
+    /// The class of the error says what to do. It is safe to record the same again.
+    async fn store_chords(&mut self, _news: &[&ChordNews]) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// Checks that the database answers, without running a statement. Connects if there is no
     /// connection, like [`Store::prepare`].

@@ -173,7 +173,7 @@ pub(super) fn parts<T>(rows: &[T], bytes: impl Fn(&T) -> usize) -> Vec<&[T]> {
 }
 
 /// Repeats the last key until there is a statement for the number of keys.
-fn padded<'key>(keys: &[&'key str]) -> Vec<&'key str> {
+pub(super) fn padded<'key>(keys: &[&'key str]) -> Vec<&'key str> {
     let mut keys = keys.to_vec();
     if let Some(&last) = keys.last()
         && let Some(size) = SIZES.into_iter().rev().find(|&size| size >= keys.len())

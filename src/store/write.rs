@@ -13,7 +13,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chrono::Utc;
 
+use super::chords::Chords;
 use super::columns::{self, Table};
 use super::dialect::{Dialect, Purpose, patiently};
 use super::session::{Inserted, Session, Stored};
@@ -21,6 +23,7 @@ use super::{
     Before, Catalog, Change, Effect, ErrorClass, GROUPS, Store, StoreError, TASKS, Write, Written,
 };
 use crate::row::Row;
+use crate::row::chord::ChordNews;
 use crate::row::merge::Law;
 
 /// How often rows are read again that other writers have inserted or deleted meanwhile.
@@ -68,6 +71,15 @@ impl SqlStore {
         self.opened
             .as_mut()
             .ok_or_else(|| StoreError::new(ErrorClass::Outage, "there is no connection"))
+    }
+
+    /// Keeps a connection after an error, if the transaction can be rolled back.
+    async fn keep_after(&mut self, error: &StoreError, mut opened: Opened) {
+        if matches!(error.class, ErrorClass::Conflict | ErrorClass::Poison)
+            && patiently(&*self.dialect, opened.session.execute("rollback")).await.is_ok()
+        {
+            self.opened = Some(opened);
+        }
     }
 }
 
@@ -121,12 +133,21 @@ impl Store for SqlStore {
             self.opened = Some(opened);
             return Ok(written);
         };
-        if matches!(error.class, ErrorClass::Conflict | ErrorClass::Poison)
-            && patiently(dialect, opened.session.execute("rollback")).await.is_ok()
-        {
-            self.opened = Some(opened);
-        }
+        self.keep_after(&error, opened).await;
         Err(error)
+    }
+
+    async fn store_chords(&mut self, news: &[&ChordNews]) -> Result<Vec<String>, StoreError> {
+        self.open().await?;
+        let Some(mut opened) = self.opened.take() else { return Ok(Vec::new()) };
+        let dialect = &*self.dialect;
+        let mut chords = Chords { dialect, session: &mut *opened.session, now: Utc::now() };
+        let recorded = chords.record(news).await;
+        match &recorded {
+            Ok(_) => self.opened = Some(opened),
+            Err(error) => self.keep_after(error, opened).await,
+        }
+        recorded
     }
 
     async fn check(&mut self) -> Result<(), StoreError> {

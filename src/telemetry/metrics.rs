@@ -8,6 +8,7 @@ use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use serde_json::json;
 
+use super::chords::ChordMetrics;
 use super::cleanup::{self, CleanupMetrics};
 use super::families::{Counts, Families};
 use super::hints::HintMetrics;
@@ -20,6 +21,7 @@ pub struct Telemetry {
     families: Families,
     cleanup: cleanup::Families,
     hints: HintMetrics,
+    chords: ChordMetrics,
     lanes: Mutex<Vec<Arc<Lane>>>,
 }
 
@@ -40,8 +42,9 @@ impl Telemetry {
         let families = Families::register(&mut registry);
         let cleanup = cleanup::Families::register(&mut registry);
         let hints = HintMetrics::register(&mut registry);
+        let chords = ChordMetrics::register(&mut registry);
         registry.register_collector(Box::new(Process::new()));
-        Self { registry, families, cleanup, hints, lanes: Mutex::default() }
+        Self { registry, families, cleanup, hints, chords, lanes: Mutex::default() }
     }
 
     /// Adds a lane with its name and the queue that it consumes.
@@ -54,6 +57,11 @@ impl Telemetry {
     /// The metrics of scheduled cleanups.
     pub fn cleanup(&self) -> CleanupMetrics {
         CleanupMetrics::new(&self.cleanup)
+    }
+
+    /// The metrics of chords.
+    pub fn chords(&self) -> ChordMetrics {
+        self.chords.clone()
     }
 
     /// The metrics of hints.

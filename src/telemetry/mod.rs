@@ -4,6 +4,7 @@
 //! problems that somebody must fix. Batches are logged at DEBUG and messages at TRACE. No argument,
 //! result or password is logged at any level.
 
+mod chords;
 mod cleanup;
 mod families;
 mod hints;
@@ -18,6 +19,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
+pub use self::chords::ChordMetrics;
 pub use self::cleanup::{CleanupMetrics, CleanupOutcome};
 pub use self::families::Counts;
 pub use self::hints::HintMetrics;

@@ -10,7 +10,7 @@ import pytest
 from harness.broker import Broker
 from harness.database import Databases
 from harness.environments import INTEGRATION, PACKAGE
-from harness.project import Project
+from harness.project import Project, clean_environment
 from harness.services import RabbitMQ
 
 
@@ -37,3 +37,12 @@ def make_project(
         return Project(python[version], database.url, broker.url, settings)
 
     return make
+
+
+@pytest.fixture
+def without_django(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that cannot import Django, and finds modules in `tmp_path`."""
+    for name in ("django", "django_celery_results"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('not installed here')\n")
+    return clean_environment() | {"PYTHONPATH": f"{tmp_path}:{PACKAGE}", "C_FORCE_ROOT": "1"}

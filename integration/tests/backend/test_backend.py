@@ -714,13 +714,9 @@ def test_a_forked_child_has_its_own_connection(broker: Broker) -> None:
 
 
 @pytest.fixture
-def without_django(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that cannot import Django, with a module `tasks`."""
-    for name in ("django", "django_celery_results"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise ImportError('not installed here')\n")
+def without_django(without_django: dict[str, str], tmp_path: Path) -> dict[str, str]:
     (tmp_path / "tasks.py").write_text(TASKS)
-    return clean_environment() | {"PYTHONPATH": f"{tmp_path}:{PACKAGE}", "C_FORCE_ROOT": "1"}
+    return without_django
 
 
 Start = Callable[..., Process]

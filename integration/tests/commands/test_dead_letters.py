@@ -45,7 +45,9 @@ def dead(own_pipeline: Pipeline) -> Iterator[Pipeline]:
 
 def listed(pipeline: Pipeline, *options: str) -> list[dict[str, Any]]:
     """Sorted, because listing can change the order in the queue."""
+    depth = pipeline.broker.depth(DEAD)
     printed = succeed("dead", "list", "--broker", pipeline.broker.url, "--json", *options)
+    wait_until(lambda: pipeline.broker.depth(DEAD) >= depth, "the letters to be back", 15)
     letters = [json.loads(line) for line in printed.splitlines()]
     return sorted(letters, key=lambda letter: letter["correlation_id"])
 

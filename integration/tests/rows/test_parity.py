@@ -151,6 +151,8 @@ DIFFERENCES = [
     Difference(
         "the body of a chord that never runs", ("chord.header_unregistered", "chord.nested_fails")
     ),
+    Difference("`Task.add_to_chord`", ("chord.added_to",), (*OUTCOME, *ENCODED, *DESCRIPTION)),
+    Difference("`Task.add_to_chord`", ("chord.added_to",)),
     Difference(
         "a pickled `AsyncResult`",
         (

@@ -1,5 +1,6 @@
 """The tasks of the demo: a shop's background work."""
 
+import os
 import time
 
 from celery import shared_task
@@ -52,3 +53,26 @@ def own_row(self):
 
     row = TaskResult.objects.filter(task_id=self.request.id).first()
     return row.status if row else None
+
+
+@shared_task(bind=True)
+def record(self, value, path):
+    """Appends its id to a file, so that every run can be counted."""
+    with open(path, "a") as file:
+        file.write(f"{self.request.id}\n")
+    return value
+
+
+@shared_task
+def wait_for_file(path, value=None):
+    """Ends when the file exists."""
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return value
+
+
+@shared_task(bind=True)
+def add_member(self, value):
+    """Adds a task to the chord that it belongs to."""
+    self.add_to_chord(add.s(value, 1))
+    return value

@@ -28,12 +28,20 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
-                    "unlock",
+                    "message",
                     models.TextField(
-                        help_text="The message for that task as JSON, ready to be published."
+                        help_text="The message for that task, as a line of a capture."
                     ),
                 ),
-                ("applied_at", models.DateTimeField(help_text="When the chord was applied.")),
+                (
+                    "applied_at",
+                    models.DateTimeField(
+                        help_text=(
+                            "When the chord was applied, less a tolerance for clocks that differ. "
+                            "Results from before belong to an earlier run."
+                        )
+                    ),
+                ),
                 (
                     "expires_at",
                     models.DateTimeField(
@@ -92,6 +100,7 @@ class Migration(migrations.Migration):
                         null=True,
                     ),
                 ),
+                ("created_at", models.DateTimeField(help_text="When the row was made.")),
             ],
             options={
                 "db_table": "celeriac_chordmember",

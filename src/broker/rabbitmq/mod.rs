@@ -13,8 +13,10 @@ pub mod queue_depth;
 pub mod round_trip;
 mod session;
 pub mod tap;
+mod tasks;
 mod topology;
 mod unreadable;
 
 pub use self::hints::RabbitMqHints;
 pub use self::session::RabbitMq;
+pub use self::tasks::RabbitMqTasks;

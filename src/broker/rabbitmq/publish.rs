@@ -10,11 +10,15 @@ use super::connection::connect;
 use super::error::Error;
 use super::message::to_properties;
 use super::topology::short;
+use crate::broker::Sent;
 use crate::config::BrokerUrl;
 use crate::message::{Headers, Properties};
 
 /// How long the broker may take to confirm.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same for one message that another daemon may send after 15 s.
+const CONFIRM_ONE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection with a channel in confirm mode. It must not be used again after an error.
 pub(super) struct Publisher {
@@ -57,6 +61,43 @@ impl Publisher {
         tokio::time::timeout(CONFIRM_TIMEOUT, publishing)
             .await
             .map_err(|_| Error::Unconfirmed(CONFIRM_TIMEOUT))?
+    }
+
+    /// Publishes a message to an exchange and waits until the broker has confirmed or returned it.
+    ///
+    /// # Errors
+    ///
+    /// When the broker has not confirmed it. It may have been published.
+    pub(super) async fn publish_one(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Outgoing<'_>,
+    ) -> Result<Sent, Error> {
+        let what = || {
+            let exchange = if exchange.is_empty() { "(default)" } else { exchange };
+            format!("with the routing key {routing_key} of the exchange {exchange}")
+        };
+        let failed = |source| Error::Publish { queue: what(), source };
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = to_properties(&message.properties, &message.headers);
+        let (exchange, routing_key) = (short(exchange), short(routing_key));
+        let publishing = async {
+            let body = message.body;
+            let published =
+                self.channel.basic_publish(exchange, routing_key, options, body, properties);
+            published.await.map_err(failed)?.await.map_err(failed)
+        };
+        match tokio::time::timeout(CONFIRM_ONE_TIMEOUT, publishing).await {
+            Ok(confirmation) => match confirmation? {
+                Confirmation::Ack(None) => Ok(Sent::Confirmed),
+                Confirmation::Ack(Some(_)) => {
+                    Ok(Sent::Returned(format!("there is no queue {}", what())))
+                }
+                _ => Err(Error::Refused { queue: what() }),
+            },
+            Err(_) => Err(Error::Unconfirmed(CONFIRM_ONE_TIMEOUT)),
+        }
     }
 
     async fn publish_all<'message>(

@@ -14,7 +14,10 @@ pub(super) const SQL: Sql = Sql {
     after_time: "?1",
     after_id: "?2",
     before: "?3",
+    insert_new: ["insert or ignore into", ""],
+    numbers_parameters: false,
     // There is only one writer at a time, so rows need not be locked.
+    for_update: "",
     skip_locked: "",
     locks_by_key: false,
     results_tables: include_str!("../../../migrations/django_celery_results/sqlite.sql"),

@@ -81,6 +81,13 @@ def fail_at_first(self):
     raise ValueError("at last")
 
 
+def publish_added_to(task_id):
+    header = lambda: (add.s(1, 1), add_member.s())
+    ends = header_and_body(header, echo.s, "SUCCESS", "SUCCESS", "SUCCESS")(task_id)
+    adder = list(ends)[1]
+    return {**ends, child_id_of(adder, "added"): MAYBE}
+
+
 def publish_errback(errback, status):
     """An error callback of the body, for an error in the header."""
 
@@ -343,8 +350,6 @@ CASES = {
     "chord.saved": publish_saved,
     "chord.by_task": spawning(start_chord, ("0", "1", "body")),
     "chord.replacing": spawning(replace_with_chord, ("0", "1")),
-    "chord.added_to": header_and_body(
-        lambda: (add.s(1, 1), add_member.s()), echo.s, "SUCCESS", "SUCCESS", "SUCCESS"
-    ),
+    "chord.added_to": publish_added_to,
     "replaced.group": spawning(replace_with_group, ("one", "two")),
 }
