@@ -22,6 +22,7 @@ from celery.backends.base import Backend, get_current_task
 from celery.canvas import Signature, maybe_signature
 from celery.exceptions import ChordError, Ignore
 from celery.result import GroupResult
+from celery.utils.log import get_logger
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 from kombu.utils.uuid import uuid
 
@@ -32,6 +33,8 @@ from .waiting import leaves
 if TYPE_CHECKING:
     import amqp
     from celery import Celery
+
+logger = get_logger(__name__)
 
 #: Celery's task (celery/app/builtins.py, 5.7.0), and the task message that reports its end to the
 #: daemon. No worker has the second one: it is linked to the first, so that workers of any version
@@ -175,10 +178,24 @@ class ChordBackend(Backend):
     def before_unlock(self, request: Any, kwargs: dict[str, Any]) -> None:
         """Before `celery.chord_unlock` runs: makes the results known that came with the message, or
         reads those that did not, all at once."""
-        group_id = getattr(request, "celeriac_chord", None)
+        # The headers do not survive a retry, and the arguments do.
+        group_id = getattr(request, "celeriac_chord", None) or kwargs.get("celeriac_chord")
         if not group_id:
             return
-        is_again = getattr(request, "celeriac_unlocks", 0) or request.delivery_info["redelivered"]
+        kwargs["celeriac_chord"] = group_id
+        try:
+            self._prepare_results(request, group_id, kwargs)
+        except Ignore:
+            raise
+        except Exception as error:
+            # Celery reads the results, or tries again.
+            logger.warning("chord %s: its results could not be prepared: %r", group_id, error)
+            if kwargs.get("max_retries") is None:
+                kwargs["max_retries"] = RETRIES_RUNNING
+
+    def _prepare_results(self, request: Any, group_id: str, kwargs: dict[str, Any]) -> None:
+        delivery = request.delivery_info or {}
+        is_again = getattr(request, "celeriac_unlocks", 0) or delivery.get("redelivered")
         can_read = self._can_read()
         if is_again and can_read and self.reader.is_unlocked(group_id, request.id):
             raise Ignore("the chord was unlocked before")
