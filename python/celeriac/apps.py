@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from celery.signals import worker_init
 from django.apps import AppConfig
+
+from .options import configured_url
 
 
 class CeleriacConfig(AppConfig):
@@ -11,3 +16,12 @@ class CeleriacConfig(AppConfig):
     name = "celeriac"
     verbose_name = "Celeriac"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        worker_init.connect(open_backend)
+
+
+def open_backend(sender: Any, **_: Any) -> None:
+    """Makes the result backend before a worker decides how it runs `celery.chord_unlock`."""
+    if configured_url(sender.app):
+        assert sender.app.backend is not None

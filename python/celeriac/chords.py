@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import celery
 import kombu
 from celery import states
+from celery.app.trace import build_tracer
 from celery.backends.base import Backend, get_current_task
 from celery.canvas import Signature, maybe_signature
 from celery.exceptions import ChordError, Ignore
 from celery.result import GroupResult
 from celery.utils.log import get_logger
+from celery.utils.nodenames import gethostname
 from kombu.utils.encoding import bytes_to_str, str_to_bytes
 from kombu.utils.uuid import uuid
 
@@ -316,7 +318,11 @@ class CapturingProducer(kombu.Producer):
 def install(app: Celery) -> None:
     """Prepares the unlock task of an app: RabbitMQ keeps its message until it has run."""
     task = app.tasks[UNLOCK]
-    task.acks_late = task.reject_on_worker_lost = True
+    # A worker that is running has already decided when it acknowledges (`create_request_cls` in
+    # celery/worker/request.py, 5.7.0), and would then never do so.
+    is_running = task.__trace__ is not None
+    if not is_running:
+        task.acks_late = task.reject_on_worker_lost = True
 
     def before_start(self: Any, task_id: str, args: Any, kwargs: dict[str, Any]) -> None:
         if isinstance(self.backend, ChordBackend):
@@ -324,6 +330,9 @@ def install(app: Celery) -> None:
 
     # Celery looks for it in the class, of which the task is the only instance.
     type(task).before_start = before_start
+    if is_running:
+        # It looks for `before_start` only once.
+        task.__trace__ = build_tracer(UNLOCK, task, app.loader, gethostname(), app=app)
 
 
 def ids_in(results: Iterable[Any]) -> Iterable[str]:

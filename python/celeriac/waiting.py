@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from celery.backends.asynchronous import BaseResultConsumer, Drainer
 from celery.exceptions import TimeoutError
 from celery.result import ResultSet
@@ -251,6 +252,10 @@ class ResultConsumer(BaseResultConsumer, Forgetful):
         with closing(self.metas(set(waiting), timeout, interval, on_interval)) as found:
             for metas in found:
                 settle(waiting, metas, on_message)
+                if on_interval and any(meta["status"] in states.PROPAGATE_STATES for meta in metas):
+                    # Celery calls this before a wait ends. It raises the error of a parent, such as
+                    # a member of a chord's header, in place of the chord's own.
+                    on_interval()
                 yield
 
     def metas(

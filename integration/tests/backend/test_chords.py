@@ -430,7 +430,9 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("options", [[], ["--quiet", "--pool", "threads"]], ids=["", "late"])
 def test_workers_without_django(
+    options: list[str],
     without_django: dict[str, str],
     broker: Broker,
     databases: Databases,
@@ -443,7 +445,10 @@ def test_workers_without_django(
     (tmp_path / "plain.py").write_text(PLAIN)
     env = without_django | {"BROKER": broker.url}
     celery = Path(sys.executable).with_name("celery")
-    command = [celery, "-A", "plain", "worker", "--concurrency", "2", "--loglevel", "INFO"]
+    # Without its banner, a worker makes the backend only when the first task runs.
+    quiet, *pool = options or [None]
+    command = [celery, *filter(None, [quiet]), "-A", "plain", "worker", *pool]
+    command += ["--concurrency", "2", "--loglevel", "INFO"]
     worker = Process("Celery worker", command, tmp_path / "plain.log", env=env, cwd=tmp_path)
     worker.start()
     try:
@@ -460,6 +465,9 @@ def test_workers_without_django(
         assert found[bad][0] == "FAILURE"
         assert "TypeError" in found[bad][1]
         assert "ReadingError" not in worker.output()
+        # AND no message is left without an acknowledgement
+        worker.stop()
+        assert broker.depth("celery") == 0
     finally:
         worker.kill()
 
