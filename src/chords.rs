@@ -163,7 +163,9 @@ pub async fn run<B: SendTask>(
             Err(problem) => problem,
         };
         let what = "complete chords wait, and are unlocked later";
-        if backoff.wait(Level::WARN, what, &problem, shutdown).await.is_break() {
+        // The lanes report that the database is not available.
+        let level = if matches!(problem, Problem::Store(_)) { Level::DEBUG } else { Level::WARN };
+        if backoff.wait(level, what, &problem, shutdown).await.is_break() {
             return;
         }
     }

@@ -44,8 +44,8 @@ impl Backoff {
         self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Logs an error and waits before the next attempt. The same error is logged at `level` only
-    /// the first time, and at DEBUG after that.
+    /// Logs an error and waits before the next attempt. The same error is logged at `level` (ERROR,
+    /// WARN or DEBUG) only the first time, and at DEBUG after that.
     ///
     /// Returns `Break` if `shutdown` was already cancelled. A shutdown during the wait ends the
     /// wait early but still allows one more attempt.
@@ -58,7 +58,7 @@ impl Backoff {
     ) -> ControlFlow<()> {
         self.since.get_or_insert_with(Instant::now);
         let causes = Causes(error).to_string();
-        if causes == self.reported {
+        if causes == self.reported || level == Level::DEBUG {
             tracing::debug!(error = causes, "{problem}");
         } else if level == Level::ERROR {
             tracing::error!(error = causes, "{problem}");

@@ -152,7 +152,8 @@ class Fan:
         """The rows that the workers published, by the id of the task or the group."""
         sent: dict[str, list[dict[str, Any]]] = {}
         for message in self.broker.take(self.TAP):
-            if message.properties["content_type"] == results.CHORD_MEMBER:
+            about_chords = (results.CHORD, results.CHORD_MEMBER)
+            if message.properties["content_type"] in about_chords or "task" in message.headers:
                 continue
             body = json.loads(message.body)
             sent.setdefault(body.get("task_id") or body["group_id"], []).append(body)
