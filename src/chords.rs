@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
 
-use crate::broker::{BrokerError, SendTask, Sent};
+use crate::broker::{BrokerError, BrokerErrorClass, SendTask, Sent};
 use crate::message::{Message, Value, capture};
 use crate::retry::Backoff;
 use crate::store::{ChordStore, StoreError, Unlock};
@@ -25,6 +25,9 @@ use crate::telemetry::ChordMetrics;
 /// [`SWEEP_SHARE`] times as long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 const SWEEP_SHARE: u32 = 20;
+
+/// The same while there is no queue for results, which a lane declares.
+const QUEUE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often a database without the tables is looked at again.
 const TABLES_INTERVAL: Duration = Duration::from_mins(1);
@@ -77,11 +80,6 @@ enum Order {
 #[derive(Debug)]
 pub struct Orders(mpsc::Receiver<Order>);
 
-/// An unlock message could not be sent, and its chord is not in the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the unlock message of a chord could not be sent")]
-pub struct Unsent;
-
 impl Chords {
     /// Chords whose messages [`run`] has to send.
     #[must_use]
@@ -119,16 +117,17 @@ impl Chords {
     /// # Errors
     ///
     /// When the broker has not confirmed it in time.
-    pub(crate) async fn send(&self, unlock: &str) -> Result<(), Unsent> {
+    pub(crate) async fn send(&self, unlock: &str) -> Result<(), BrokerError> {
         let Some(orders) = &self.orders else { return Ok(()) };
         let Ok(message) = capture::read(unlock, Utc::now(), 0) else { return Ok(()) };
         let (sender, sent) = oneshot::channel();
         let order = Order::Send(Box::new(message), sender);
-        let sending = async {
-            orders.send(order).await.map_err(|_| Unsent)?;
-            sent.await.map_err(|_| Unsent)
-        };
-        tokio::time::timeout(SEND_TIMEOUT, sending).await.unwrap_or(Err(Unsent))
+        let sending = async { orders.send(order).await.is_ok() && sent.await.is_ok() };
+        if tokio::time::timeout(SEND_TIMEOUT, sending).await.unwrap_or(false) {
+            return Ok(());
+        }
+        let message = "the unlock message of a chord could not be sent";
+        Err(BrokerError::new(BrokerErrorClass::Unavailable, message))
     }
 }
 
@@ -207,8 +206,9 @@ impl<B: SendTask> Keeper<'_, B> {
         }
         if has_tables && self.sweep_at <= Instant::now() {
             let began_at = Instant::now();
-            self.sweep().await?;
-            self.sweep_at = Instant::now() + SWEEP_INTERVAL.max(began_at.elapsed() * SWEEP_SHARE);
+            let is_accepting = self.sweep().await?;
+            let interval = if is_accepting { SWEEP_INTERVAL } else { QUEUE_INTERVAL };
+            self.sweep_at = Instant::now() + interval.max(began_at.elapsed() * SWEEP_SHARE);
         }
         while let Some(group_id) = self.waiting.first().cloned() {
             self.unlock(&group_id).await?;
@@ -253,22 +253,22 @@ impl<B: SendTask> Keeper<'_, B> {
         Ok(())
     }
 
-    async fn sweep(&mut self) -> Result<(), Problem> {
+    /// Returns false if workers cannot publish chords yet, because there is no queue.
+    async fn sweep(&mut self) -> Result<bool, Problem> {
         // Workers publish chords to this daemon as soon as the queue is bound. The binding is lost
         // if somebody deletes the queue.
         self.connect().await?;
-        if let Err(error) = self.broker.accept_chords().await {
-            self.is_connected = false;
-            return Err(error.into());
-        }
-        let swept = self.store.sweep(Utc::now()).await?;
+        let accepted = self.broker.accept_chords().await;
+        self.is_connected = accepted.is_ok();
+        let is_accepting = accepted?;
+        let swept = self.store.sweep().await?;
         for group_id in &swept.expired {
             tracing::warn!(chord = group_id, "a chord has expired before all its members ended");
         }
         let age = swept.oldest.map(|oldest| Utc::now() - oldest);
         self.metrics.sweep(swept.open, age, swept.expired.len());
         self.waiting.extend(swept.due);
-        Ok(())
+        Ok(is_accepting)
     }
 
     /// Sends the unlock message of a chord, unless the chord has ended.

@@ -93,12 +93,13 @@ pub trait SendTask: Send {
     /// When no broker answers.
     fn connect(&mut self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
-    /// Lets workers publish chords to the results queue. They find out that they can.
+    /// Lets workers publish chords to the results queue. They find out that they can. Returns false
+    /// if there is no such queue yet.
     ///
     /// # Errors
     ///
     /// When the connection cannot be used any more.
-    fn accept_chords(&mut self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+    fn accept_chords(&mut self) -> impl Future<Output = Result<bool, BrokerError>> + Send;
 
     /// Publishes a message to its exchange and waits until the broker has confirmed or returned it.
     ///

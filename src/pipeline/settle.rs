@@ -10,7 +10,7 @@ use tracing::Level;
 use super::batch::Batch;
 use super::end::End;
 use super::intake::{self, Reading};
-use crate::broker::{Acknowledge, BrokerError, BrokerErrorClass};
+use crate::broker::{Acknowledge, BrokerError};
 use crate::diagnosis::reason;
 use crate::message::dead_letter::{Reason, UNSTORABLE};
 use crate::retry::Backoff;
@@ -264,7 +264,7 @@ pub(super) fn no_answer(timeout: Duration) -> StoreError {
     }
 }
 
-/// Why what messages tell about chords could not be handled.
+/// What was not available when the news about chords had to be recorded or sent.
 enum Untold {
     Store(StoreError),
     Broker(BrokerError),
@@ -286,10 +286,7 @@ async fn tell_chords(
     if !reading.chords.is_recorded().await {
         for (_, news) in told {
             if let ChordNews::Applied(chord) = news {
-                reading.chords.send(&chord.unlock).await.map_err(|error| {
-                    let class = BrokerErrorClass::Unavailable;
-                    Untold::Broker(BrokerError::new(class, error.to_string()))
-                })?;
+                reading.chords.send(&chord.unlock).await.map_err(Untold::Broker)?;
             }
         }
         return Ok(());

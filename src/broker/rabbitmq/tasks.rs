@@ -6,7 +6,7 @@ use lapin::ExchangeKind;
 
 use super::error::Error;
 use super::publish::{Outgoing, Publisher};
-use super::topology::{bind, declare, results_arguments};
+use super::topology::{bind, exists};
 use crate::broker::{BrokerError, SendTask, Sent};
 use crate::config::Config;
 use crate::message::Message;
@@ -38,17 +38,19 @@ impl SendTask for RabbitMqTasks {
         Ok(())
     }
 
-    async fn accept_chords(&mut self) -> Result<(), BrokerError> {
+    async fn accept_chords(&mut self) -> Result<bool, BrokerError> {
         let publisher = self.take()?;
         let config = &self.config;
-        let routing_key = chords_key(&config.results_queue);
-        let kind = ExchangeKind::Direct;
         let (exchange, queue) = (&config.exchange, &config.results_queue);
-        // At the start, this can come before a lane has declared it.
-        declare(publisher.connection(), queue, &results_arguments(&config.dead_queue)).await?;
-        bind(publisher.connection(), exchange, kind, queue, &routing_key).await?;
+        // Only the lanes declare it: RabbitMQ may not cancel a consumer whose queue is declared again
+        // while it is being deleted.
+        let exists = exists(publisher.connection(), queue).await?;
+        if exists {
+            let kind = ExchangeKind::Direct;
+            bind(publisher.connection(), exchange, kind, queue, &chords_key(queue)).await?;
+        }
         self.publisher = Some(publisher);
-        Ok(())
+        Ok(exists)
     }
 
     async fn send(&mut self, message: &Message) -> Result<Sent, BrokerError> {

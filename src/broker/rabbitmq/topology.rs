@@ -176,6 +176,19 @@ pub(super) async fn declare_passive(channel: &Channel, queue: &str) -> Result<Qu
     channel.queue_declare(short(queue), options, FieldTable::default()).await
 }
 
+/// Whether a queue exists.
+pub(super) async fn exists(connection: &Connection, queue: &str) -> Result<bool, Error> {
+    let channel = connection.create_channel().await.map_err(Error::Lost)?;
+    match declare_passive(&channel, queue).await {
+        Ok(_) => {
+            let _ = channel.close(200, ShortString::default()).await;
+            Ok(true)
+        }
+        Err(error) if is_protocol_error(&error, &[404]) => Ok(false),
+        Err(source) => Err(Error::Queue { queue: queue.to_owned(), source }),
+    }
+}
+
 /// Logs how a queue or an exchange differs from what Celeriac declares. Each difference is logged
 /// only once per process.
 fn warn_once(name: &str, problem: &str, differences: &str) {
