@@ -24,4 +24,4 @@ class CeleriacConfig(AppConfig):
 def open_backend(sender: Any, **_: Any) -> None:
     """Makes the result backend before a worker decides how it runs `celery.chord_unlock`."""
     if configured_url(sender.app):
-        assert sender.app.backend is not None
+        _ = sender.app.backend

@@ -77,7 +77,7 @@ class CeleriacBackend(ChordBackend, AsyncBackendMixin, BaseDictBackend):
         if app.finalized:
             install(app)
         else:
-            app.on_after_finalize.connect(_install, weak=False)
+            app.on_after_finalize.connect(install)
         self.result_consumer = ResultConsumer(
             self, app, self.accept, self._pending_results, self._pending_messages
         )
@@ -405,10 +405,6 @@ class CeleriacBackend(ChordBackend, AsyncBackendMixin, BaseDictBackend):
                 yield meta["task_id"], meta
 
 
-def _install(sender: Celery, **_: Any) -> None:
-    install(sender)
-
-
 def unpickle(
     backend_class: type[CeleriacBackend], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> CeleriacBackend:
@@ -467,6 +463,8 @@ def database_backend() -> type[DatabaseBackend]:
     from django.utils.timezone import make_naive
     from django_celery_results.backends.database import DatabaseBackend
     from django_celery_results.models import TaskResult
+
+    has_app = apps.is_installed("celeriac")
 
     class Reader(DatabaseBackend):
         """Reports a task whose end is known only from an event as STARTED, because its result has
@@ -532,40 +530,40 @@ def database_backend() -> type[DatabaseBackend]:
             return True
 
         def is_unlocked(self, group_id: str, unlock_id: str) -> bool:
-            if not apps.is_installed("celeriac"):
-                return False
-            chords = apps.get_model("celeriac", "Chord").objects
-            ended = chords.filter(group_id=group_id, unlock_id=unlock_id, done_at__isnull=False)
-            return ended.exists()
+            chords = self._chord_rows("Chord")
+            ended = {"group_id": group_id, "unlock_id": unlock_id, "done_at__isnull": False}
+            return chords is not None and chords.filter(**ended).exists()
 
         def chord_values(self, group_id: str) -> list[list[Any]]:
             """The members of a chord, with the results that have no rows."""
-            if not apps.is_installed("celeriac"):
+            members = self._chord_rows("ChordMember")
+            if members is None:
                 return []
-            members = apps.get_model("celeriac", "ChordMember").objects.filter(group_id=group_id)
+            rows = members.filter(group_id=group_id).order_by("id")
             return [
                 [task_id, *(json.loads(value) if value else [None])]
-                for task_id, value in members.order_by("id").values_list("task_id", "value")
+                for task_id, value in rows.values_list("task_id", "value")
             ]
+
+        def _chord_rows(self, model: str) -> Any:
+            """The manager of a model of the app `celeriac`; None if the app is not installed."""
+            return apps.get_model("celeriac", model).objects if has_app else None
 
         def cleanup(self) -> None:
             """As in django-celery-results, but rows of members of open chords are kept."""
-            if not self.expires or not self._has_chords():
+            members = self._chord_rows("ChordMember")
+            if not self.expires or members is None or not self._has_table(members.model):
                 return super().cleanup()
-            members = apps.get_model("celeriac", "ChordMember").objects.values("task_id")
             for rows in (self.TaskModel._default_manager, self.GroupModel._default_manager):
                 expired = rows.get_all_expired(self.expires)
                 if rows.model is self.TaskModel:
-                    expired = expired.exclude(task_id__in=members)
+                    expired = expired.exclude(task_id__in=members.values("task_id"))
                 expired.delete()
 
-        def _has_chords(self) -> bool:
-            """Whether the tables for chords are where the results are."""
-            if not apps.is_installed("celeriac"):
-                return False
-            table = apps.get_model("celeriac", "ChordMember")._meta.db_table
+        def _has_table(self, model: Any) -> bool:
+            """Whether the table of a model is where the results are."""
             introspection = connections[router.db_for_write(self.TaskModel)].introspection
-            return table in introspection.table_names()
+            return model._meta.db_table in introspection.table_names()
 
         def count(self, task_ids: Iterable[str]) -> int:
             rows = self.TaskModel._default_manager.filter(task_id__in=list(task_ids))

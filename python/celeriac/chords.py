@@ -60,7 +60,7 @@ class ChordBackend(Backend):
             header_result_args = (header_result_args.id, header_result_args.results)
         self.ensure_chords_allowed()
         header = self.app.GroupResult(*header_result_args)
-        if not self._hand_over(header, body, dict(kwargs)):
+        if not self._hand_over(header, body, kwargs):
             self.fallback_chord_unlock(header, body, **kwargs)
 
     def _hand_over(self, header: GroupResult, body: Signature, kwargs: dict[str, Any]) -> bool:
@@ -72,6 +72,8 @@ class ChordBackend(Backend):
             return False
         unlock_id = uuid()
         prepared = self._prepare(header, body, unlock_id, kwargs)
+        if prepared["headers"].get("task") != UNLOCK:  # task protocol 1
+            return False
         expires = self.app.conf.get("result_chord_expires")
         published = message.chord(str(header.id), unlock_id, members, seconds(expires), prepared)
         if published is None or len(published.body) > MAX_BYTES:
@@ -129,10 +131,8 @@ class ChordBackend(Backend):
 
             tasks = {UNLOCK: SimpleNamespace(apply_async=apply_async)}
             app = SimpleNamespace(amqp=self.app.amqp, tasks=tasks)
-            kwargs.pop("countdown", None)
-            Backend.fallback_chord_unlock(
-                SimpleNamespace(app=app), header, body, countdown=None, **kwargs
-            )
+            at_once = {**kwargs, "countdown": None}
+            Backend.fallback_chord_unlock(SimpleNamespace(app=app), header, body, **at_once)
             return producer.captured
 
     def fallback_chord_unlock(self, *args: Any, **kwargs: Any) -> None:
@@ -217,7 +217,8 @@ class ChordBackend(Backend):
             found = self.final_metas(unknown)
             metas.update((one, meta) for one, meta in found.items() if isinstance(meta, dict))
         # Tasks that members have added. Redis appends their results, too.
-        added = [one for one in members if one not in set(header)]
+        known = set(header)
+        added = [one for one in members if one not in known]
         kwargs["result"] = [*kwargs["result"], *(((one, None), None) for one in added)]
         unready = {one for one in [*header, *added] if one not in metas}
         if unready and kwargs.get("max_retries") is None:
@@ -234,7 +235,14 @@ class ChordBackend(Backend):
     ) -> dict[str, Any]:
         if encoded is not None and content_encoding == "binary":
             encoded = base64.b64decode(encoded)
-        result = encoded if encoded is None else self._decode(encoded, content_type, content_encoding)
+        result = None
+        if encoded is not None:
+            result = kombu.serialization.loads(
+                encoded,
+                content_type=content_type,
+                content_encoding=content_encoding,
+                accept=self.accept,
+            )
         meta = {
             "task_id": task_id,
             "status": state,
@@ -243,11 +251,6 @@ class ChordBackend(Backend):
             "children": [],
         }
         return self.meta_from_decoded(meta)
-
-    def _decode(self, encoded: Any, content_type: str, content_encoding: str) -> Any:
-        return kombu.serialization.loads(
-            encoded, content_type=content_type, content_encoding=content_encoding, accept=self.accept
-        )
 
     @staticmethod
     def _known_metas() -> dict[str, Any]:
@@ -315,9 +318,9 @@ class CapturingProducer(kombu.Producer):
         }
 
 
-def install(app: Celery) -> None:
+def install(sender: Celery, **_: Any) -> None:
     """Prepares the unlock task of an app: RabbitMQ keeps its message until it has run."""
-    task = app.tasks[UNLOCK]
+    task = sender.tasks[UNLOCK]
     # A worker that is running has already decided when it acknowledges (`create_request_cls` in
     # celery/worker/request.py, 5.7.0), and would then never do so.
     is_running = task.__trace__ is not None
@@ -332,7 +335,7 @@ def install(app: Celery) -> None:
     type(task).before_start = before_start
     if is_running:
         # It looks for `before_start` only once.
-        task.__trace__ = build_tracer(UNLOCK, task, app.loader, gethostname(), app=app)
+        task.__trace__ = build_tracer(UNLOCK, task, sender.loader, gethostname(), app=sender)
 
 
 def ids_in(results: Iterable[Any]) -> Iterable[str]:

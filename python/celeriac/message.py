@@ -104,8 +104,6 @@ def chord(
 ) -> amqp.Message | None:
     """A chord that begins. `unlock` is the message for the task `celery.chord_unlock`; None if its
     headers cannot be written as JSON."""
-    if unlock["headers"].get("task") != "celery.chord_unlock":  # task protocol 1
-        return None
     applied_at = datetime.now(timezone.utc)
     body = {
         "version": VERSION,

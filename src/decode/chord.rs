@@ -53,16 +53,19 @@ pub(super) fn chord(body: &[u8], now: DateTime<Utc>) -> Result<ChordNews, Decode
     let body: ChordBody = read(body)?;
     check_version(body.version)?;
     if body.members.is_empty() || body.members.len() > MAX_MEMBERS {
-        return Err(wrong("members", "empty or too many"));
+        return Err(DecodeError::wrong_member("members", "empty or too many"));
     }
     for id in body.members.iter().chain([&body.group_id, &body.unlock_id]) {
         check_id(id)?;
     }
     let unlock = body.unlock.to_string();
     let message = capture::read(&unlock, now, 0)
-        .map_err(|_| wrong("unlock", "not a message of a capture"))?;
+        .map_err(|_| DecodeError::wrong_member("unlock", "not a message of a capture"))?;
     if text(&message, "task") != Some(UNLOCK) || text(&message, "id") != Some(&body.unlock_id) {
-        return Err(wrong("unlock", "not the message celery.chord_unlock with this unlock_id"));
+        return Err(DecodeError::wrong_member(
+            "unlock",
+            "not the message celery.chord_unlock with this unlock_id",
+        ));
     }
     Ok(ChordNews::Applied(Chord {
         group_id: body.group_id,
@@ -79,10 +82,10 @@ pub(super) fn member(body: &[u8]) -> Result<Vec<ChordNews>, DecodeError> {
     let body: MemberBody = read(body)?;
     check_version(body.version)?;
     check_id(&body.task_id)?;
-    let mut news = added(&body.task_id, body.added)?;
+    let mut news = Vec::from_iter(added(&body.task_id, body.added)?);
     if let Some(value) = body.value {
         if !State::from(value.0.as_str()).is_ready() {
-            return Err(wrong("value", "of a state that is not final"));
+            return Err(DecodeError::wrong_member("value", "of a state that is not final"));
         }
         let value = serde_json::to_string(&value).unwrap_or_default();
         news.push(ChordNews::Value { task_id: body.task_id, value });
@@ -90,17 +93,16 @@ pub(super) fn member(body: &[u8]) -> Result<Vec<ChordNews>, DecodeError> {
     Ok(news)
 }
 
-/// The tasks that a member has added.
-pub(super) fn added(task_id: &str, added: Vec<String>) -> Result<Vec<ChordNews>, DecodeError> {
+/// The tasks that a member has added, if there are any.
+pub(super) fn added(task_id: &str, added: Vec<String>) -> Result<Option<ChordNews>, DecodeError> {
     if added.len() > MAX_MEMBERS {
-        return Err(wrong("added", "too many"));
+        return Err(DecodeError::wrong_member("added", "too many"));
     }
     for id in &added {
         check_id(id)?;
     }
     let has_any = !added.is_empty();
-    let news = has_any.then(|| ChordNews::Added { task_id: task_id.to_owned(), added });
-    Ok(news.into_iter().collect())
+    Ok(has_any.then(|| ChordNews::Added { task_id: task_id.to_owned(), added }))
 }
 
 /// What a task message tells that a worker sends after it has processed an unlock message. Only the
@@ -122,8 +124,9 @@ fn text<'message>(message: &'message Message, header: &str) -> Option<&'message 
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     // The text of the error may quote a value, so it is not passed on.
-    serde_json::from_slice(body)
-        .map_err(|_| wrong("body", "not JSON, or a member is missing or of another type"))
+    serde_json::from_slice(body).map_err(|_| {
+        DecodeError::wrong_member("body", "not JSON, or a member is missing or of another type")
+    })
 }
 
 fn check_version(version: u32) -> Result<(), DecodeError> {
@@ -135,9 +138,5 @@ fn check_version(version: u32) -> Result<(), DecodeError> {
 
 fn check_id(id: &str) -> Result<(), DecodeError> {
     let is_good = !id.is_empty() && id.chars().count() <= MAX_ID_CHARS && !id.contains('\0');
-    is_good.then_some(()).ok_or_else(|| wrong("an id", "empty or too long"))
-}
-
-fn wrong(member: &'static str, problem: &'static str) -> DecodeError {
-    DecodeError::WrongMember { member, problem }
+    is_good.then_some(()).ok_or_else(|| DecodeError::wrong_member("an id", "empty or too long"))
 }

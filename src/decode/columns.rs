@@ -62,7 +62,8 @@ pub(super) fn task(
     };
     let task_id = columns.key("task_id")?.into_owned();
     let added = columns.value("added").map(|ids| json_text::strings(ids).map(Cow::into_owned));
-    let mut news = chord::added(&task_id, added.into_iter().flatten().collect())?;
+    let added = chord::added(&task_id, added.into_iter().flatten().collect())?;
+    let mut news = Vec::from_iter(added);
     if columns.value("is_chord_member") == Some("true") && status.is_ready() {
         news.push(ChordNews::Ended { task_id: task_id.clone() });
     }
@@ -139,10 +140,10 @@ impl<'body, const N: usize> Columns<'body, N> {
             Some(other) if other.parse::<u32>().is_ok() => {
                 return Err(DecodeError::UnsupportedVersion(other.to_owned()));
             }
-            _ => return Err(wrong("version", "missing or not a number")),
+            _ => return Err(DecodeError::wrong_member("version", "missing or not a number")),
         }
         match values[..required].iter().position(Option::is_none) {
-            Some(place) => Err(wrong(names[place], "missing")),
+            Some(place) => Err(DecodeError::wrong_member(names[place], "missing")),
             None => Ok(Self { names, values }),
         }
     }
@@ -156,7 +157,7 @@ impl<'body, const N: usize> Columns<'body, N> {
     fn text(&self, name: &'static str) -> Result<String, DecodeError> {
         match self.value(name).and_then(json_text::string) {
             Some(Text { text, .. }) => Ok(text.into_owned()),
-            None => Err(wrong(name, "not a text")),
+            None => Err(DecodeError::wrong_member(name, "not a text")),
         }
     }
 
@@ -165,7 +166,7 @@ impl<'body, const N: usize> Columns<'body, N> {
             Some("null") => Ok(None),
             _ => match self.text(name) {
                 Ok(text) => Ok(Some(text)),
-                Err(_) => Err(wrong(name, "neither a text nor null")),
+                Err(_) => Err(DecodeError::wrong_member(name, "neither a text nor null")),
             },
         }
     }
@@ -174,25 +175,24 @@ impl<'body, const N: usize> Columns<'body, N> {
     /// surrogates.
     fn key(&self, name: &'static str) -> Result<Cow<'body, str>, DecodeError> {
         match self.value(name).and_then(json_text::string) {
-            Some(Text { is_lossy: true, .. }) => Err(wrong(name, "a text with a lone surrogate")),
+            Some(Text { is_lossy: true, .. }) => {
+                Err(DecodeError::wrong_member(name, "a text with a lone surrogate"))
+            }
             Some(Text { text, .. }) if !text.is_empty() => Ok(text),
-            _ => Err(wrong(name, "empty or not a text")),
+            _ => Err(DecodeError::wrong_member(name, "empty or not a text")),
         }
     }
 
     /// The value of a member that must be a time with an offset from UTC.
     fn time(&self, name: &'static str) -> Result<DateTime<Utc>, DecodeError> {
         let text = self.text(name)?;
-        let time = DateTime::parse_from_rfc3339(&text)
-            .map_err(|_| wrong(name, "not a time in ISO 8601 with an offset from UTC"))?;
+        let time = DateTime::parse_from_rfc3339(&text).map_err(|_| {
+            DecodeError::wrong_member(name, "not a time in ISO 8601 with an offset from UTC")
+        })?;
         Some(result_meta::to_microseconds(time.to_utc()))
             .filter(result_meta::is_storable)
-            .ok_or_else(|| wrong(name, "before 1970 or after 9998"))
+            .ok_or_else(|| DecodeError::wrong_member(name, "before 1970 or after 9998"))
     }
-}
-
-fn wrong(member: &'static str, problem: &'static str) -> DecodeError {
-    DecodeError::WrongMember { member, problem }
 }
 
 #[cfg(test)]

@@ -130,6 +130,10 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
+    pub(super) fn wrong_member(member: &'static str, problem: &'static str) -> Self {
+        Self::WrongMember { member, problem }
+    }
+
     /// The short code of the reason for headers and metrics. It does not change between versions.
     #[must_use]
     pub fn code(&self) -> &'static str {

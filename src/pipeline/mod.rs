@@ -79,12 +79,10 @@ pub async fn run<A: Acknowledge>(
         }
     };
     let mut batch = Batch::new(reading.decoder.law);
-    // When the first message of the batch arrived, and when the last write ended.
+    // When the first message of the batch arrived, and when the last write began and ended.
     let mut begun_at = None;
-    let mut written_at = None;
-    // When the lane has rested after the last write for as long as the write took.
     let mut write_began_at = Instant::now();
-    let mut rested_at = Some(write_began_at);
+    let mut written_at: Option<Instant> = None;
     // When the last messages arrived, at most `BUSY_MESSAGES` of them.
     let mut arrivals = VecDeque::with_capacity(BUSY_MESSAGES);
     let mut messages_ended = false;
@@ -101,7 +99,8 @@ pub async fn run<A: Acknowledge>(
         reading.lane.record_progress();
         let busy_since = arrivals.front().filter(|_| arrivals.len() == BUSY_MESSAGES);
         let due_at = if batch.has_chords() {
-            rested_at
+            // After a write the lane rests for as long as the write took.
+            written_at.map(|at| at + at.duration_since(write_began_at)).or(begun_at)
         } else {
             due_at(begun_at, busy_since.copied(), written_at, policy.max_wait)
         };
@@ -129,7 +128,6 @@ pub async fn run<A: Acknowledge>(
                 }
                 idle = Some(store);
                 written_at = Some(Instant::now());
-                rested_at = Some(Instant::now() + write_began_at.elapsed());
             }
             message = messages.next(), if !messages_ended && !batch.is_full(policy.limits) => {
                 let now = Instant::now();

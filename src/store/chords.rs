@@ -11,12 +11,13 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
-use super::dialect::{Dialect, Purpose, patiently};
+use super::dialect::{self, Dialect, patiently};
 use super::session::Session;
 use super::value::{Param, Record, first_integer};
 use super::values::padded;
-use super::{CHORD_MEMBERS as MEMBERS, CHORDS, ErrorClass, StoreError};
+use super::{CHORD_MEMBERS as MEMBERS, CHORDS, ErrorClass, StoreError, TASKS};
 use crate::row::chord::{Chord, ChordNews};
+use crate::row::task_result::EVENT;
 
 /// How soon an unlock message is sent again if the process that sends it ends before it has noted
 /// that it was sent. The broker has less time to confirm it.
@@ -43,10 +44,6 @@ const SWEPT: usize = 1_000;
 /// these results in bytes.
 const TRAVELLERS: usize = 500;
 const TRAVELLER_BYTES: usize = 16_384;
-
-/// The final states that are counted, as SQL.
-const FINAL: &str = "status in ('FAILURE', 'REVOKED', 'SUCCESS')
-    and content_type <> 'application/vnd.celeriac.event+json'";
 
 /// An unlock message that has to be sent.
 #[derive(Clone, PartialEq, Eq)]
@@ -119,16 +116,14 @@ impl ChordStore {
     ///
     /// When the database cannot be asked.
     pub async fn is_usable(&mut self) -> Result<Result<(), String>, StoreError> {
-        let dialect = Arc::clone(&self.dialect);
-        let mut session = self.take().await?;
+        let (dialect, mut session) = self.take().await?;
         for table in [CHORDS, MEMBERS] {
             if patiently(&*dialect, dialect.columns(&mut *session, table)).await?.is_empty() {
                 self.session = Some(session);
                 return Ok(Err(format!("there is no table {table}")));
             }
         }
-        let mut chords = Chords { dialect: &*dialect, session: &mut *session, now: Utc::now() };
-        let rehearsed = chords.rehearse().await;
+        let rehearsed = Chords::new(&*dialect, &mut *session).rehearse().await;
         let rolled_back = patiently(&*dialect, session.execute("rollback")).await;
         if rolled_back.is_ok() {
             self.session = Some(session);
@@ -146,10 +141,9 @@ impl ChordStore {
     /// # Errors
     ///
     /// When the database refuses a statement. The next sweep finds the same.
-    pub async fn sweep(&mut self, now: DateTime<Utc>) -> Result<Swept, StoreError> {
-        let dialect = Arc::clone(&self.dialect);
-        let mut session = self.take().await?;
-        let swept = Chords { dialect: &*dialect, session: &mut *session, now }.sweep().await;
+    pub async fn sweep(&mut self) -> Result<Swept, StoreError> {
+        let (dialect, mut session) = self.take().await?;
+        let swept = Chords::new(&*dialect, &mut *session).sweep().await;
         self.give_back(session, swept).await
     }
 
@@ -159,10 +153,8 @@ impl ChordStore {
     ///
     /// When the database refuses a statement.
     pub async fn unlock(&mut self, group_id: &str) -> Result<Option<Unlock>, StoreError> {
-        let dialect = Arc::clone(&self.dialect);
-        let mut session = self.take().await?;
-        let mut chords = Chords { dialect: &*dialect, session: &mut *session, now: Utc::now() };
-        let unlock = chords.unlock(group_id).await;
+        let (dialect, mut session) = self.take().await?;
+        let unlock = Chords::new(&*dialect, &mut *session).unlock(group_id).await;
         self.give_back(session, unlock).await
     }
 
@@ -178,9 +170,6 @@ impl ChordStore {
         problem: Option<&str>,
         next: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        let dialect = Arc::clone(&self.dialect);
-        let mut session = self.take().await?;
-        let mut chords = Chords { dialect: &*dialect, session: &mut *session, now: Utc::now() };
         let sent = if problem.is_none() { "unlocks + 1" } else { "unlocks" };
         let sql = format!(
             "update {CHORDS} set unlocks = {sent}, problem = ?, unlock_at = ?
@@ -188,7 +177,8 @@ impl ChordStore {
         );
         let params =
             vec![Param::Text(problem), Param::Time(Some(next)), Param::Text(Some(group_id))];
-        let noted = chords.fetch(&sql, params).await.map(drop);
+        let (dialect, mut session) = self.take().await?;
+        let noted = Chords::new(&*dialect, &mut *session).fetch(&sql, params).await.map(drop);
         self.give_back(session, noted).await
     }
 
@@ -198,10 +188,8 @@ impl ChordStore {
     ///
     /// When the database refuses a statement.
     pub async fn open(&mut self, group_id: Option<&str>) -> Result<Vec<OpenChord>, StoreError> {
-        let dialect = Arc::clone(&self.dialect);
-        let mut session = self.take().await?;
-        let mut chords = Chords { dialect: &*dialect, session: &mut *session, now: Utc::now() };
-        let open = chords.open(group_id).await;
+        let (dialect, mut session) = self.take().await?;
+        let open = Chords::new(&*dialect, &mut *session).open(group_id).await;
         self.give_back(session, open).await
     }
 
@@ -215,26 +203,24 @@ impl ChordStore {
         group_id: &str,
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
-        let dialect = Arc::clone(&self.dialect);
-        let mut session = self.take().await?;
-        let mut chords = Chords { dialect: &*dialect, session: &mut *session, now: Utc::now() };
         let sql = format!(
             "select task_id from {MEMBERS} where group_id = ? and not is_final
             order by id limit {limit}"
         );
-        let found = chords.fetch(&sql, vec![Param::Text(Some(group_id))]).await.map(texts);
+        let params = vec![Param::Text(Some(group_id))];
+        let (dialect, mut session) = self.take().await?;
+        let found = Chords::new(&*dialect, &mut *session).fetch(&sql, params).await.map(texts);
         self.give_back(session, found).await
     }
 
-    async fn take(&mut self) -> Result<Box<dyn Session>, StoreError> {
-        if let Some(session) = self.session.take() {
-            return Ok(session);
-        }
-        let dialect = &*self.dialect;
-        let connected = patiently(dialect, dialect.connect(Purpose::Write)).await;
-        connected
-            .map_err(|error| dialect.place().explain(&error))?
-            .ok_or_else(|| StoreError::new(ErrorClass::Outage, "there is no connection"))
+    /// Takes the connection, so that it is dropped if the caller is cancelled.
+    async fn take(&mut self) -> Result<(Arc<dyn Dialect>, Box<dyn Session>), StoreError> {
+        let dialect = Arc::clone(&self.dialect);
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => dialect::open(&*dialect).await?,
+        };
+        Ok((dialect, session))
     }
 
     /// Keeps the connection unless a statement has failed, which may have left a transaction.
@@ -258,12 +244,16 @@ impl ChordStore {
 
 /// The statements, over any connection.
 pub(super) struct Chords<'store> {
-    pub(super) dialect: &'store dyn Dialect,
-    pub(super) session: &'store mut dyn Session,
-    pub(super) now: DateTime<Utc>,
+    dialect: &'store dyn Dialect,
+    session: &'store mut dyn Session,
+    now: DateTime<Utc>,
 }
 
-impl Chords<'_> {
+impl<'store> Chords<'store> {
+    pub(super) fn new(dialect: &'store dyn Dialect, session: &'store mut dyn Session) -> Self {
+        Self { dialect, session, now: Utc::now() }
+    }
+
     /// Records what messages tell, in a transaction. Returns the chords that became complete; they
     /// are noted as being sent.
     pub(super) async fn record(&mut self, news: &[&ChordNews]) -> Result<Vec<String>, StoreError> {
@@ -281,7 +271,7 @@ impl Chords<'_> {
         if touched.is_empty() && ended.len() == news.len() {
             return Ok(Vec::new());
         }
-        self.begin().await?;
+        dialect::begin(self.dialect, self.session).await?;
         for &news in news {
             match news {
                 ChordNews::Applied(chord) => {
@@ -320,7 +310,7 @@ impl Chords<'_> {
             expires_at: None,
             unlock: String::new(),
         };
-        self.begin().await?;
+        dialect::begin(self.dialect, self.session).await?;
         self.apply(&chord).await?;
         self.mark_final(&[ID]).await?;
         self.complete(&BTreeSet::from([ID.to_owned()])).await?;
@@ -377,11 +367,16 @@ impl Chords<'_> {
         Ok(self.mark_those_with_rows(group_id, &members, applied_at).await? || had_values)
     }
 
-    /// Adds tasks to every chord that another task belongs to.
-    async fn add(&mut self, task_id: &str, added: &[String]) -> Result<(), StoreError> {
+    /// The chords that a task belongs to.
+    async fn groups_of(&mut self, task_id: &str) -> Result<Vec<String>, StoreError> {
         let sql =
             format!("select distinct group_id from {MEMBERS} where task_id = ? and group_id <> ''");
-        let groups = texts(self.fetch(&sql, vec![Param::Text(Some(task_id))]).await?);
+        Ok(texts(self.fetch(&sql, vec![Param::Text(Some(task_id))]).await?))
+    }
+
+    /// Adds tasks to every chord that another task belongs to.
+    async fn add(&mut self, task_id: &str, added: &[String]) -> Result<(), StoreError> {
+        let groups = self.groups_of(task_id).await?;
         let added: Vec<&str> = added.iter().map(String::as_str).collect();
         for group_id in groups {
             self.insert_members(&group_id, &added).await?;
@@ -441,9 +436,7 @@ impl Chords<'_> {
     /// Keeps the result of a member, and returns the chords that it belongs to. If there is none
     /// yet, the result is kept for the chord that comes later.
     async fn keep_value(&mut self, task_id: &str, value: &str) -> Result<Vec<String>, StoreError> {
-        let sql =
-            format!("select distinct group_id from {MEMBERS} where task_id = ? and group_id <> ''");
-        let groups = texts(self.fetch(&sql, vec![Param::Text(Some(task_id))]).await?);
+        let groups = self.groups_of(task_id).await?;
         if groups.is_empty() {
             let [insert, unless_there] = self.dialect.sql().insert_new;
             let sql = format!(
@@ -466,16 +459,21 @@ impl Chords<'_> {
         ids: &[&str],
         since: DateTime<Utc>,
     ) -> Result<bool, StoreError> {
+        let is_final = is_final("t");
         let sql = format!(
-            "select task_id from django_celery_results_taskresult
-            where task_id in (?*) and {FINAL} and date_done >= ?"
+            "select t.task_id from {TASKS} t
+            where t.task_id in (?*) and {is_final} and t.date_done >= ?"
         );
         let ended = texts(self.fetch_in(&sql, ids, &[Param::Time(Some(since))]).await?);
-        let ended: Vec<&str> = ended.iter().map(String::as_str).collect();
+        self.mark_members(group_id, &ended).await?;
+        Ok(!ended.is_empty())
+    }
+
+    async fn mark_members(&mut self, group_id: &str, ids: &[String]) -> Result<(), StoreError> {
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
         let sql =
             format!("update {MEMBERS} set is_final = true where task_id in (?*) and group_id = ?");
-        self.fetch_in(&sql, &ended, &[Param::Text(Some(group_id))]).await?;
-        Ok(!ended.is_empty())
+        self.fetch_in(&sql, &ids, &[Param::Text(Some(group_id))]).await.map(drop)
     }
 
     /// Locks chords and returns those of them that have become complete.
@@ -502,15 +500,7 @@ impl Chords<'_> {
     async fn note_sending(&mut self, groups: &[String]) -> Result<(), StoreError> {
         let ids: Vec<&str> = groups.iter().map(String::as_str).collect();
         let sql = format!("update {CHORDS} set unlock_at = ? where group_id in (?*)");
-        let soon = self.now + SENDING;
-        for ids in ids.chunks(512) {
-            let ids = padded(ids);
-            let sql = sql.replace("?*", &vec!["?"; ids.len()].join(", "));
-            let mut params = vec![Param::Time(Some(soon))];
-            params.extend(ids.into_iter().map(|id| Param::Text(Some(id))));
-            self.fetch(&sql, params).await?;
-        }
-        Ok(())
+        self.fetch_in(&sql, &ids, &[Param::Time(Some(self.now + SENDING))]).await.map(drop)
     }
 
     /// Notes that the body of a chord was sent or has failed, and forgets the members.
@@ -539,16 +529,32 @@ impl Chords<'_> {
     }
 
     async fn sweep(&mut self) -> Result<Swept, StoreError> {
-        let mut touched = BTreeSet::new();
+        let mut due = self.find_complete().await?;
+        due.extend(self.due().await?);
+        let expired = self.expire().await?;
+        let sql = format!("select count(*) from {CHORDS} where done_at is null");
+        let open = first_integer(self.fetch(&sql, Vec::new()).await?);
+        let open = open.and_then(|open| u64::try_from(open).ok()).unwrap_or(0);
+        let sql = format!(
+            "select applied_at from {CHORDS} where done_at is null order by applied_at limit 1"
+        );
+        let oldest = self.fetch(&sql, Vec::new()).await?.into_iter().next();
+        let oldest = oldest.and_then(|mut record| record.time());
+        Ok(Swept { due, expired, open, oldest })
+    }
+
+    /// Marks the members that have ended without a message that said so, and returns the chords
+    /// that are complete.
+    async fn find_complete(&mut self) -> Result<Vec<String>, StoreError> {
         // Members whose rows are final, and of which no message told that they are members.
+        let is_final = is_final("t");
         let sql = format!(
             "select m.task_id, m.group_id from {MEMBERS} m
             join {CHORDS} c on c.group_id = m.group_id
-            join django_celery_results_taskresult t on t.task_id = m.task_id
-            where not m.is_final and t.{FINAL} and t.date_done >= c.applied_at
+            join {TASKS} t on t.task_id = m.task_id
+            where not m.is_final and {is_final} and t.date_done >= c.applied_at
             limit {SWEPT}"
-        )
-        .replace("    and content_type", "    and t.content_type");
+        );
         let mut ended = BTreeMap::<String, Vec<String>>::new();
         for mut record in self.fetch(&sql, Vec::new()).await? {
             if let (Some(task_id), Some(group_id)) = (record.text(), record.text()) {
@@ -568,35 +574,22 @@ impl Chords<'_> {
                 (select 1 from {MEMBERS} m where m.group_id = c.group_id and not m.is_final)
             limit {SWEPT}"
         );
-        touched.extend(texts(self.fetch(&sql, Vec::new()).await?));
-        let mut swept = Swept::default();
-        if !(ended.is_empty() && early.is_empty() && touched.is_empty()) {
-            self.begin().await?;
-            let early: Vec<&str> = early.iter().map(String::as_str).collect();
-            touched.extend(self.awaiting(&early).await?);
-            self.take_values(&early).await?;
-            for (group_id, ids) in ended {
-                let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-                let sql = format!(
-                    "update {MEMBERS} set is_final = true where task_id in (?*) and group_id = ?"
-                );
-                self.fetch_in(&sql, &ids, &[Param::Text(Some(&group_id))]).await?;
-                touched.insert(group_id);
-            }
-            swept.due = self.complete(&touched).await?;
-            self.commit().await?;
+        let mut touched: BTreeSet<_> =
+            texts(self.fetch(&sql, Vec::new()).await?).into_iter().collect();
+        if ended.is_empty() && early.is_empty() && touched.is_empty() {
+            return Ok(Vec::new());
         }
-        swept.due.extend(self.due().await?);
-        swept.expired = self.expire().await?;
-        let sql = format!("select count(*) from {CHORDS} where done_at is null");
-        let open = first_integer(self.fetch(&sql, Vec::new()).await?);
-        swept.open = open.and_then(|open| u64::try_from(open).ok()).unwrap_or(0);
-        let sql = format!(
-            "select applied_at from {CHORDS} where done_at is null order by applied_at limit 1"
-        );
-        let oldest = self.fetch(&sql, Vec::new()).await?.into_iter().next();
-        swept.oldest = oldest.and_then(|mut record| record.time());
-        Ok(swept)
+        dialect::begin(self.dialect, self.session).await?;
+        let early: Vec<&str> = early.iter().map(String::as_str).collect();
+        touched.extend(self.awaiting(&early).await?);
+        self.take_values(&early).await?;
+        for (group_id, ids) in ended {
+            self.mark_members(&group_id, &ids).await?;
+            touched.insert(group_id);
+        }
+        let complete = self.complete(&touched).await?;
+        self.commit().await?;
+        Ok(complete)
     }
 
     /// The chords whose unlock message has to be sent, again or because a process ended before.
@@ -606,7 +599,7 @@ impl Chords<'_> {
         if self.fetch(&sql, now()).await?.is_empty() {
             return Ok(Vec::new());
         }
-        self.begin().await?;
+        dialect::begin(self.dialect, self.session).await?;
         let skip_locked = self.dialect.sql().skip_locked;
         let sql = format!(
             "select group_id from {CHORDS} where unlock_at <= ? and done_at is null
@@ -659,18 +652,16 @@ impl Chords<'_> {
         let short = |column: &str| {
             format!("case when length({column}) <= {TRAVELLER_BYTES} then {column} end")
         };
-        let (value, result) = (short("m.value"), short("t.result"));
+        let (value, result, is_final) = (short("m.value"), short("t.result"), is_final("t"));
         let sql = format!(
             "select m.task_id, {value}, m.value is not null and length(m.value) > {TRAVELLER_BYTES}
                 or t.result is not null and length(t.result) > {TRAVELLER_BYTES},
                 t.status, t.content_type, t.content_encoding, {result}
             from {MEMBERS} m
-            left join django_celery_results_taskresult t
-                on t.task_id = m.task_id and t.{FINAL}
+            left join {TASKS} t on t.task_id = m.task_id and {is_final}
             where m.group_id = ? order by m.id limit {}",
             TRAVELLERS + 1
-        )
-        .replace("    and content_type", "    and t.content_type");
+        );
         let records = self.fetch(&sql, vec![Param::Text(Some(group_id))]).await?;
         if records.len() > TRAVELLERS {
             return Ok(None);
@@ -718,13 +709,6 @@ impl Chords<'_> {
         Ok(records.into_iter().map(open).collect())
     }
 
-    async fn begin(&mut self) -> Result<(), StoreError> {
-        for statement in self.dialect.sql().begin {
-            patiently(self.dialect, self.session.execute(statement)).await?;
-        }
-        Ok(())
-    }
-
     async fn commit(&mut self) -> Result<(), StoreError> {
         patiently(self.dialect, self.session.execute("commit")).await
     }
@@ -746,22 +730,32 @@ impl Chords<'_> {
         patiently(self.dialect, self.session.fetch(sql, params)).await
     }
 
-    /// Runs a statement for lists of ids, which take the place of `?*`, before other parameters.
+    /// Runs a statement for lists of ids, which take the place of `?*` among the other parameters.
     async fn fetch_in(
         &mut self,
         sql: &str,
         ids: &[&str],
         others: &[Param<'_>],
     ) -> Result<Vec<Record>, StoreError> {
+        let place = sql.split("?*").next().unwrap_or_default().matches('?').count();
+        let (before, after) = others.split_at(place);
         let mut records = Vec::new();
         for ids in ids.chunks(512) {
             let ids = padded(ids);
             let sql = sql.replace("?*", &vec!["?"; ids.len()].join(", "));
-            let params = ids.into_iter().map(|id| Param::Text(Some(id)));
-            records.extend(self.fetch(&sql, params.chain(others.iter().cloned()).collect()).await?);
+            let ids: Vec<_> = ids.into_iter().map(|id| Param::Text(Some(id))).collect();
+            records.extend(self.fetch(&sql, [before, &ids, after].concat()).await?);
         }
         Ok(records)
     }
+}
+
+/// The condition for rows that count as final, with the alias of the task table. An outcome that is
+/// known only from an event does not, because its result may still come.
+fn is_final(alias: &str) -> String {
+    format!(
+        "{alias}.status in ('FAILURE', 'REVOKED', 'SUCCESS') and {alias}.content_type <> '{EVENT}'"
+    )
 }
 
 fn texts(records: Vec<Record>) -> Vec<String> {

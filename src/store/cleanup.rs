@@ -14,7 +14,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, SubsecRound, TimeDelta, Utc};
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-use super::dialect::{Dialect, GRANT, Purpose, Sql, patiently};
+use super::dialect::{self, Dialect, GRANT, Purpose, Sql, patiently};
 use super::session::Session;
 use super::value::{Param, Record, first_integer};
 use super::{ErrorClass, GROUPS, StoreError, TASKS, inspect};
@@ -347,9 +347,7 @@ impl Cleaner {
             condition = format!("{key} in (select {key} from ({keys}) as batch)");
         }
         condition.push_str(self.unless_awaited(table));
-        for statement in sql.begin {
-            patiently(dialect, session.execute(statement)).await?;
-        }
+        dialect::begin(dialect, session).await?;
         let query = format!("{} where {condition} {}", table.select(), sql.skip_locked);
         let rows = candidates(dialect, session, query, Vec::new()).await?;
         let expired = rows.iter().filter_map(|row| Some((row.id, self.expired(table, row)?)));

@@ -209,6 +209,25 @@ where
     options.connect().await
 }
 
+/// Opens a connection that writes rows.
+pub(super) async fn open(dialect: &dyn Dialect) -> Result<Box<dyn Session>, StoreError> {
+    let connected = patiently(dialect, dialect.connect(Purpose::Write)).await;
+    connected
+        .map_err(|error| dialect.place().explain(&error))?
+        .ok_or_else(|| StoreError::new(ErrorClass::Outage, "there is no connection"))
+}
+
+/// Begins a transaction that locks rows.
+pub(super) async fn begin(
+    dialect: &dyn Dialect,
+    session: &mut dyn Session,
+) -> Result<(), StoreError> {
+    for statement in dialect.sql().begin {
+        patiently(dialect, session.execute(statement)).await?;
+    }
+    Ok(())
+}
+
 /// Waits for a step of the database, for at most [`STEP_TIMEOUT`].
 pub(super) async fn patiently<T>(
     dialect: &dyn Dialect,

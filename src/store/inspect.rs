@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::SqlStr;
 
 use super::columns::{self, Table};
-use super::dialect::{Dialect, Purpose, patiently};
+use super::dialect::{self, Dialect, Purpose, patiently};
 use super::migrate::{self, App, CHORDS_APP, Standing};
 use super::session::Session;
 use super::value::{Record, first_integer, first_text};
@@ -262,9 +262,7 @@ async fn rehearsed(
     let catalog = write::catalog(dialect, &mut *session).await?;
     let table = Table::tasks(&catalog);
     let began = Instant::now();
-    for statement in dialect.sql().begin {
-        patiently(dialect, session.execute(statement)).await?;
-    }
+    dialect::begin(dialect, &mut *session).await?;
     for state in [State::Started, State::Success] {
         let rows: Vec<_> = rows.iter().map(|row| in_state(row, &state)).collect();
         let writes: Vec<_> = rows.iter().map(|row| Write { row, may_be_stored: false }).collect();

@@ -13,11 +13,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chrono::Utc;
 
 use super::chords::Chords;
 use super::columns::{self, Table};
-use super::dialect::{Dialect, Purpose, patiently};
+use super::dialect::{self, Dialect, patiently};
 use super::session::{Inserted, Session, Stored};
 use super::{
     Before, Catalog, Change, Effect, ErrorClass, GROUPS, Store, StoreError, TASKS, Write, Written,
@@ -60,13 +59,10 @@ impl SqlStore {
     async fn open(&mut self) -> Result<&mut Opened, StoreError> {
         if self.opened.is_none() {
             let dialect = &*self.dialect;
-            let connecting = patiently(dialect, dialect.connect(Purpose::Write));
-            let connected = connecting.await.map_err(|error| dialect.place().explain(&error))?;
-            if let Some(mut session) = connected {
-                let catalog = catalog(dialect, &mut *session).await?;
-                let (tasks, groups) = (Table::tasks(&catalog), Table::groups());
-                self.opened = Some(Opened { session, catalog, tasks, groups });
-            }
+            let mut session = dialect::open(dialect).await?;
+            let catalog = catalog(dialect, &mut *session).await?;
+            let (tasks, groups) = (Table::tasks(&catalog), Table::groups());
+            self.opened = Some(Opened { session, catalog, tasks, groups });
         }
         self.opened
             .as_mut()
@@ -141,8 +137,7 @@ impl Store for SqlStore {
         self.open().await?;
         let Some(mut opened) = self.opened.take() else { return Ok(Vec::new()) };
         let dialect = &*self.dialect;
-        let mut chords = Chords { dialect, session: &mut *opened.session, now: Utc::now() };
-        let recorded = chords.record(news).await;
+        let recorded = Chords::new(dialect, &mut *opened.session).record(news).await;
         match &recorded {
             Ok(_) => self.opened = Some(opened),
             Err(error) => self.keep_after(error, opened).await,
@@ -230,9 +225,7 @@ impl Writing<'_> {
             if writes.is_empty() {
                 return Ok(());
             }
-            for statement in sql.begin {
-                patiently(self.dialect, self.session.execute(statement)).await?;
-            }
+            dialect::begin(self.dialect, self.session).await?;
             let changes = self.merge(&mut writes).await?;
             patiently(self.dialect, self.session.execute("commit")).await?;
             self.changes.extend(changes);

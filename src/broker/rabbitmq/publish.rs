@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, Connection};
+use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
 
 use super::connection::connect;
 use super::error::Error;
@@ -79,13 +79,8 @@ impl Publisher {
             format!("with the routing key {routing_key} of the exchange {exchange}")
         };
         let failed = |source| Error::Publish { queue: what(), source };
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let properties = to_properties(&message.properties, &message.headers);
-        let (exchange, routing_key) = (short(exchange), short(routing_key));
         let publishing = async {
-            let body = message.body;
-            let published =
-                self.channel.basic_publish(exchange, routing_key, options, body, properties);
+            let published = self.begin(short(exchange), short(routing_key), &message);
             published.await.map_err(failed)?.await.map_err(failed)
         };
         match tokio::time::timeout(CONFIRM_ONE_TIMEOUT, publishing).await {
@@ -100,6 +95,18 @@ impl Publisher {
         }
     }
 
+    /// Publishes a message, and returns what waits for its confirmation.
+    async fn begin(
+        &self,
+        exchange: ShortString,
+        routing_key: ShortString,
+        message: &Outgoing<'_>,
+    ) -> Result<PublisherConfirm, lapin::Error> {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = to_properties(&message.properties, &message.headers);
+        self.channel.basic_publish(exchange, routing_key, options, message.body, properties).await
+    }
+
     async fn publish_all<'message>(
         &self,
         queue: &str,
@@ -107,17 +114,9 @@ impl Publisher {
     ) -> Result<(), Error> {
         let failed = |source| Error::Publish { queue: queue.to_owned(), source };
         let routing_key = short(queue);
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let mut confirmations = Vec::new();
-        for Outgoing { body, properties, headers } in messages {
-            let properties = to_properties(&properties, &headers);
-            let published = self.channel.basic_publish(
-                ShortString::default(),
-                routing_key.clone(),
-                options,
-                body,
-                properties,
-            );
+        for message in messages {
+            let published = self.begin(ShortString::default(), routing_key.clone(), &message);
             confirmations.push(published.await.map_err(failed)?);
         }
         for confirmation in confirmations {
